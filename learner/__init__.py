@@ -1,0 +1,1 @@
+"""Scored samples in, weights out: the table of algorithms, packing, FSDP training."""

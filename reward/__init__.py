@@ -1,0 +1,1 @@
+"""Samples in, reward events out: answers, rules, scorers and at-k statistics."""

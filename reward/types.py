@@ -1,0 +1,43 @@
+"""The vocabulary of the reward stage: a Sample comes in, a ScoredSample goes out."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rollout.types import Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardEvent:
+    """A reward at a token. Outcome supervision is one event at the last token; process supervision one per step."""
+
+    position: int
+    """Index into the output's tokens."""
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the judge concluded. A failure to judge is never a number.
+
+    Example: Verdict(status="score", reward=1.1, components={"correct": 1.0, "format": 1.0}, extracted="42", reason="")
+    """
+
+    status: Literal["score", "unscorable", "error"]
+    """`unscorable`: this answer cannot be judged; `error`: the judge itself failed."""
+    reward: float | None
+    """The weighted sum of the components; None unless the status is `score`."""
+    components: dict[str, float]
+    """Named parts of the reward, kept apart to the log."""
+    extracted: str | None
+    """The final answer found in the text."""
+    reason: str
+    """Why it is unscorable, or the error's traceback; empty for a score."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredSample:
+    """A sample with its rewards. Without a score there are no events: it leaves loss and baseline."""
+
+    sample: Sample
+    events: tuple[RewardEvent, ...]
+    verdict: Verdict

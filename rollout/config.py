@@ -1,0 +1,103 @@
+"""Configuration of the rollout stage: the model, the data, the engine. Pydantic only: parsing imports no torch, ray or vllm."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    """Frozen, and unknown keys are errors: a key that nothing reads cannot be written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Strict):
+    """Where the policy starts: a Hugging Face directory, or a small model that the project initialises itself."""
+
+    path: Path | None = None
+    """A Hugging Face model directory (or hub name), with its tokenizer."""
+    init: Literal["small-llama"] | None = None
+    """Initialise a small Llama with a tokenizer for the built-in task, from the run's seed."""
+
+    @model_validator(mode="after")
+    def _one_of(self):
+        if (self.path is None) == (self.init is None):
+            raise ValueError("give exactly one of model.path and model.init")
+        return self
+
+
+class SourceConfig(Strict):
+    """Where rows come from, and how their columns become question, answer and response."""
+
+    task: Literal["chained-arithmetic"] | None = None
+    """A built-in procedural task."""
+    file: Path | None = None
+    """A .jsonl or .parquet file."""
+    hub: str | None = None
+    """A data set of the Hugging Face hub, as `name` or `name:split`."""
+    question: str = "{question}"
+    """Template for the question, over the row's columns."""
+    answer: str = "{answer}"
+    """Template for the reference answer."""
+    response: str | None = None
+    """Template for the demonstrated output; needed by demonstrations."""
+    rows: int | None = Field(None, gt=0)
+    """Use this many rows; for a task, how many questions to make (its default otherwise)."""
+    imperfect: float = Field(0.0, ge=0.0, lt=1.0)
+    """For a task's demonstrations: the chance that a step where a mistake is possible has one."""
+
+    @model_validator(mode="after")
+    def _one_of(self):
+        if sum(x is not None for x in (self.task, self.file, self.hub)) != 1:
+            raise ValueError("give exactly one of task, file and hub")
+        return self
+
+
+class PromptConfig(Strict):
+    """How a question becomes a prompt."""
+
+    template: Literal["chat", "plain"] = "chat"
+    """The tokenizer's chat template, or the text followed by a newline."""
+    system: str | None = None
+    """A system message (chat only)."""
+    suffix: str = ""
+    """Appended to the question after a newline."""
+
+
+class DataConfig(Strict):
+    """The question set, the demonstrations, and the questions held out for evaluation."""
+
+    questions: SourceConfig
+    demonstrations: SourceConfig | None = None
+    """Rows for stages that train on demonstrations."""
+    evaluation: SourceConfig | None = None
+    """Held-out questions. Without it, `hold_out` of the questions are set aside."""
+    hold_out: int = Field(200, gt=0)
+    """How many questions to hold out when there is no `evaluation` source, chosen by the run's seed."""
+    prompt: PromptConfig = PromptConfig()
+    max_prompt_tokens: int = Field(512, gt=0)
+    """A longer prompt is an error that names the row."""
+
+
+class RolloutConfig(Strict):
+    """The vLLM engines."""
+
+    workers: int = Field(1, gt=0)
+    """Rollout actors, each with one engine."""
+    tensor_parallel_size: int = Field(1, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_new_tokens: int = Field(256, gt=0)
+    temperature: float = Field(1.0, gt=0.0)
+    max_concurrent_samples: int = Field(256, gt=0)
+    """Samples an engine runs at once."""
+    kv_cache_gb: float = Field(1.0, gt=0.0)
+    """Memory for the key-value cache of a CPU engine."""
+    gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0)
+    """Share of a GPU's memory for one engine."""
+    cores_per_worker: int | None = Field(None, gt=0)
+    """CPU cores each engine binds; by default the cores are divided among the workers of a node, none idle."""
+    compile: bool = False
+    """Compile the model: a slower start for a few percent of speed on the CPU."""
+    transport: Literal["auto", "shm", "nccl", "ipc"] = "auto"
+    """How weights reach the engines; auto is shm on the CPU and nccl between GPUs."""
