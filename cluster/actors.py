@@ -1,0 +1,222 @@
+"""Where plain workers become Ray actors. Ray's own retries are off: whoever holds a lease or a transaction decides what a
+death means. Every answer is awaited through `gather`, which has a deadline.
+"""
+
+import asyncio
+import copy
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.sync import CommitFailed, FanOut, PrepareFailed
+from learner.config import LearnerConfig, OptimizerConfig
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
+from rollout.transfer import Manifest, read_bucket, release, write_bucket
+from rollout.types import Lease, PolicyVersion, Sampling
+
+STREAMING = {"nccl", "ipc"}
+
+
+def gather(pending: dict[Any, ray.ObjectRef], deadline_s: float, *, grace_s: float | None = None):
+    """(answers, errors) by key. What has not come by the deadline is an error; nothing is awaited longer.
+
+    With `grace_s`, the first error shortens the wait for the others to that many seconds: ranks of one group cannot go on
+    without each other.
+    """
+    answers: dict[Any, Any] = {}
+    errors: dict[Any, str] = {}
+    keys = {ref: key for key, ref in pending.items()}
+    until = time.monotonic() + deadline_s
+    while keys:
+        ready, _ = ray.wait(list(keys), num_returns=1, timeout=max(0.0, until - time.monotonic()))
+        if not ready:
+            return answers, errors | dict.fromkeys(keys.values(), f"no answer within {deadline_s:g} s")
+        key = keys.pop(ready[0])
+        try:
+            answers[key] = ray.get(ready[0], timeout=60)
+        except ray.exceptions.RayError as error:
+            errors[key] = f"{type(error).__name__}: {error}"
+            if grace_s is not None:
+                until = min(until, time.monotonic() + grace_s)
+    return answers, errors
+
+
+def node_id() -> str:
+    return ray.get_runtime_context().get_node_id()
+
+
+def share_of_cores(index: int, count: int, cores: int | None) -> list[int]:
+    """This worker's cores on a node where `count` of its role run: contiguous, disjoint, none left idle."""
+    mine = sorted(os.sched_getaffinity(0))
+    if cores is not None:
+        return [mine[(index * cores + i) % len(mine)] for i in range(cores)]
+    return mine[index * len(mine) // count : (index + 1) * len(mine) // count] or [mine[index % len(mine)]]
+
+
+class RolloutActor:
+    """A RolloutWorker with its engine. Async, so that weights can be staged while it samples."""
+
+    def __init__(self, config: RolloutConfig, model_dir: Path, options: dict[str, Any]):
+        from rollout.worker import RolloutWorker
+
+        self.config, self.prefix, self.sync_deadline_s = config, options["prefix"], options.pop("sync_deadline_s")
+        self.worker = RolloutWorker(config, model_dir, **options)
+
+    async def locate(self) -> str:
+        return node_id()
+
+    async def start(self, index: int, count: int) -> dict[str, Any]:
+        """Start the engine on its share of this node's cores (the index-th of `count` engines here)."""
+        await self.worker.start(share_of_cores(index, count, self.config.cores_per_worker))
+        return {**self.worker.engine.describe(), "actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
+
+    async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float):
+        return await self.worker.generate(leases, sampling, deadline_s)
+
+    async def score(self, sequences) -> list[list[float]]:
+        return await self.worker.engine.score(sequences)
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        await self.worker.engine.init_transfer(init_info)
+
+    async def start_weight_update(self) -> None:
+        await self.worker.engine.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any], buckets: dict[str, ray.ObjectRef] | None = None) -> str:
+        """Stage (shm) or stream (nccl, ipc); returns the digest of the bytes as received.
+
+        Buckets of a sender on another node come as Ray objects by segment; they become this node's segments while the
+        engine stages, so that it knows one path only.
+        """
+        if not buckets:
+            return await self.worker.engine.update_weights(update_info)
+        manifest = copy.deepcopy(update_info["manifest"])
+        local = {segment: f"cohort_{self.prefix}_{os.getpid()}_v{manifest['version']}_{i}" for i, segment in enumerate(buckets)}
+        for bucket in manifest["buckets"]:
+            bucket["segment"] = local[bucket["segment"]]
+        try:
+            for segment, ref in buckets.items():
+                async with asyncio.timeout(self.sync_deadline_s):
+                    write_bucket(local[segment], await ref)
+            return await self.worker.engine.update_weights({"manifest": manifest})
+        finally:
+            release(Manifest.from_dict(manifest))
+
+    async def finish_weight_update(self, version: str) -> None:
+        await self.worker.engine.commit_update(int(version))
+
+    async def stop(self) -> None:
+        await self.worker.engine.shutdown()
+
+
+class RewardActor:
+    """A RewardWorker."""
+
+    def __init__(self, config: RewardConfig):
+        from reward.worker import RewardWorker
+
+        self.worker = RewardWorker(config)
+
+    def score(self, questions, samples):
+        return self.worker.score(questions, samples)
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.worker.describe(), "actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
+
+
+class LearnerActor:
+    """One rank of the learner group. The weight path is composed here: the LearnerWorker's weights, a sender of
+    `rollout.weights`, and a client over the rollout actors' handles."""
+
+    def __init__(self, config: LearnerConfig, model_dir: Path, rank: int):
+        self.config, self.model_dir, self.rank = config, model_dir, rank
+        self.trainer, self.members = None, None
+
+    def locate(self) -> tuple[str, str]:
+        """This node, and an address that is free here for the group to meet at (rank 0's is used)."""
+        with socket.socket() as s:
+            s.bind(("", 0))
+            return node_id(), f"tcp://{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"
+
+    def start(self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, transport: str) -> dict[str, Any]:
+        """Join the group; `index` of `count` ranks are on this node and share its cores."""
+        import torch
+
+        from learner.worker import LearnerWorker
+
+        torch.set_num_threads(len(share_of_cores(index, count, self.config.cores_per_rank)))
+        self.rollout, self.transport = rollout, transport
+        self.worker = LearnerWorker(
+            self.config, self.model_dir, rank=self.rank, world_size=self.config.ranks, rendezvous=rendezvous
+        )
+        self.source = self.worker.source(rollout.dtype)
+        return {**self.worker.describe(), "actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
+
+    def begin_stage(self, algorithm, optimizer: OptimizerConfig, total_updates: int) -> None:
+        self.worker.begin_stage(algorithm, optimizer, total_updates)
+
+    def step(self, batch, updates: int, temperature: float):
+        return self.worker.step(batch, updates=updates, temperature=temperature)
+
+    def logprobs(self, sequences) -> list[list[float]]:
+        return self.worker.logprobs(sequences)
+
+    def save(self, directory: Path) -> None:
+        self.worker.save(directory)
+
+    def load(self, directory: Path, algorithm, optimizer: OptimizerConfig, total_updates: int) -> None:
+        self.worker.load(directory, algorithm, optimizer, total_updates)
+
+    def export(self, directory: Path) -> None:
+        self.worker.export(directory)
+
+    def publish(self, version: PolicyVersion, engines: dict[int, tuple[Any, str]], prefix: str, deadline_s: float):
+        """Send the weights to the engines ({slot: (handle, node)}) as one transaction; a collective over the ranks.
+
+        Returns (digest, failures by slot, whether those engines may hold a mixture, seconds).
+        """
+        from rollout.weights import make_trainer
+
+        began = time.monotonic()
+        client = self._client(engines, deadline_s)
+        members = sorted((slot, handle._actor_id.hex()) for slot, (handle, _) in engines.items())
+        failed, mixed = {}, False
+        try:
+            if members != self.members:
+                if self.trainer is not None:
+                    self.trainer.shutdown()
+                self.members = None
+                self.trainer = make_trainer(self.transport, source=self.source, client=client, rank=self.rank, prefix=prefix)
+                self.members = members
+            self.trainer.client, self.trainer.version = client, version
+            self.trainer.send_weights()
+        except PrepareFailed as error:
+            failed = error.failed
+        except CommitFailed as error:
+            failed, mixed = error.failed, True
+            self.members = None
+        digest = self.trainer.digest if self.trainer is not None else ""
+        return digest, failed, mixed, time.monotonic() - began
+
+    def _client(self, engines: dict[int, tuple[Any, str]], deadline_s: float) -> FanOut:
+        here, shipped = node_id(), {}
+
+        def invoke(slot: int, method: str, arguments: tuple[Any, ...]):
+            handle, node = engines[slot]
+            if method == "update_weights" and self.transport == "shm" and node != here:
+                for bucket in arguments[0]["manifest"]["buckets"]:
+                    if bucket["segment"] not in shipped:
+                        shipped[bucket["segment"]] = ray.put(read_bucket(bucket["segment"]))
+                arguments = (*arguments, shipped)
+            return getattr(handle, method).options(name=f"{method} of rollout-{slot}").remote(*arguments)
+
+        return FanOut(
+            list(engines), invoke, lambda pending: gather(pending, deadline_s),
+            tensor_parallel_size=self.rollout.tensor_parallel_size, streaming=self.transport in STREAMING,
+        )  # fmt: skip

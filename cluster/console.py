@@ -1,0 +1,63 @@
+"""What a person sees while a run goes on: a live table on a terminal, plain lines otherwise."""
+
+from collections import deque
+from collections.abc import Mapping
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+COLUMNS = {
+    "reward": "reward", "acc": "accuracy", "len": "response_length", "kl": "kl", "clip": "clip_fraction", "grad": "grad_norm",
+    "mism50": "mismatch_p50", "mism99": "mismatch_p99", "tok/s": "tokens_per_second", "gen": "seconds_generate",
+    "score": "seconds_score", "train": "seconds_train", "sync": "seconds_sync", "other": "seconds_other",
+}  # fmt: skip
+"""Column of the console -> metric."""
+
+
+class ConsoleSink:
+    """A live table with a progress bar on a terminal; one plain line a step otherwise."""
+
+    def __init__(self, total_steps: int, console: Console | None = None, rows: int = 12):
+        self._total, self._console = total_steps, console or Console()
+        self._recent: deque[tuple[str, list[str]]] = deque(maxlen=rows)
+        self._live = None
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns)
+            self._task = self._progress.add_task("", total=total_steps)
+            self._live = Live(self._progress, console=self._console, refresh_per_second=4)
+            self._live.start()
+
+    def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        stage = str(metrics.get("stage", ""))
+        cells = [_cell(metrics.get(name)) for name in COLUMNS.values()]
+        if self._live is None:
+            shown = " ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, cells, strict=True) if cell != "-")
+            self.note(f"{stage} {step}/{self._total} {shown}")
+            return
+        self._recent.append((f"{stage} {step}", cells))
+        table = Table("step", *COLUMNS, box=None, pad_edge=False)
+        for name, row in self._recent:
+            table.add_row(name, *row)
+        self._progress.update(self._task, completed=step, description=stage)
+        self._live.update(Group(table, self._progress))
+
+    def note(self, text: str) -> None:
+        """A line of its own, such as an evaluation's result."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def _cell(value: float | str | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.3g}"

@@ -1,0 +1,168 @@
+"""From a configuration to a finished run: the run directory, the Ray cluster, the actors, the loop, the summary."""
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import ray
+from ray.job_config import JobConfig
+
+from cluster.config import ConfigError, RunConfig, config_hash, resolved_yaml
+from cluster.console import ConsoleSink
+from cluster.ledger import Ledger, incarnations
+from cluster.metrics import JsonlSink, RayMetricsSink, Sinks, TensorBoardSink
+from cluster.pipeline import Loop, RunFailed
+from cluster.placement import PlacementError
+from cluster.records import evaluation_rows, write_rows
+from cluster.report import plot
+from cluster.resume import RunLock
+from cluster.roles import RoleFailed, Roles
+from cluster.sync import CanaryFailed
+
+log = logging.getLogger("cohort")
+
+
+def train(config: RunConfig) -> dict:
+    """A new run. Raises ConfigError when its directory already holds one."""
+    if (config.output / "config.yaml").exists():
+        raise ConfigError([f"{config.output} already holds a run: `cohort resume {config.output}`, or choose another `output`"])
+    return run(config)
+
+
+def run(config: RunConfig, resume_from: tuple[Path, dict] | None = None) -> dict:
+    """Run to the end and return the summary. Raises RunFailed, or Stopped after a signal, with everything ended."""
+    from rollout.transfer import sweep
+
+    run_dir, state = config.output, resume_from[1] if resume_from else {}
+    lock = RunLock(run_dir)
+    began = time.monotonic()
+    ledger = sinks = None
+    try:
+        (run_dir / "config.yaml").write_text(resolved_yaml(config))
+        for segment in sweep():
+            log.info("removed shared memory that a dead run left: %s", segment)
+        incarnation = incarnations(run_dir / "ledger.jsonl")
+        ledger = Ledger(run_dir / "ledger.jsonl", incarnation=incarnation, offset=state.get("ledger_offset", 0))
+        step = state.get("step", 0)
+        write_rows(run_dir / "evaluations.jsonl", [r for r in evaluation_rows(run_dir) if r["step"] <= step])
+        with stop_flag() as stopping, cluster(config, incarnation), roles(config, incarnation) as actors:
+            sinks = Sinks(
+                [
+                    ConsoleSink(sum(s.steps for s in config.stages)),
+                    JsonlSink(run_dir / "metrics.jsonl", resume_step=step),
+                    TensorBoardSink(run_dir / "tensorboard", resume_step=step),
+                    RayMetricsSink(config.name),
+                ]
+            )
+            loop = Loop(config, load_data(config), actors, ledger, sinks, stopping)
+            loop.seconds["start"] = time.monotonic() - began
+            loop.run(resume_from)
+            summary = summarise(loop)
+            (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
+        plot(run_dir)
+        return summary
+    except (RoleFailed, CanaryFailed) as error:
+        raise RunFailed(str(error)) from error
+    except PlacementError as error:
+        raise ConfigError([str(error)]) from error
+    finally:
+        for each in (sinks, ledger):
+            if each is not None:
+                each.close()
+        lock.release()
+
+
+def model_directory(config: RunConfig) -> Path:
+    """The policy's directory; a model of the project's own making is written into the run directory once."""
+    if config.model.path is not None:
+        return config.model.path.resolve()
+    directory = (config.output / "model").resolve()
+    if not (directory / "config.json").exists():
+        from rollout.tasks import make_small_llama
+
+        make_small_llama(directory, config.seed)
+    return directory
+
+
+def load_data(config: RunConfig):
+    """Questions, demonstrations and held-out questions of a run, rendered with its tokenizer."""
+    from transformers import AutoTokenizer
+
+    from reward.answers import gold_check
+    from rollout.data import load_data
+
+    return load_data(config.data, AutoTokenizer.from_pretrained(model_directory(config)), config.seed, gold_check)
+
+
+@contextmanager
+def cluster(config: RunConfig, incarnation: int) -> Iterator[None]:
+    """The cluster of RAY_ADDRESS where that is set, else one of this machine's that ends with the run."""
+    job = JobConfig(metadata={"cohort_run": config.name, "cohort_incarnation": str(incarnation), "config": config_hash(config)})
+    common = {"namespace": "cohort", "log_to_driver": False, "job_config": job, "logging_level": logging.WARNING}
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, **common)
+    else:
+        ray.init(
+            address="local", include_dashboard=config.cluster.dashboard,
+            _metrics_export_port=config.cluster.metrics_port, **common,
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def roles(config: RunConfig, incarnation: int) -> Iterator[Roles]:
+    """All actors, started; ended when the block ends, however it ends."""
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    actors = Roles(config, model_directory(config), max_model_len=longest, incarnation=incarnation)
+    try:
+        actors.start()
+        yield actors
+    finally:
+        actors.stop()
+
+
+@contextmanager
+def stop_flag() -> Iterator:
+    """A callable that says whether SIGTERM or SIGINT came; the second one interrupts at once."""
+    came: list[int] = []
+
+    def handle(number: int, frame) -> None:
+        came.append(number)
+        log.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
+        signal.signal(number, signal.default_int_handler)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def summarise(loop: Loop) -> dict:
+    """summary.json: accuracy before and after the last stage, time and speed, who did it, and what was published."""
+    config, rows = loop.config, evaluation_rows(loop.dir)
+    steps_before = sum(s.steps for s in config.stages[:-1])
+    before = next((r for r in rows if r["step"] == steps_before), None)
+    after = next(r for r in rows if r["step"] == loop.step)
+    names = ["accuracy", "greedy_accuracy", "well_formed"] + [n for n in after if n.startswith(("maj_at_", "pass_at_"))]
+    scores = {f"{name}_{when}": row[name] for name in names for when, row in (("before", before), ("after", after)) if row}
+    sampling = loop.seconds["generate"]
+    return {
+        "name": config.name, "seed": config.seed, "config_hash": config_hash(config),
+        "stages": [{"name": s.name, "algorithm": s.algorithm, "steps": s.steps} for s in config.stages],
+        **scores,
+        "seconds": {phase: round(s, 2) for phase, s in loop.seconds.items()},
+        "tokens_per_second": round(loop.sampled_tokens / sampling, 1) if sampling else None,
+        "versions": loop.digests, "actors": loop.roles.info, "replaced_workers": loop.roles.deaths,
+        "software": {name: version(name) for name in ("cohort-rl", "torch", "transformers", "ray")},
+    }  # fmt: skip

@@ -1,0 +1,183 @@
+"""What `cohort check` prints and `cohort train` runs first: everything that can be known wrong before a process starts.
+
+Reads the model's files, tokenizer and all data rows. Needs no GPU and no Ray; whether the cluster has room for the roles
+is asked when the run connects to it.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.config import RunConfig
+from learner.algorithms import DataSource, Need
+from reward.rules import well_formed
+from reward.scorer import gold_problem
+from rollout.data import Data, load_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BYTES_PER_PARAMETER = 12
+"""Of a checkpoint: float32 weights and Adam's two moments. A frozen reference adds four."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a check found. The run can start when there are no problems."""
+
+    facts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What the check reads of a model directory."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    parameters: int
+    positions: int
+    """Longest sequence, in tokens."""
+    vocabulary: int
+
+
+def check(config: RunConfig) -> Report:
+    """Check model, data, sizes and the run directory. Problems are collected, not raised."""
+    report = Report()
+    _check_output(config, report)
+    _arithmetic(config, report)
+    model = None
+    try:
+        model = _model(config)
+        _check_model(config, model, report)
+        _check_data(config, load_data(config.data, model.tokenizer, config.seed, gold_problem), model, report)
+    except ValueError as error:
+        report.problems.append(str(error))
+    if model is not None:
+        _check_disk(config, model, report)
+    return report
+
+
+def _check_output(config: RunConfig, report: Report) -> None:
+    out = config.output
+    if out.is_dir() and any(out.iterdir()):
+        report.problems.append(f"output: {out} is not empty; expected a new directory, or `cohort resume {out}`")
+    elif out.exists() and not out.is_dir():
+        report.problems.append(f"output: {out} is a file; expected a directory")
+    elif not (place := _existing(out)).is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        report.problems.append(f"output: {out} cannot be made: {place} is not a directory that can be written to")
+
+
+def _arithmetic(config: RunConfig, report: Report) -> None:
+    for stage in config.stages:
+        asked = f"{stage.steps} steps x {stage.questions_per_step} questions x {stage.samples_per_question} outputs"
+        updates = f"{stage.steps * stage.updates_per_batch} updates"
+        outputs = stage.questions_per_step * stage.samples_per_question
+        report.facts.append(f"stage {stage.name}: {asked} = {outputs} outputs a step, {updates} in all")
+    budget = config.learner.max_tokens_per_microbatch
+    report.facts.append(f"learner: {config.learner.ranks} rank(s), micro-batches of at most {budget} tokens, padding included")
+
+
+def _model(config: RunConfig) -> Model:
+    """Raises ValueError when the directory is not a model's."""
+    if config.model.path is not None:
+        return _read_model(config.model.path)
+    from rollout.tasks import make_small_llama
+
+    with tempfile.TemporaryDirectory(prefix="cohort-check-") as folder:
+        make_small_llama(Path(folder), config.seed)
+        return _read_model(Path(folder))
+
+
+def _read_model(path: Path) -> Model:
+    if not (path / "config.json").is_file():
+        hint = "; `cohort import-gguf` makes one from a GGUF file" if not path.exists() else ""
+        raise ValueError(f"model.path: {path}: found no config.json; expected a Hugging Face model directory{hint}")
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise ValueError(f"model.path: {path}: found no .safetensors file; expected the model's weights")
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        shape = AutoConfig.from_pretrained(path).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        parameters = 0
+        for file in weights:
+            with safe_open(file, framework="np") as tensors:
+                parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"model.path: {path}: cannot be read: {error}") from error
+    positions, vocabulary = shape.max_position_embeddings, shape.vocab_size
+    return Model(tokenizer=tokenizer, parameters=parameters, positions=positions, vocabulary=vocabulary)
+
+
+def _check_model(config: RunConfig, model: Model, report: Report) -> None:
+    name = config.model.path or config.model.init
+    report.facts.append(f"model: {name}, {model.parameters / 1e6:.1f} M parameters, sequences up to {model.positions} tokens")
+    prompt, new = config.data.max_prompt_tokens, config.rollout.max_new_tokens
+    if prompt + new > model.positions:
+        limits = f"data.max_prompt_tokens {prompt} + rollout.max_new_tokens {new} = {prompt + new}"
+        report.problems.append(f"{limits}; expected at most the model's {model.positions}")
+    if len(model.tokenizer) > model.vocabulary:
+        found = f"the tokenizer has {len(model.tokenizer)} tokens and the model {model.vocabulary}"
+        report.problems.append(f"model.path: {name}: {found}; expected no more tokens than the model knows")
+
+
+def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> None:
+    longest = max(len(data.train.question(n).prompt_ids) for n in range(len(data.train)))
+    report.facts.append(
+        f"questions: {len(data.train)} to train on, {len(data.evaluation)} held out, prompts up to {longest} tokens"
+    )
+    if data.removed_questions or data.removed_demonstrations:
+        removed = f"{data.removed_questions} questions and {data.removed_demonstrations} demonstrations"
+        report.warnings.append(f"{removed} are left out: an evaluation question has the same text")
+    if (asked := config.evaluation.questions) and asked > len(data.evaluation):
+        report.warnings.append(f"evaluation.questions: {asked}, but only {len(data.evaluation)} are held out; all are asked")
+    if data.demonstrations is not None:
+        _check_demonstrations(config, data, model, report)
+    for stage in config.stages:
+        offline = stage.resolved().data_source is DataSource.DEMONSTRATIONS
+        rows = len(data.demonstrations) if offline else len(data.train)
+        epochs = stage.steps * stage.questions_per_step / rows
+        report.facts.append(f"stage {stage.name}: {epochs:.2g} epochs of {rows} rows")
+        if stage.questions_per_step > rows:
+            report.warnings.append(
+                f"stage {stage.name}: a step takes {stage.questions_per_step} of {rows} rows, some of them twice"
+            )
+    first = data.train.question(0)
+    report.facts.append(f"prompt of {first.id}: {model.tokenizer.decode(first.prompt_ids)!r}, answer {first.gold!r}")
+
+
+def _check_demonstrations(config: RunConfig, data: Data, model: Model, report: Report) -> None:
+    shown = [data.demonstrations.sample(n, "check") for n in range(len(data.demonstrations))]
+    form = config.reward.answer_format
+    share = sum(well_formed(sample, form) for sample in shown) / len(shown)
+    fact = f"{share:.0%} of {len(shown)} demonstrations state an answer as reward.answer_format: {form} asks"
+    (report.facts if share > 0.9 else report.warnings).append(fact)
+    if long := sum(len(sample.output_ids) > config.rollout.max_new_tokens for sample in shown):
+        limit = config.rollout.max_new_tokens
+        report.warnings.append(
+            f"{long} demonstrations are longer than rollout.max_new_tokens: {limit}; the policy cannot finish such"
+        )
+    longest = max(len(sample.prompt_ids) + len(sample.output_ids) for sample in shown)
+    if longest > model.positions:
+        found = f"the longest has {longest} tokens with its prompt"
+        report.problems.append(f"data.demonstrations: {found}; expected at most the model's {model.positions}")
+
+
+def _check_disk(config: RunConfig, model: Model, report: Report) -> None:
+    frozen = any(Need.REFERENCE in stage.resolved().needs for stage in config.stages)
+    size = model.parameters * (BYTES_PER_PARAMETER + 4 * frozen)
+    needed = size * (config.keep_checkpoints + 1)  # one more while it is written
+    free = shutil.disk_usage(_existing(config.output)).free
+    sizes = f"checkpoints: {size / 1e9:.2g} GB each, {needed / 1e9:.2g} GB at most, {free / 1e9:.3g} GB free"
+    (report.facts if needed < free else report.problems).append(sizes + ("" if needed < free else "; expected room for them"))
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())

@@ -1,0 +1,65 @@
+"""What a step leaves behind for people: its metrics from the batch, and a line for every sample."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from cluster.metrics import Mean, read_jsonl
+from reward.types import ScoredSample
+from rollout.types import FinishReason, Sample
+
+
+def attempts(samples: Iterable[Sample]) -> Iterator[dict]:
+    """The samples as arguments of `Ledger.record`: one {groups, attempt} for every attempt among them."""
+    by_attempt: dict[int, dict[str, list[int]]] = {}
+    for s in samples:
+        by_attempt.setdefault(s.attempt, {}).setdefault(s.group_id, []).append(s.index)
+    for attempt, groups in sorted(by_attempt.items()):
+        yield {"groups": groups, "attempt": attempt}
+
+
+def batch_metrics(batch: Sequence[ScoredSample]) -> dict[str, float]:
+    """The metrics that the batch itself tells (see METRICS): lengths always; rewards only where something was judged."""
+    lengths = Mean.of(len(s.sample.output_ids) for s in batch)
+    out = {"response_length": lengths.value}
+    scored = [s for s in batch if s.verdict.status == "score"]
+    if not scored:
+        return out
+    out["truncated_share"] = Mean.of(s.sample.finish_reason is FinishReason.LENGTH for s in batch).value
+    out["unscorable_share"] = 1 - len(scored) / len(batch)
+    out["reward"] = Mean.of(s.verdict.reward for s in scored).value
+    for part, name in (("correct", "accuracy"), ("format", "format")):
+        out[name] = Mean.of(s.verdict.components[part] for s in scored).value
+    groups: dict[str, set[float]] = {}
+    for s in scored:
+        groups.setdefault(s.sample.group_id, set()).add(s.verdict.reward)
+    out["zero_variance_share"] = Mean.of(len(rewards) == 1 for rewards in groups.values()).value
+    return out
+
+
+def sample_rows(batch: Sequence[ScoredSample], advantages: Sequence[float | None], fates: Sequence[str]) -> Iterator[dict]:
+    """One row a sample for samples/step_N.jsonl: how it was made, what it says, how it was judged, what became of it."""
+    for scored, advantage, fate in zip(batch, advantages, fates, strict=True):
+        s, v = scored.sample, scored.verdict
+        yield {
+            "group": s.group_id, "ordinal": s.ordinal, "index": s.index, "attempt": s.attempt, "versions": s.versions,
+            "text": s.text, "extracted": v.extracted, "verdict": v.status, "reward": v.reward, "components": v.components,
+            "reason": v.reason, "advantage": advantage, "fate": fate, "finish_reason": s.finish_reason,
+            "prompt_ids": s.prompt_ids, "output_ids": s.output_ids,
+        }  # fmt: skip
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
+    """A whole jsonl file at once: a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(beside, path)
+
+
+def evaluation_rows(run_dir: Path) -> list[dict]:
+    """The evaluations of a run so far, in the order of steps."""
+    path = run_dir / "evaluations.jsonl"
+    return read_jsonl(path) if path.exists() else []

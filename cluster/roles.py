@@ -1,0 +1,186 @@
+"""The driver's hold on the actors: starting them, calling them with deadlines, replacing those that fail, stopping them all."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.actors import LearnerActor, RewardActor, RolloutActor, gather
+from cluster.config import RunConfig
+from cluster.placement import place
+from reward.types import ScoredSample
+from rollout.types import Lease, PolicyVersion, Question, Rejection, Sample, Sampling
+
+log = logging.getLogger("cohort")
+ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+
+
+class RoleFailed(RuntimeError):
+    """A role failed in a way that the run cannot outlive; names the actor and its error."""
+
+
+class Roles:
+    """All actors of one run. Names in the dashboard: `<run>/rollout-0`, `<run>/reward-0`, `<run>/learner-0`."""
+
+    def __init__(self, config: RunConfig, model_dir: Path, *, max_model_len: int, incarnation: int):
+        self.config, self.model_dir, self.max_model_len = config, model_dir, max_model_len
+        self.prefix = f"{config.name}-{incarnation}"
+        self.deaths = 0
+        self.rollout: dict[int, Any] = {}
+        self.reward: dict[int, Any] = {}
+        self.learner: dict[int, Any] = {}
+        self.nodes: dict[int, str] = {}
+        self.info: dict[str, dict[str, Any]] = {}
+        self._spawned: Counter = Counter()
+        self.placement, self.bundles = place(config)
+        gpus = any(b.gpus for b in self.bundles)
+        self.transport = {"auto": "nccl" if gpus else "shm"}.get(config.rollout.transport, config.rollout.transport)
+
+    def start(self) -> None:
+        """Start every actor at once and wait for them. Raises RoleFailed with the first error."""
+        count = {"rollout": self.config.rollout.workers, "reward": self.config.reward.workers}
+        for rank in range(self.config.learner.ranks):
+            args = (self.config.learner, self.model_dir, rank)
+            self.learner[rank] = self._spawn("learner", rank, LearnerActor, *args)
+        for slot in range(count["rollout"]):
+            self._spawn_rollout(slot)
+        for slot in range(count["reward"]):
+            self.reward[slot] = self._spawn("reward", slot, RewardActor, self.config.reward)
+        self.nodes = self._all({s: h.locate.remote() for s, h in self.rollout.items()}, "rollout")
+        places = self._all({r: h.locate.remote() for r, h in self.learner.items()}, "learner")
+        on = {rank: node for rank, (node, _) in places.items()}
+        pending = {s: self._start_rollout(s) for s in self.rollout}
+        learners = {
+            r: h.start.remote(places[0][1], *_position(r, on), self.config.rollout, self.transport)
+            for r, h in self.learner.items()
+        }
+        judges = {s: h.describe.remote() for s, h in self.reward.items()}
+        for role, calls in (("rollout", pending), ("learner", learners), ("reward", judges)):
+            self.info |= {f"{role}-{slot}": info for slot, info in self._all(calls, role).items()}
+
+    def stop(self) -> None:
+        """End every actor; engines are asked first so that their processes and memory go in order."""
+        gather({s: h.stop.remote() for s, h in self.rollout.items()}, 20)
+        for handle in (*self.rollout.values(), *self.reward.values(), *self.learner.values()):
+            ray.kill(handle)
+        remove_placement_group(self.placement)
+
+    def slots(self) -> list[int]:
+        return sorted(self.rollout)
+
+    def generate(self, waves: dict[int, Sequence[Lease]], sampling: Sampling, name: str):
+        """One wave a slot -> ({slot: (samples, rejections)}, {slot: error})."""
+        deadline = self.config.cluster.generate_deadline_s
+        calls = {
+            slot: self.rollout[slot].generate.options(name=name).remote(list(leases), sampling, deadline)
+            for slot, leases in waves.items()
+        }
+        answers: dict[int, tuple[list[Sample], list[Rejection]]]
+        answers, errors = gather(calls, deadline + 10)
+        return answers, errors
+
+    def judge(self, questions: Sequence[Question], samples: Sequence[Sample], name: str) -> list[ScoredSample]:
+        """Scores in the order of the samples. Groups go to the reward actors in turn; a dead actor's are judged again."""
+        groups: dict[str, list[Sample]] = {}
+        for sample in samples:
+            groups.setdefault(sample.group_id, []).append(sample)
+        todo = {i: groups[g] for i, g in enumerate(groups)}
+        asked = {q.ordinal: q for q in questions}
+        scored: dict[tuple[str, int], ScoredSample] = {}
+        while todo:
+            parts = {s: [x for i, g in todo.items() if i % len(self.reward) == s for x in g] for s in self.reward}
+            calls = {
+                slot: self.reward[slot].score.options(name=name).remote(
+                    [asked[n] for n in sorted({x.ordinal for x in part})], part
+                )
+                for slot, part in parts.items() if part
+            }  # fmt: skip
+            answers, errors = gather(calls, self.config.cluster.generate_deadline_s)
+            scored |= {(x.sample.group_id, x.sample.index): x for part in answers.values() for x in part}
+            for slot, why in errors.items():
+                self._bury("reward", slot, self.reward[slot], why)
+                self.reward[slot] = self._spawn("reward", slot, RewardActor, self.config.reward)
+                info = self._all({slot: self.reward[slot].describe.remote()}, "reward")
+                self.info[f"reward-{slot}"] = info[slot]
+            todo = {i: g for i, g in todo.items() if any((x.group_id, x.index) not in scored for x in g)}
+        return [scored[x.group_id, x.index] for x in samples]
+
+    def learn(self, method: str, *args, name: str | None = None, deadline_s: float | None = None) -> list[Any]:
+        """Call every rank and return the answers by rank. Raises RoleFailed when a rank fails: the group is one machine."""
+        calls = {r: getattr(h, method).options(name=name or method).remote(*args) for r, h in self.learner.items()}
+        answers = self._all(calls, "learner", deadline_s or self.config.cluster.train_deadline_s)
+        return [answers[rank] for rank in sorted(answers)]
+
+    def learner_logprobs(self, sequences) -> list[list[float]]:
+        return self.learn("logprobs", sequences, name="canary")[0]
+
+    def score(self, slots: Sequence[int], sequences):
+        calls = {s: self.rollout[s].score.options(name="canary").remote(sequences) for s in slots}
+        return gather(calls, self.config.cluster.sync_deadline_s)
+
+    def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:
+        engines = {slot: (self.rollout[slot], self.nodes[slot]) for slot in slots}
+        deadline = self.config.cluster.sync_deadline_s
+        answer = self.learn(
+            "publish", version, engines, self.prefix, deadline, name=f"publish v{version}", deadline_s=4 * deadline
+        )
+        digest, failed, mixed, _ = answer[0]
+        return digest, failed, mixed
+
+    def replace(self, slot: int, why: str) -> None:
+        """A fresh engine in the slot. Its weights are those on disk, so it must be brought up to date before it serves."""
+        self._bury("rollout", slot, self.rollout[slot], why)
+        self._spawn_rollout(slot)
+        self.nodes |= self._all({slot: self.rollout[slot].locate.remote()}, "rollout")
+        self.info[f"rollout-{slot}"] = self._all({slot: self._start_rollout(slot)}, "rollout")[slot]
+
+    def _bury(self, role: str, slot: int, handle, why: str) -> None:
+        self.deaths += 1
+        log.warning("%s-%d is taken out of service (%d of %d): %s", role, slot, self.deaths, self._budget, why)
+        ray.kill(handle)
+        if self.deaths > self._budget:
+            raise RoleFailed(f"{role}-{slot} failed and the crash budget of {self._budget} is spent: {why}")
+
+    @property
+    def _budget(self) -> int:
+        return self.config.cluster.worker_restarts
+
+    def _spawn(self, role: str, slot: int, cls: type, *args):
+        """A remote instance in the role's bundle. A replacement's name carries its number: Ray frees names late."""
+        bundle = next(i for i, b in enumerate(self.bundles) if (b.role, b.slot) == (role, slot))
+        number, self._spawned[role, slot] = self._spawned[role, slot], self._spawned[role, slot] + 1
+        strategy = PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=bundle)
+        return ray.remote(cls).options(
+            name=f"{self.prefix}/{role}-{slot}" + (f".{number}" if number else ""), namespace="cohort",
+            num_cpus=self.bundles[bundle].cpus, num_gpus=self.bundles[bundle].gpus, scheduling_strategy=strategy,
+            max_restarts=0, max_task_retries=0, runtime_env={"env_vars": ENVIRONMENT},
+        ).remote(*args)  # fmt: skip
+
+    def _spawn_rollout(self, slot: int) -> None:
+        options = {
+            "run_seed": self.config.seed, "max_model_len": self.max_model_len, "slot": slot,
+            "prefix": self.prefix, "sync_deadline_s": self.config.cluster.sync_deadline_s,
+        }  # fmt: skip
+        self.rollout[slot] = self._spawn("rollout", slot, RolloutActor, self.config.rollout, self.model_dir, options)
+
+    def _start_rollout(self, slot: int):
+        return self.rollout[slot].start.options(name=f"start engine {slot}").remote(*_position(slot, self.nodes))
+
+    def _all(self, calls: dict[int, Any], role: str, deadline_s: float | None = None) -> dict[int, Any]:
+        answers, errors = gather(calls, deadline_s or self.config.cluster.start_deadline_s, grace_s=10)
+        if errors:
+            # The rank that failed by itself is told apart from those that only waited for it.
+            slot = min(errors, key=lambda s: ("no answer" in errors[s], s))
+            raise RoleFailed(f"{role}-{slot}: {errors[slot]}")
+        return answers
+
+
+def _position(slot: int, nodes: dict[int, str]) -> tuple[int, int]:
+    """(this one's place, how many) among the actors of a role on the slot's node."""
+    here = sorted(s for s, node in nodes.items() if node == nodes[slot])
+    return here.index(slot), len(here)

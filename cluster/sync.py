@@ -1,0 +1,159 @@
+"""The weight update as a transaction over all engines, and the canary that checks what they then hold.
+
+    prepare   every engine stages all buckets beside its live weights and checks names, shapes, dtypes and digests
+    commit    only when all are prepared: pause, load, drop the prefix cache, resume, under the new version's number
+
+A failure in prepare leaves the old version serving everywhere. A failure in commit, or anywhere in a streaming transport
+(nccl, ipc: bytes go straight into the live weights), takes that engine out of service: it is replaced, never repaired.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rollout.types import PolicyVersion
+
+
+class PrepareFailed(RuntimeError):
+    """Some engines could not stage the update; every engine still serves the old version."""
+
+    def __init__(self, failed: dict[int, str]):
+        super().__init__(f"weight update refused in prepare, the old version still serves: {failed}")
+        self.failed = failed
+
+
+class CommitFailed(RuntimeError):
+    """Some engines failed while loading and may hold a mixture: they must not serve again."""
+
+    def __init__(self, failed: dict[int, str]):
+        super().__init__(f"weight update failed in commit; out of service: {failed}")
+        self.failed = failed
+
+
+class CanaryFailed(RuntimeError):
+    """An engine's log-probabilities are not the learner's."""
+
+
+Invoke = Callable[[int, str, tuple[Any, ...]], Any]
+"""(slot, method, arguments) -> a pending answer of that slot's engine."""
+Gather = Callable[[dict[int, Any]], tuple[dict[int, Any], dict[int, str]]]
+"""Pending answers -> answers and errors by slot, within the deadline of a weight update."""
+
+
+class FanOut:
+    """vLLM's four-method weight-sync client (structural), over several engines that commit together or not at all."""
+
+    def __init__(self, slots: Sequence[int], invoke: Invoke, gather: Gather, *, tensor_parallel_size: int, streaming: bool):
+        self.slots, self.invoke, self.gather = list(slots), invoke, gather
+        self.tensor_parallel_size, self.streaming = tensor_parallel_size, streaming
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        from rollout.weights import init_infos
+
+        infos = init_infos(init_info, [self.tensor_parallel_size] * len(self.slots))
+        self._all("init_weight_transfer_engine", dict(zip(self.slots, infos, strict=True)), PrepareFailed)
+
+    def start_weight_update(self) -> None:
+        self._all("start_weight_update", None, CommitFailed if self.streaming else PrepareFailed)
+
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
+        same = dict.fromkeys(self.slots, update_info)
+        digests = self._all("update_weights", same, CommitFailed if self.streaming else PrepareFailed)
+        if not self.streaming:
+            sent = update_info["manifest"]["digest"]
+            if wrong := {slot: f"received digest {d}, sent {sent}" for slot, d in digests.items() if d != sent}:
+                raise PrepareFailed(wrong)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._all("finish_weight_update", dict.fromkeys(self.slots, weight_version), CommitFailed)
+
+    def _all(self, method: str, arguments: dict[int, Any] | None, failure: type[RuntimeError]) -> dict[int, Any]:
+        pending = {s: self.invoke(s, method, () if arguments is None else (arguments[s],)) for s in self.slots}
+        answers, errors = self.gather(pending)
+        if errors:
+            raise failure({slot: f"{method}: {error}" for slot, error in errors.items()})
+        return answers
+
+
+FLOOR = {"float32": 2e-4, "bfloat16": 1e-2}
+"""Mean |difference| of log-probabilities that arithmetic alone may cause, whatever was measured at version 0 (nats)."""
+ALARM = 0.1
+"""A mean |difference| at version 0 above this is not noise: engine and learner compute different models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """Fixed token sequences that learner and engine must score alike, within a tolerance set by the noise at version 0."""
+
+    sequences: tuple[tuple[int, ...], ...]
+    tolerance: float
+    """Bound on the mean |difference| in nats; a single token may differ by 20 times as much."""
+
+    @classmethod
+    def calibrate(cls, sequences, engines: Mapping[int, list[list[float]]], learner: list[list[float]], dtype: str) -> "Canary":
+        """From log-probabilities (engine by slot, and learner) of the same weights. Raises CanaryFailed past ALARM."""
+        noise = max(sum(d) / len(d) for d in (differences(e, learner) for e in engines.values()))
+        if not noise <= ALARM:
+            raise CanaryFailed(f"engine and learner differ by {noise:.3g} nats a token on the same weights (at most {ALARM})")
+        return cls(sequences=tuple(map(tuple, sequences)), tolerance=max(4 * noise, FLOOR[dtype]))
+
+    def check(self, slot: int, engine: list[list[float]], learner: list[list[float]]) -> float:
+        """Mean |difference| in nats. Raises CanaryFailed above the tolerance, or for one token far off, or for NaN."""
+        diffs = differences(engine, learner)
+        mean, worst = sum(diffs) / len(diffs), max(diffs)
+        if not (mean <= self.tolerance and worst <= 20 * self.tolerance):
+            raise CanaryFailed(
+                f"rollout-{slot} does not hold the published weights: log-probabilities differ from the learner's by {mean:.3g}"
+                f" nats a token, at worst {worst:.3g} (tolerance {self.tolerance:.3g} and {20 * self.tolerance:.3g})"
+            )
+        return mean
+
+
+def differences(engine: list[list[float]], learner: list[list[float]]) -> list[float]:
+    """|difference| of every scored token, in order."""
+    pairs = zip(engine, learner, strict=True)
+    return [abs(a - b) for row_a, row_b in pairs for a, b in zip(row_a, row_b, strict=True)]
+
+
+class Fleet(Protocol):
+    """What a weight update needs of the roles; `cluster.actors.Roles` is the real one."""
+
+    def slots(self) -> list[int]: ...
+
+    def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:
+        """Send the learner's weights. Returns (digest, failures by slot, whether those engines may hold a mixture)."""
+
+    def score(self, slots: Sequence[int], sequences) -> tuple[dict[int, list[list[float]]], dict[int, str]]:
+        """Log-probabilities of the sequences by slot, and errors by slot."""
+
+    def learner_logprobs(self, sequences) -> list[list[float]]: ...
+
+    def replace(self, slot: int, why: str) -> None:
+        """A fresh engine in this slot, with the weights on disk. Raises when the crash budget is spent."""
+
+
+def publish(fleet: Fleet, version: PolicyVersion, canary: Canary, slots: Sequence[int] | None = None) -> tuple[str, float]:
+    """Bring the slots (all, unless named) to `version` = the learner's weights. Returns (digest, canary's mean difference).
+
+    Every engine that fails is replaced and brought to the same version before anything is sampled; the fleet's crash
+    budget bounds the tries.
+    """
+    todo = list(fleet.slots() if slots is None else slots)
+    learner = fleet.learner_logprobs(canary.sequences)
+    worst = 0.0
+    while True:
+        digest, failed, mixed = fleet.publish(version, todo)
+        if not failed or mixed:
+            # Those that committed are judged by the canary; a failed one is replaced and served alone.
+            answers, errors = fleet.score([s for s in todo if s not in failed], canary.sequences)
+            failed = failed | errors
+            for slot, answer in answers.items():
+                try:
+                    worst = max(worst, canary.check(slot, answer, learner))
+                except CanaryFailed as error:
+                    failed[slot] = str(error)
+            todo = list(failed)
+        for slot, why in failed.items():
+            fleet.replace(slot, why)
+        if not failed:
+            return digest, worst

@@ -1,0 +1,45 @@
+"""The policy's weights as a stream, structurally the `WeightSource` of vLLM's trainer engines; imports neither vllm nor ray.
+
+Names are Hugging Face's. A tied output head is sent under its own name as well, since an engine may keep its own copy of it.
+Left out: `held_names` and `iter_groups`, which only vLLM's point-to-point backend calls.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorMeta:
+    """One tensor of the stream: its name, the dtype it is sent in and its full shape."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class PolicyWeights:
+    """Iterates (name, full tensor in the wire dtype), each time anew, in the order of `metadata()`.
+
+    A collective: every rank iterates in step, since each sharded tensor is gathered when its turn comes.
+    """
+
+    def __init__(self, causal_lm: PreTrainedModel, dtype: torch.dtype):
+        self._causal_lm = causal_lm
+        self._dtype = dtype
+
+    def metadata(self) -> list[TensorMeta]:
+        """What iteration will yield; gathers nothing."""
+        return [TensorMeta(name=name, dtype=self._dtype, shape=tuple(p.shape)) for name, p in self._parameters()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._parameters():
+            narrow = parameter.detach().to(self._dtype)
+            yield name, narrow.full_tensor() if isinstance(narrow, DTensor) else narrow
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        return self._causal_lm.named_parameters(remove_duplicate=False)

@@ -1,0 +1,269 @@
+"""The vLLM engine: token ids in, completions with log-probabilities and the version that made each token out.
+
+One AsyncLLM per Engine. Sampling is reproducible by whole waves: the engine is paused, the wave is enqueued in order, and only
+then does it run, so that the same wave always meets the same batches. Waves that overlap are correct but not reproducible.
+There is no tokenizer and no stop string here, and no top-p or top-k: the log-probabilities are those of softmax(logits / T).
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import vllm
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from rollout.config import RolloutConfig
+from rollout.settings import bind_cores, engine_settings
+from rollout.transfer import record_engine, running
+from rollout.types import Completion, FinishReason, TokenRequest
+from rollout.weights import register, resolve_transport
+
+DEADLINE_S = 600.0
+"""For one call into the engine, where the caller gives none."""
+_TOKENS_ONLY = {"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
+
+
+class EngineError(RuntimeError):
+    """The engine failed, or answered something that may not be used."""
+
+
+class Engine:
+    """One vLLM engine. All methods belong to the event loop that ran `start`."""
+
+    def __init__(self, llm: Any, *, transport: str, stop_token_ids: tuple[int, ...], prefix: str) -> None:
+        """Wrap a running AsyncLLM; use `Engine.start`."""
+        self._llm = llm
+        self._transport = transport
+        self._stop_token_ids = list(stop_token_ids)
+        self._prefix = prefix
+        self._requests = 0
+        self._gate = asyncio.Lock()
+        self._broken = ""
+        self._staged = False
+        self._version = 0
+        self._pids: list[int] = []
+        self._record: Path | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        model_dir: Path,
+        config: RolloutConfig,
+        *,
+        max_model_len: int,
+        stop_token_ids: tuple[int, ...],
+        cores: Sequence[int] | None,
+        prefix: str,
+    ) -> "Engine":
+        """Load the model in new processes (half a minute). `cores`: ids to bind on the CPU, None for all allowed ones.
+
+        Raises EngineError.
+        """
+        bind_cores(cores, config.tensor_parallel_size)
+        register()
+        transport = resolve_transport(config.transport)
+        args = AsyncEngineArgs(**engine_settings(model_dir, config, max_model_len=max_model_len, transport=transport))
+        try:
+            llm = AsyncLLM.from_engine_args(args)
+        except Exception as error:
+            raise EngineError(f"vLLM did not start on {model_dir}: {error}") from error
+        engine = cls(llm, transport=transport, stop_token_ids=stop_token_ids, prefix=prefix)
+        async with engine._failures("start"):
+            await llm.update_weight_version("0")
+            engine._pids = [process.pid for process in llm.engine_core.resources.engine_manager.processes]
+            engine._pids += await llm.collective_rpc("process_id")
+        del llm  # a frame that outlives this call would keep it, and its finaliser, until the interpreter is half gone
+        engine._record = record_engine(prefix, engine._pids)
+        return engine
+
+    @property
+    def version(self) -> int:
+        """The policy version that serves."""
+        return self._version
+
+    def describe(self) -> dict[str, Any]:
+        """What runs, for the run's summary; `pids` are the EngineCore process, then its workers."""
+        config = self._llm.vllm_config
+        device, dtype = config.device_config.device_type, str(config.model_config.dtype).removeprefix("torch.")
+        return {"vllm": vllm.__version__, "device": device, "dtype": dtype, "transport": self._transport, "pids": self._pids}
+
+    async def generate(self, requests: Sequence[TokenRequest], *, deadline_s: float = DEADLINE_S) -> list[Completion]:
+        """Sample one output per request: a wave. Raises EngineError; cancelling it aborts the wave."""
+        jobs = []
+        for request in requests:
+            params = SamplingParams(
+                temperature=request.sampling.temperature,
+                max_tokens=request.sampling.max_new_tokens,
+                seed=request.seed,
+                stop_token_ids=self._stop_token_ids,
+                ignore_eos=True,
+                logprobs=0,
+                **_TOKENS_ONLY,
+            )
+            jobs.append((request.prompt_ids, params))
+        return [self._completion(output) for output in await self._wave(jobs, deadline_s)]
+
+    async def score(self, sequences: Sequence[Sequence[int]], *, deadline_s: float = DEADLINE_S) -> list[list[float]]:
+        """Log-probability, at temperature 1, of each token after the first. Sequences are shorter than `max_model_len`.
+
+        vLLM computes prompt log-probabilities without reading the prefix cache, so this sees the weights, not the cache.
+        """
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, **_TOKENS_ONLY)
+        outputs = await self._wave([(sequence, params) for sequence in sequences], deadline_s)
+        scores = []
+        for sequence, output in zip(sequences, outputs, strict=True):
+            rows = zip(sequence[1:], output.prompt_logprobs[1:], strict=True)
+            scores.append([row[token].logprob for token, row in rows])
+        return scores
+
+    async def init_transfer(self, init_info: dict[str, Any]) -> None:
+        """Meet the sender, before the first update and again for every new sender."""
+        async with self._failures("weight transfer initialisation"):
+            if self._transport == "shm":
+                await self._llm.collective_rpc("abandon_weight_update")
+            else:
+                await self._llm.shutdown_weight_transfer_engine()
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def start_weight_update(self) -> None:
+        """Begin an update. A streaming transport overwrites live weights from here on, so it pauses the engine."""
+        self._check()
+        if self._transport != "shm":
+            await self._gate.acquire()
+            self._broken = "a streamed weight update is not finished"
+            async with self._failures("pause before a streamed weight update"):
+                await self._llm.pause_generation(mode="keep", clear_cache=False)
+        async with self._failures("start of a weight update"):
+            if self._transport == "shm":
+                self._staged = False
+                await self._llm.collective_rpc("abandon_weight_update")
+            await self._llm.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> str:
+        """Receive. With shm this is the prepare phase and returns the digest of the bytes as received; live weights stay.
+
+        Raises EngineError naming the tensor or bucket. Then a shm engine serves on, and a streaming one is out of service.
+        """
+        async with self._failures("weight update"):
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+            if self._transport != "shm":
+                return ""
+            verdicts = await self._llm.collective_rpc("staged_weights")
+        errors = [verdict["error"] for verdict in verdicts if verdict["error"]]
+        if errors:
+            async with self._failures("withdrawal of a weight update"):
+                await self._llm.collective_rpc("abandon_weight_update")
+            raise EngineError(f"weight update refused, version {self._version} still serves: {errors[0]}")
+        self._staged = True
+        return verdicts[0]["digest"]
+
+    async def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Load, drop the prefix cache, serve the new version (by default the next number).
+
+        Requests in flight keep their tokens and go on under the new weights. Raises EngineError; the engine, which may hold
+        a mixture, is out of service then.
+        """
+        if self._transport == "shm":
+            self._check()
+            if not self._staged:
+                raise EngineError("no weights are prepared: a commit follows a successful update_weights")
+            self._staged = False
+            await self._gate.acquire()
+        try:
+            version = self._version + 1 if weight_version is None else int(weight_version)
+            self._broken = f"the commit of version {version} did not finish"
+            async with self._failures(f"commit of version {version}"):
+                await self._llm.pause_generation(mode="keep", clear_cache=False)
+                await self._llm.finish_weight_update(weight_version=str(version))
+                if not await self._llm.reset_prefix_cache(resetrunning_requests=True):
+                    raise EngineError("vLLM did not drop its prefix cache")
+                await self._llm.resume_generation()
+            self._version, self._broken = version, ""
+        finally:
+            self._gate.release()
+
+    async def prepare_update(self, update_info: dict[str, Any]) -> str:
+        """First phase: `start_weight_update` and `update_weights`."""
+        await self.start_weight_update()
+        return await self.update_weights(update_info)
+
+    async def commit_update(self, version: int) -> None:
+        """Second phase: `finish_weight_update`."""
+        await self.finish_weight_update(str(version))
+
+    async def shutdown(self, *, deadline_s: float = 30.0) -> None:
+        """End the engine's processes; what is left after the deadline is killed."""
+        self._broken = self._broken or "it was shut down"
+        self._llm.shutdown(timeout=deadline_s)
+        await asyncio.sleep(0)  # the tasks that vLLM cancelled end here
+        deadline = time.monotonic() + deadline_s
+        while any(map(running, self._pids)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        for pid in filter(running, self._pids):
+            os.kill(pid, signal.SIGKILL)
+        self._llm = None
+        if self._record:
+            self._record.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        if self._broken:
+            raise EngineError(f"the engine is out of service: {self._broken}")
+
+    @asynccontextmanager
+    async def _failures(self, what: str, deadline_s: float = DEADLINE_S) -> AsyncIterator[None]:
+        """Bound a call into vLLM and name it in the error."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                yield
+        except TimeoutError as error:
+            raise EngineError(f"{what}: no answer within {deadline_s:g} s") from error
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{what}: {error}") from error
+
+    async def _wave(self, jobs: Sequence[tuple[Sequence[int], SamplingParams]], deadline_s: float) -> list[RequestOutput]:
+        """Enqueue in order on the paused engine, resume, collect in the same order."""
+        waiting = []
+        try:
+            async with self._failures(f"a wave of {len(jobs)} requests", deadline_s):
+                async with self._gate:
+                    self._check()
+                    await self._llm.pause_generation(mode="keep", clear_cache=False)
+                    try:
+                        idle = self._llm.get_num_unfinished_requests() == 0
+                        if idle and not await self._llm.reset_prefix_cache():
+                            raise EngineError("vLLM did not drop its prefix cache")
+                        for prompt, params in jobs:
+                            self._requests += 1
+                            request = tokens_input(list(prompt)), params
+                            waiting.append(await self._llm.add_request(f"{self._prefix}-{self._requests}", *request))
+                    finally:
+                        await self._llm.resume_generation()
+                return [await queue.get() for queue in waiting]
+        finally:
+            await self._llm.abort([queue.request_id for queue in waiting], internal=True)
+
+    def _completion(self, output: RequestOutput) -> Completion:
+        made = output.outputs[0]
+        if made.finish_reason not in list(FinishReason):
+            raise EngineError(f"vLLM ended a request with {made.finish_reason!r}, expected one of {list(FinishReason)}")
+        ids = tuple(made.token_ids)
+        rows = list(made.logprobs or ())[: len(ids)]  # a sample with too few is rejected by the worker, not the wave
+        spans = [(int(span.version), span.start) for span in made.weight_versions or ()]
+        return Completion(
+            output_ids=ids,
+            logprobs=tuple(row[token].logprob for token, row in zip(ids[: len(rows)], rows, strict=True)),
+            versions=tuple(spans) or ((self._version, 0),),
+            finish_reason=FinishReason(made.finish_reason),
+        )

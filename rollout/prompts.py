@@ -1,0 +1,111 @@
+"""From text to token ids: prompts and demonstrated outputs.
+
+What a user's text says stays text. In the plain form a string such as `<|im_end|>` is encoded as its characters; in the
+chat form, where template and text are encoded together, it is refused. BOS stands exactly once where the model uses one.
+All errors are ValueErrors without a place: the caller knows the row. What is the same for every row is found once per
+tokenizer, so a tokenizer is not to be changed after its first use here.
+"""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
+
+from rollout.config import PromptConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", question: str, config: PromptConfig) -> tuple[int, ...]:
+    """Token ids of the prompt that asks `question`. Raises ValueError when the text cannot be asked faithfully."""
+    if not question.strip():
+        raise ValueError("the question is empty")
+    text = f"{question}\n{config.suffix}" if config.suffix else question
+    if config.template == "plain":
+        if config.system is not None:
+            raise ValueError("prompt.system needs prompt.template: chat; the plain form has no system message")
+        ids = _encode(tokenizer, text + "\n", split_special_tokens=True)
+    else:
+        ids = _chat(tokenizer, text, config.system)
+    return tuple(_with_bos(tokenizer, ids))
+
+
+def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str, config: PromptConfig) -> tuple[int, ...]:
+    """Token ids of a demonstrated output, with the token that ends it. Raises ValueError as `render` does."""
+    if not text.strip():
+        raise ValueError("the response is empty")
+    return (*_encode(tokenizer, text, split_special_tokens=True), end_token_id(tokenizer, config))
+
+
+@lru_cache(maxsize=8)
+def end_token_id(tokenizer: "PreTrainedTokenizerBase", config: PromptConfig) -> int:
+    """The token that ends an output: what the chat template puts after an assistant's turn, else the tokenizer's EOS."""
+    if config.template == "chat":
+        mark = "the assistant's words"
+        turns = [{"role": "user", "content": "the user's words"}, {"role": "assistant", "content": mark}]
+        rendered = _apply(tokenizer, turns, add_generation_prompt=False)
+        after = tokenizer(rendered.rpartition(mark)[2], add_special_tokens=False).input_ids
+        ends = [token for token in after if token in _control_tokens(tokenizer)]
+        if ends:
+            return ends[0]
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no EOS token, so no output could ever end")
+    return tokenizer.eos_token_id
+
+
+def _chat(tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None) -> list[int]:
+    messages = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    rendered = _apply(tokenizer, messages, add_generation_prompt=True)
+    for message in messages:
+        _encode(tokenizer, message["content"], split_special_tokens=False)
+        if message["content"].strip() not in rendered:
+            raise ValueError(f"the chat template changed or dropped the {message['role']} message; it rendered {rendered!r}")
+    return tokenizer(rendered, add_special_tokens=False).input_ids
+
+
+def _apply(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    if tokenizer.chat_template is None:
+        raise ValueError("the tokenizer has no chat template: set prompt.template: plain, or use a model that has one")
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise ValueError(f"the chat template refused the roles {roles}: {error}") from error
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, split_special_tokens: bool) -> list[int]:
+    """Ids of a user's text on its own; raises ValueError where any would be a control token."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens).input_ids
+    control = _control_tokens(tokenizer)
+    bad = [token for token in ids if token in control]
+    if bad and bad[0] == tokenizer.unk_token_id and tokenizer.unk_token not in text:
+        raise ValueError(f"the text {text[:80]!r} has characters that the tokenizer does not know")
+    if bad:
+        raise ValueError(f"the text {text[:80]!r} contains {control[bad[0]]!r}, which would become a control token")
+    return ids
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    # Some tokenizers add runs of blanks as tokens; those are text.
+    return {place: token.content for place, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+
+
+def _with_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return ids
+    if ids[:1] != [bos] and _puts_first(tokenizer) == [bos]:
+        ids = [bos, *ids]
+    if ids[:2] == [bos, bos]:
+        raise ValueError(f"the chat template makes a prompt with two BOS tokens ({bos}); its ids begin {ids[:8]}")
+    return ids
+
+
+@lru_cache(maxsize=8)
+def _puts_first(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """What the tokenizer puts before the empty text: a model uses BOS when this is it."""
+    return tokenizer("").input_ids[:1]

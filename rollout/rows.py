@@ -1,0 +1,165 @@
+"""Rows of a question file: read, checked and rendered through the column templates, with errors that name file and line.
+
+All bad rows of a kind are counted and the first five are shown. A hub data set is fetched by `datasets`, on first use.
+"""
+
+import difflib
+import json
+import math
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rollout.config import SourceConfig
+
+SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row. Example: Row(where="train.jsonl:18", columns={"question": "3 + 4?", "answer": 7})."""
+
+    where: str
+    """`file:line`, or `name:row` counted from 1 where there are no lines."""
+    columns: dict[str, Any]
+
+
+def load_rows(source: SourceConfig) -> list[Row]:
+    """The rows of a file or of the hub, the first `source.rows` of them. Raises ValueError for one that cannot be read."""
+    name = str(source.file or source.hub)
+    rows = _file_rows(source.file) if source.file is not None else _hub_rows(name)
+    if not rows:
+        raise ValueError(f"{name}: no rows; expected at least one")
+    if source.rows is not None and len(rows) < source.rows:
+        raise ValueError(f"{name}: rows: {source.rows} asked for, and there are {len(rows)}")
+    return rows[: source.rows]
+
+
+def fill(rows: Sequence[Row], template: str, role: str) -> list[str]:
+    """`template` over the columns of every row. `role` (question, answer, response) names it in errors.
+
+    Raises ValueError for a template that is malformed, a column that is missing, a value that is not text or a finite
+    number, and a result that is blank.
+    """
+    fields = _fields(template, role)
+    missing = [(row, name) for row in rows for name in dict.fromkeys(fields.values()) if name not in row.columns]
+    if missing:
+        raise ValueError(_missing_column(missing, template, role))
+    texts, problems = [], []
+    for row in rows:
+        try:
+            text = _format(template, list(fields), row)
+        except ValueError as error:
+            problems.append((row.where, str(error)))
+        else:
+            texts.append(text)
+    reject(problems, f"the {role} template {template!r} does not fit")
+    return texts
+
+
+def reject(problems: Sequence[tuple[str, str]], what: str) -> None:
+    """Raise a ValueError that says `what` of the (where, reason) pairs, if there are any."""
+    if problems:
+        lines = [f"  {where}: {reason}" for where, reason in problems[:SHOWN]]
+        rest = [f"  and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise ValueError("\n".join([f"{len(problems)} {'row' if len(problems) == 1 else 'rows'}: {what}", *lines, *rest]))
+
+
+def _file_rows(path: Path) -> list[Row]:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [x.name for x in path.parent.iterdir()]) if path.parent.is_dir() else []
+        raise ValueError(f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
+    if path.suffix == ".jsonl":
+        return _jsonl_rows(path)
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    raise ValueError(f"{path}: the ending is {path.suffix!r}; expected .jsonl or .parquet")
+
+
+def _jsonl_rows(path: Path) -> list[Row]:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, start = data.count(b"\n", 0, error.start) + 1, data.rfind(b"\n", 0, error.start) + 1
+        place = f"{path}:{line}:{error.start - start + 1}"
+        raise ValueError(f"{place}: byte {data[error.start]:#04x} is not UTF-8; expected a UTF-8 file") from error
+    rows, lines = [], text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            columns = json.loads(line)
+        except json.JSONDecodeError as error:
+            cut = "; the last line has no end, so the file may be cut short" if number == len(lines) else ""
+            raise ValueError(f"{path}:{number}:{error.colno}: not JSON: {error.msg}{cut}") from error
+        if not isinstance(columns, dict):
+            raise ValueError(f"{path}:{number}:1: found {type(columns).__name__}; expected a JSON object with named columns")
+        rows.append(Row(where=f"{path}:{number}", columns=columns))
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable parquet file: {error}") from error
+    return [Row(where=f"{path}:{number}", columns=columns) for number, columns in enumerate(table.to_pylist(), start=1)]
+
+
+def _hub_rows(hub: str) -> list[Row]:
+    import datasets
+
+    name, _, split = hub.partition(":")
+    try:
+        loaded = datasets.load_dataset(name, split=split or "train")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"hub: {hub}: cannot be loaded: {error}") from error
+    return [Row(where=f"{hub}:{number}", columns=columns) for number, columns in enumerate(loaded, start=1)]
+
+
+def _fields(template: str, role: str) -> dict[str, str]:
+    """The fields of a format string, each with the column it begins with."""
+    try:
+        parts = [(name, spec) for _, name, spec, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{role}: {template!r} is not a format string: {error}") from error
+    if any("{" in spec for _, spec in parts):
+        raise ValueError(f"{role}: {template!r} has a field inside a format; expected plain formats such as {{answer:g}}")
+    names = [name for name, _ in parts]
+    fields = {name: re.split(r"[.\[]", name)[0] for name in names}
+    if not fields or not all(fields.values()):
+        raise ValueError(f"{role}: {template!r} names no column; expected something like '{{{role}}}'")
+    return fields
+
+
+def _missing_column(missing: Sequence[tuple[Row, str]], template: str, role: str) -> str:
+    row, name = missing[0]
+    near = difflib.get_close_matches(name, row.columns, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    present = ", ".join(sorted(row.columns))
+    count = len({row.where for row, _ in missing})
+    return f"{row.where}: the {role} template {template!r} needs column {name!r}; present: {present}{hint} ({count} in all)"
+
+
+def _format(template: str, fields: Sequence[str], row: Row) -> str:
+    formatter = string.Formatter()
+    for name in fields:
+        try:
+            value, _ = formatter.get_field(name, (), row.columns)
+        except (KeyError, IndexError, AttributeError, TypeError) as error:
+            raise ValueError(f"{name!r} leads nowhere: {error!r}") from error
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise ValueError(f"{name!r} is {value!r:.60}; expected text or a number")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name!r} is {value}; expected a finite number")
+    text = template.format_map(row.columns)
+    if not text.strip():
+        raise ValueError("the result is blank")
+    return text

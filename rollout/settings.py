@@ -1,0 +1,50 @@
+"""How a vLLM engine is set up: every setting that differs from vLLM's default, and why. Imports no vllm."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rollout.config import RolloutConfig
+
+
+def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: int, transport: str) -> dict[str, Any]:
+    """Arguments of vLLM's AsyncEngineArgs."""
+    if torch.cuda.is_available():
+        memory = {"gpu_memory_utilization": config.gpu_memory_utilization}
+    else:
+        # Otherwise a CPU engine takes nearly all memory, and a second one does not start.
+        memory = {"kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30)}
+    return memory | {
+        "model": str(model_dir),
+        # Token ids in, token ids out.
+        "skip_tokenizer_init": True,
+        "dtype": config.dtype,
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.max_concurrent_samples,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        # Inside a Ray placement group vLLM would pick its Ray executor by itself.
+        "distributed_executor_backend": "mp",
+        "enforce_eager": not config.compile,
+        "enable_prefix_caching": True,
+        # The model directory's sampling defaults (top-p, top-k, eos ids) must not reach the sampler.
+        "generation_config": "vllm",
+        # Of the distribution sampled from, after the temperature; the default is before it.
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "weight_transfer_config": {"backend": transport},
+        "worker_extension_cls": "rollout.weights.WorkerExtension",
+    }
+
+
+def bind_cores(cores: Sequence[int] | None, ranks: int) -> None:
+    """Divide the cores (None: all allowed ones) among the engine's tensor-parallel ranks, for engines started from now on.
+
+    vLLM's CPU build reads them from the environment, and by itself leaves a core idle.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if cores is None else list(cores)
+    shares = [cores[rank::ranks] or [cores[rank % len(cores)]] for rank in range(ranks)]
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -1,0 +1,161 @@
+"""The built-in task, chained arithmetic, and a small model for it: the project runs with nothing downloaded.
+
+A question is a sum such as `37 + 48 - 19`; the worked output has one step a line and ends in `#### N`; every value on the
+way lies in 0..199. Held-out items are disjoint from training items by construction: an item is held out if and only if
+the blake2b digest of its question text, modulo 8, is 0.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+LARGEST = 199
+TASK_CHARACTERS = "\n #+-=0123456789"
+
+# The roles need no marks of their own: a prompt is <bos>question\n, in the chat form and in the plain form.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One sum. Example: Item(start=37, operations=(("+", 48), ("-", 19))) asks `37 + 48 - 19`; its answer is 66."""
+
+    start: int
+    operations: tuple[tuple[str, int], ...]
+    """Signs, + or -, with their operands, 1..99."""
+
+    @property
+    def question(self) -> str:
+        return " ".join([str(self.start), *(f"{sign} {operand}" for sign, operand in self.operations)])
+
+    @property
+    def answer(self) -> str:
+        return str(self.start + sum(operand if sign == "+" else -operand for sign, operand in self.operations))
+
+    @property
+    def output(self) -> str:
+        """The right worked output."""
+        return demonstration(self, 0.0, random.Random(0))
+
+
+def items(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int] = (2, 3)) -> list[Item]:
+    """`count` different items, the same for the same seed; `lengths` are the least and the most operations (2..4)."""
+    if not 1 <= lengths[0] <= lengths[1]:
+        raise ValueError(f"lengths: {lengths}; expected (least, most) with 1 <= least <= most")
+    rng = random.Random(f"chained-arithmetic/{seed}/{held_out}")
+    found: dict[str, Item] = {}
+    for item in _endless(rng, lengths):
+        if len(found) == count:
+            break
+        if is_held_out(item.question) == held_out:
+            found.setdefault(item.question, item)
+    return list(found.values())
+
+
+def _endless(rng: random.Random, lengths: tuple[int, int]) -> Iterator[Item]:
+    while True:
+        start = value = rng.randint(1, 99)
+        operations = []
+        for _ in range(rng.randint(*lengths)):
+            signs = [sign for sign, room in (("+", LARGEST - value), ("-", value)) if room > 0]
+            sign = rng.choice(signs)
+            operand = rng.randint(1, min(99, LARGEST - value if sign == "+" else value))
+            value += operand if sign == "+" else -operand
+            operations.append((sign, operand))
+        yield Item(start=start, operations=tuple(operations))
+
+
+def is_held_out(question: str) -> bool:
+    return int.from_bytes(hashlib.blake2b(question.encode(), digest_size=8).digest(), "little") % 8 == 0
+
+
+def demonstration(item: Item, imperfect: float, rng: random.Random) -> str:
+    """A worked output in which, with probability `imperfect` at each step that carries or borrows, that is forgotten.
+
+    The step is then off by ten, and the rest follows from the wrong value: well-formed, with a wrong answer. A mistake
+    that would take a later value out of 0..199 is not made.
+    """
+    value, lines = item.start, []
+    for place, (sign, operand) in enumerate(item.operations):
+        change = operand if sign == "+" else -operand
+        result = value + change
+        carries = not 0 <= value % 10 + (operand % 10 if sign == "+" else -(operand % 10)) <= 9
+        if carries and rng.random() < imperfect:
+            wrong = result - 10 if sign == "+" else result + 10
+            if _stays_in_range(wrong, item.operations[place + 1 :]):
+                result = wrong
+        lines.append(f"{value}{sign}{operand}={result}")
+        value = result
+    return "\n".join([*lines, f"#### {value}"])
+
+
+def _stays_in_range(value: int, operations: tuple[tuple[str, int], ...]) -> bool:
+    values = [value]
+    for sign, operand in operations:
+        values.append(values[-1] + (operand if sign == "+" else -operand))
+    return all(0 <= x <= LARGEST for x in values)
+
+
+def character_tokenizer(characters: str = TASK_CHARACTERS) -> "PreTrainedTokenizerFast":
+    """One token per character; ids 0..3 are <pad>, <bos>, <eos>, <unk>. Decoding gives back the exact text."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    vocabulary = {token: place for place, token in enumerate([*specials, *characters])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_small_llama(directory: Path, seed: int, tied: bool = False) -> None:
+    """Write a Hugging Face directory with a random Llama of 3.4 million parameters (float32) and its tokenizer.
+
+    `tied` shares the output head with the embedding.
+    """
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = character_tokenizer()
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        dtype="float32",
+        **ids,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(**ids)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

@@ -1,0 +1,118 @@
+"""RolloutWorker: leases in, samples out. A plain class; the cluster makes it an actor.
+
+It owns one engine and the tokenizer, and decides which outputs may be trained on. The engine sees token ids only; text is
+decoded once, here, for scorers and people.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rollout.config import RolloutConfig
+from rollout.engine import Engine
+from rollout.types import Completion, GenerateFn, Lease, Rejection, Sample, Sampling, TokenRequest, sample_seed
+
+
+class RolloutWorker:
+    """One slot of the rollout stage. `await start(...)` brings up its engine; tests pass `generate_fn` instead."""
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        model_dir: Path,
+        *,
+        run_seed: int,
+        max_model_len: int,
+        slot: int,
+        prefix: str,
+        generate_fn: GenerateFn | None = None,
+    ) -> None:
+        """`max_model_len`: tokens of prompt and output together. `prefix`: names the run in shared memory."""
+        self.config = config
+        self.model_dir = Path(model_dir)
+        self.run_seed = run_seed
+        self.max_model_len = max_model_len
+        self.prefix = f"{prefix}-{slot}"
+        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self.engine: Engine | None = None
+        self._generate_fn = generate_fn
+
+    async def start(self, cores: Sequence[int] | None) -> None:
+        """Start the engine on these cores (None: all allowed ones). Raises EngineError."""
+        self.engine = await Engine.start(
+            self.model_dir,
+            self.config,
+            max_model_len=self.max_model_len,
+            stop_token_ids=stop_token_ids(self.model_dir, self.tokenizer),
+            cores=cores,
+            prefix=self.prefix,
+        )
+
+    async def generate(
+        self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float
+    ) -> tuple[list[Sample], list[Rejection]]:
+        """Sample every index of every lease as one wave, in order. Raises EngineError; then nothing was sampled."""
+        members = [(lease, index) for lease in leases for index in lease.indices]
+        requests = [
+            TokenRequest(
+                prompt_ids=lease.question.prompt_ids,
+                seed=sample_seed(self.run_seed, lease.group_id, index),
+                sampling=sampling,
+            )
+            for lease, index in members
+        ]
+        generate = self._generate_fn or partial(self.engine.generate, deadline_s=deadline_s)
+        samples, rejections = [], []
+        for (lease, index), completion in zip(members, await generate(requests), strict=True):
+            member = {"group_id": lease.group_id, "index": index, "attempt": lease.attempt}
+            if reason := unusable(completion, len(self.tokenizer)):
+                rejections.append(Rejection(reason=reason, **member))
+                continue
+            samples.append(
+                Sample(
+                    ordinal=lease.question.ordinal,
+                    prompt_ids=lease.question.prompt_ids,
+                    output_ids=completion.output_ids,
+                    sampled_mask=(True,) * len(completion.output_ids),
+                    logprobs=completion.logprobs,
+                    text=self.tokenizer.decode(completion.output_ids, skip_special_tokens=True),
+                    versions=completion.versions,
+                    finish_reason=completion.finish_reason,
+                    **member,
+                )
+            )
+        return samples, rejections
+
+
+def unusable(completion: Completion, vocabulary: int) -> str:
+    """Why an output may not be trained on, or an empty string. `vocabulary`: size of the tokenizer's vocabulary."""
+    ids, logprobs = completion.output_ids, completion.logprobs
+    if not ids:
+        return "the output has no tokens"
+    if len(logprobs) != len(ids):
+        return f"{len(logprobs)} log-probabilities for {len(ids)} tokens"
+    for position, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
+        if not 0 <= token < vocabulary:
+            return f"token id {token} at {position} is outside the tokenizer's vocabulary of {vocabulary}"
+        if logprob is None or not math.isfinite(logprob):
+            return f"log-probability {logprob} at token {position}"
+    return ""
+
+
+def stop_token_ids(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends an output: the eos ids of generation_config.json, config.json and the tokenizer.
+
+    Raises ValueError when there is none: every output would run to its limit.
+    """
+    found = [tokenizer.eos_token_id]
+    for name in ("generation_config.json", "config.json"):
+        if (path := Path(model_dir) / name).exists():
+            eos = json.loads(path.read_text()).get("eos_token_id")
+            found += eos if isinstance(eos, list) else [eos]
+    if not (ids := sorted(set(found) - {None})):
+        raise ValueError(f"{model_dir}: no eos_token_id in generation_config.json, config.json or the tokenizer")
+    return tuple(ids)

@@ -1,0 +1,135 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster import cli
+from cluster.recipe import ConfigError
+
+QUICKSTART = Path(__file__).parents[2] / "deploy/recipes/quickstart.yaml"
+COMMANDS = ["train", "resume", "check", "describe", "report", "export", "import-gguf"]
+HEAVY = {"torch", "ray", "vllm", "transformers", "matplotlib", "numpy"}
+
+
+def invoke(*args):
+    return CliRunner().invoke(cli.app, [str(a) for a in args])
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """Runs `resume` with a stand-in that ends in the given way."""
+    resume_module = pytest.importorskip("cluster.resume")
+
+    def run(outcome):
+        def resume(run, overrides):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(resume_module, "resume", resume)
+        return invoke("resume", "runs/x", "rollout.workers=2")
+
+    return run
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda c: " ".join(["cohort", *c]))
+def test_help_answers_within_a_second_and_imports_nothing_heavy(command):
+    code = (
+        "import sys; from cluster.cli import main; sys.argv = ['cohort', *sys.argv[1:], '--help']\n"
+        "try: main()\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    best, done = 60.0, None
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True, timeout=60)
+        best = min(best, time.perf_counter() - began)
+        if best < 0.6:
+            break
+    assert best < 1.0
+    assert "Usage" in done.stdout
+    assert not HEAVY & set(done.stderr.split())
+
+
+def test_describe_prints_every_row_of_the_table():
+    from learner.algorithms import TABLE
+
+    rows = json.loads(invoke("describe", "--json").stdout)
+    assert list(rows) == list(TABLE)
+    assert rows["grpo"]["data_source"] == "policy_samples"
+    assert rows["grpo"]["gradient_coefficient"] == TABLE["grpo"].weighting.formula
+    text = invoke("describe").stdout
+    assert all(row.weighting.formula in text and name in text for name, row in TABLE.items())
+
+
+def test_a_wrong_recipe_exits_with_2_and_a_message_without_a_traceback():
+    done = invoke("check", QUICKSTART, "stages.grpo.stepps=3")
+    assert done.exit_code == 2
+    assert "override 'stages.grpo.stepps=3': stages.1.stepps: unknown key; did you mean 'steps'?" in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_a_problem_found_by_the_check_exits_with_2_before_a_run_is_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke("train", QUICKSTART, "model={path: absent}")
+    assert done.exit_code == 2
+    assert "error: model.path: absent: found no config.json" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_that_is_right_exits_with_0(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke("check", QUICKSTART, "data.questions.rows=64", "data.demonstrations.rows=256")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "ok")
+
+
+def test_a_run_that_ends_well_prints_its_summary_and_exits_with_0(ends):
+    done = ends({"accuracy_before": 0.25, "accuracy_after": 0.75})
+    assert done.exit_code == 0 and "+0.500" in done.stdout
+
+
+def test_every_other_end_has_its_exit_code(ends):
+    from cluster.pipeline import RunFailed, Stopped
+
+    endings = [
+        (ConfigError(["seed: 0 -> 1"]), 2, "error: seed: 0 -> 1", False),
+        (RunFailed("learner-0 died"), 3, "the run failed: learner-0 died", False),
+        (ZeroDivisionError("a bug"), 3, "ZeroDivisionError: a bug", True),
+        (ValueError("a bug"), 3, "ValueError: a bug", True),
+        (KeyboardInterrupt(), 3, "KeyboardInterrupt", True),
+        (Stopped("stopped by a signal after step 3"), 4, "stopped by a signal after step 3", False),
+    ]
+    for error, code, message, shows_traceback in endings:
+        done = ends(error)
+        assert done.exit_code == code
+        assert message in done.stderr
+        assert ("Traceback" in done.stderr) == shows_traceback
+
+
+def test_report_draws_an_unfinished_run_and_adds_the_summary_of_a_finished_one(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "sft", "reward": 0.5}\n')
+    assert invoke("report", tmp_path).stdout.split() == [str(tmp_path / "run.png")]
+    assert invoke("report", tmp_path, "--json").exit_code == 2
+    (tmp_path / "summary.json").write_text('{"accuracy_before": 0.25, "accuracy_after": 0.75}')
+    assert "+0.500" in invoke("report", tmp_path).stdout
+    assert json.loads(invoke("report", tmp_path, "--json").stdout)["accuracy_after"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["report", "absent"], "absent/metrics.jsonl: no such file; expected a run directory"),
+        (["import-gguf", "absent.gguf", "out"], "absent.gguf: no such file; expected a GGUF file"),
+        (["export", "absent", "out"], "absent"),
+        (["resume", "absent"], "absent"),
+    ],
+)
+def test_a_path_that_is_not_there_exits_with_2(tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    done = invoke(*args)
+    assert done.exit_code == 2
+    assert f"error: {message}" in done.stderr
+    assert list(tmp_path.iterdir()) == []

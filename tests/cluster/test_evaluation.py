@@ -1,0 +1,113 @@
+import math
+
+import pytest
+
+from cluster.evaluation import evaluate
+from reward.config import RewardConfig
+from reward.scorer import RuleScorer
+from rollout.types import FinishReason, Question, Sample, Sampling
+
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
+QUESTIONS = [Question(ordinal=i, id=f"q:{i}", text=f"{i} + 1?", gold=str(i + 1), prompt_ids=(1, 2)) for i in range(2)]
+
+
+def generator(answers):
+    """Outputs by (kind, ordinal): a list of texts; None is an output that the engine could not give."""
+
+    def generate(leases, sampling):
+        out = []
+        for lease in reversed(leases):
+            kind = "greedy" if sampling.temperature == 0 else "sampled"
+            for index in lease.indices:
+                text = answers[kind, lease.question.ordinal][index]
+                if text is not None:
+                    out.append(sample(lease, index, text))
+        return out
+
+    return generate
+
+
+def sample(lease, index, text):
+    ids = tuple(range(len(text)))
+    return Sample(
+        ordinal=lease.question.ordinal, group_id=lease.group_id, index=index, attempt=0, prompt_ids=(1, 2), output_ids=ids,
+        sampled_mask=(True,) * len(ids), logprobs=(-0.5,) * len(ids), text=text, versions=((0, 0),),
+        finish_reason=FinishReason.LENGTH if text.startswith("~") else FinishReason.STOP,
+    )  # fmt: skip
+
+
+def run(answers, samples=4, questions=QUESTIONS):
+    score = RuleScorer(RewardConfig(format=0.1)).score
+    return evaluate(questions, samples=samples, sampling=SAMPLING, generate=generator(answers), score=score, label="held-out")
+
+
+def test_each_share_has_the_value_of_its_definition():
+    answers = {
+        ("greedy", 0): ["#### 1"], ("greedy", 1): ["#### 3"],
+        ("sampled", 0): ["#### 1", "#### 1", "#### 1", "#### 9"],
+        ("sampled", 1): ["#### 2", "#### 7", "no answer", "~\n#### 7"],
+    }  # fmt: skip
+    result, _ = run(answers)
+    assert (result.n, result.samples, result.unjudged) == (2, 4, 0)
+    assert result.greedy_accuracy == 0.5
+    assert result.accuracy == pytest.approx((3 / 4 + 1 / 4) / 2)
+    spread = math.sqrt(2 * 0.25**2 / 1 / 2)
+    assert result.accuracy_standard_error == pytest.approx(spread)
+    assert result.accuracy_interval == pytest.approx((0.5 - 1.96 * spread, 0.5 + 1.96 * spread))
+    assert result.pass_at == pytest.approx({1: 0.5, 2: (1.0 + 0.5) / 2, 4: 1.0})
+    assert result.maj_at[4] == 0.5, "7 has two votes against one for 2"
+    assert result.well_formed == pytest.approx(6 / 8)
+    assert result.truncated == pytest.approx(1 / 8)
+    assert result.response_length == pytest.approx((6 * 6 + 9 + 8) / 8)
+
+
+def test_an_output_without_a_verdict_is_counted_and_in_no_average():
+    answers = {
+        ("greedy", 0): [None], ("greedy", 1): ["#### 2"],
+        ("sampled", 0): ["#### 1", "", None, "#### 5"],
+        ("sampled", 1): ["#### 2", "#### 2", "#### 2", "#### 2"],
+    }  # fmt: skip
+    result, records = run(answers)
+    assert result.unjudged == 3
+    assert result.greedy_accuracy == 1.0
+    assert result.accuracy == pytest.approx((1 / 2 + 1.0) / 2)
+    assert result.pass_at[4] == 1.0, "only the question with four judged outputs"
+    assert [output["correct"] for output in records[0]["sampled"]] == [True, None, False]
+
+
+def test_nothing_judged_is_none_and_not_zero():
+    answers = {(kind, i): [None] * 2 for kind in ("greedy", "sampled") for i in (0, 1)}
+    result, _ = run(answers, samples=2)
+    assert (result.accuracy, result.greedy_accuracy, result.pass_at, result.unjudged) == (None, None, {}, 6)
+    assert "sampled -" in result.line()
+
+
+def test_records_hold_every_output_with_its_verdict():
+    answers = {("greedy", 0): ["#### 1"], ("sampled", 0): ["#### 1", "#### 4"]}
+    _, (record,) = run(answers, samples=2, questions=QUESTIONS[:1])
+    assert {key: record[key] for key in ("id", "ordinal", "question", "gold")} == {
+        "id": "q:0", "ordinal": 0, "question": "0 + 1?", "gold": "1",
+    }  # fmt: skip
+    wrong = {"index": 1, "text": "#### 4", "extracted": "4", "status": "score", "correct": False, "reason": ""}
+    assert record["sampled"][1] == wrong
+    assert record["greedy"][0]["correct"] is True
+
+
+def test_the_summary_is_flat_and_has_every_power_of_two():
+    answers = {("greedy", 0): ["#### 1"], ("sampled", 0): ["#### 1"] * 8}
+    row = run(answers, samples=8, questions=QUESTIONS[:1])[0].summary()
+    assert {f"{name}_at_{k}": 1.0 for name in ("pass", "maj") for k in (1, 2, 4, 8)}.items() <= row.items()
+    assert row["accuracy"] == 1.0 and row["label"] == "held-out"
+
+
+def test_a_second_evaluation_asks_for_the_same_groups_so_that_seeds_are_shared():
+    asked = []
+
+    def generate(leases, sampling):
+        asked.append([(lease.group_id, lease.indices, sampling.temperature) for lease in leases])
+        return []
+
+    for _ in range(2):
+        evaluate(QUESTIONS[:1], samples=2, sampling=SAMPLING, generate=generate, score=lambda q, s: [], label="held-out")
+    assert asked[:2] == [[("held-out/greedy/0", (0,), 0.0)], [("held-out/sampled/0", (0, 1), 1.0)]]
+    assert asked[:2] == asked[2:]

@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.config import load
+from cluster.preflight import check
+
+QUICKSTART = Path(__file__).parents[2] / "deploy/recipes/quickstart.yaml"
+SMALL = [
+    "data.questions.rows=64",
+    "data.demonstrations.rows=32",
+    "data.hold_out=16",
+    "evaluation.questions=16",
+    "stages.sft.questions_per_step=16",
+]
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch):
+    """The report on the quickstart with small data and the given overrides."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *overrides: check(load(QUICKSTART, [*SMALL, *overrides]))
+
+
+def test_a_good_recipe_has_no_problem_and_its_arithmetic_is_shown(report, tmp_path):
+    found = report("stages.grpo.steps=3", "stages.grpo.updates_per_batch=2")
+    assert (found.problems, found.warnings) == ([], [])
+    text = "\n".join(found.facts)
+    assert "stage grpo: 3 steps x 16 questions x 16 outputs = 256 outputs a step, 6 updates in all" in text
+    assert "questions: 64 to train on, 16 held out" in text
+    assert "prompt of chained-arithmetic/questions:" in text and "'<bos>" in text
+    assert list(tmp_path.iterdir()) == [], "a check leaves nothing behind"
+
+
+def test_a_run_directory_that_holds_something_is_refused(report, tmp_path):
+    (tmp_path / "runs/quickstart").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/config.yaml").touch()
+    (problem,) = report().problems
+    assert problem.startswith("output: runs/quickstart is not empty; expected a new directory, or `cohort resume")
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused(report, tmp_path):
+    (tmp_path / "file").touch()
+    assert report("output=file").problems == ["output: file is a file; expected a directory"]
+    assert report("output=file/run").problems[0].startswith("output: file/run cannot be made")
+
+
+def test_sequences_longer_than_the_model_takes_are_refused_and_equality_passes(report):
+    assert report("data.max_prompt_tokens=160", "rollout.max_new_tokens=96").problems == []
+    (problem,) = report("data.max_prompt_tokens=161", "rollout.max_new_tokens=96").problems
+    assert problem == "data.max_prompt_tokens 161 + rollout.max_new_tokens 96 = 257; expected at most the model's 256"
+
+
+def test_a_step_larger_than_the_data_is_a_warning(report):
+    (warning,) = report("stages.sft.questions_per_step=33").warnings
+    assert warning == "stage sft: a step takes 33 of 32 rows, some of them twice"
+
+
+def test_checkpoints_that_do_not_fit_on_the_disk_are_refused(report):
+    (problem,) = report("keep_checkpoints=1000000000").problems
+    assert problem.startswith("checkpoints: ") and problem.endswith("expected room for them")
+
+
+def test_demonstrations_without_the_asked_form_are_a_warning(report):
+    (warning,) = report("reward.answer_format=boxed").warnings
+    assert warning == "0% of 32 demonstrations state an answer as reward.answer_format: boxed asks"
+
+
+def test_a_model_directory_that_is_none_is_named_with_the_way_to_make_one(report, tmp_path):
+    (problem,) = report("model={path: models/absent}").problems
+    assert problem.startswith(
+        "model.path: models/absent: found no config.json; expected a Hugging Face model directory; `cohort"
+    )
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/config.json").write_text("{}")
+    (problem,) = report("model={path: half}").problems
+    assert problem.startswith("model.path: half: found no .safetensors file")
+
+
+def test_a_bad_row_is_named_with_its_file_and_line(report, tmp_path, tiny_model_dir):
+    rows = [{"question": "1 + 1", "answer": "2"}, {"question": "1 + 2", "answer": "no number here"}] * 3
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (problem,) = report(f"model={{path: {tiny_model_dir}}}", "data.questions={file: q.jsonl}", "data.hold_out=1").problems
+    assert problem.startswith("3 rows: the reference answer cannot be judged") and "q.jsonl:2" in problem

@@ -1,0 +1,55 @@
+import io
+import json
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from cluster.report import plot, read_summary, summary_table
+
+FULL = {"reward": 0.5, "accuracy": 0.5, "kl": 0.01, "clip_fraction": 0.0, "response_length": 30.0, "mismatch_p50": 1e-5}
+SECONDS = {f"seconds_{phase}": 1.0 for phase in ("generate", "score", "train", "sync", "other")}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_run_of_two_stages_is_drawn_as_one_picture(tmp_path):
+    warm = [{"step": n, "stage": "sft", "response_length": 30.0, **SECONDS} for n in range(1, 6)]
+    rest = [{"step": n, "stage": "grpo", **FULL, **SECONDS} for n in range(6, 11)]
+    write(tmp_path / "metrics.jsonl", warm + rest)
+    row = {"accuracy": 0.5, "accuracy_standard_error": 0.02, "greedy_accuracy": None}
+    write(tmp_path / "evaluations.jsonl", [{"step": 5, **row}, {"step": 10, **row, "greedy_accuracy": 0.9}])
+    path = plot(tmp_path)
+    assert path == tmp_path / "run.png"
+    with Image.open(path) as picture:
+        assert min(picture.size) > 800
+        assert len(picture.convert("RGB").getcolors(10**6)) > 50, "something is drawn"
+
+
+@pytest.mark.parametrize("rows", [[], [{"step": 1}], [{"step": 1, "stage": "sft", "reward": None}]])
+def test_missing_metrics_leave_empty_panels(tmp_path, rows):
+    write(tmp_path / "metrics.jsonl", rows)
+    assert plot(tmp_path).stat().st_size > 0
+
+
+def test_a_directory_that_is_no_run_is_refused_with_the_file_that_is_missing(tmp_path):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: no such file; expected a run directory"):
+        plot(tmp_path)
+    with pytest.raises(ValueError, match=r"summary\.json: no such file"):
+        read_summary(tmp_path)
+
+
+def test_the_summary_stands_before_beside_after():
+    summary = {
+        **{"accuracy_before": 0.25, "accuracy_after": 0.75, "greedy_accuracy_before": None, "greedy_accuracy_after": 0.5},
+        **{"seconds": {"generate": 12.34}, "tokens_per_second": 456.7},
+    }
+    out = io.StringIO()
+    Console(width=100, file=out).print(summary_table(summary))
+    rows = [line.split() for line in out.getvalue().splitlines()]
+    assert ["accuracy", "0.250", "0.750", "+0.500"] in rows
+    assert ["greedy", "accuracy", "-", "0.500", "-"] in rows
+    assert ["seconds", "generate", "12.3"] in rows
+    assert ["tokens", "per", "second", "457"] in rows

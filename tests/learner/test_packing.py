@@ -1,0 +1,147 @@
+"""Packing: what is in the micro-batches, and that the plan never changes a token's weight."""
+
+import math
+
+import pytest
+import torch
+
+from learner.credit import GroupRelative, Ones
+from learner.packing import pack
+from learner.policy import visible
+from tests.learner.builders import random_batch, scored
+
+
+def tokens_of(packed_ranks):
+    """Every trained token of all ranks as {slot: its fields, and the id and position that predict it}."""
+    found = {}
+    for packed in packed_ranks:
+        for micro in packed.micro_batches:
+            ids, positions = micro.input_ids_BT.flatten(), micro.position_ids_BT.flatten()
+            for n, slot in enumerate(micro.slot_N.tolist()):
+                source = micro.source_N[n]
+                fields = (micro.target_N, micro.advantage_N, micro.token_weight_N, micro.behaviour_logprob_N, micro.sample_N)
+                assert slot not in found
+                found[slot] = (*(x[n].item() for x in fields), ids[source].item(), positions[source].item())
+    return found
+
+
+def expected_tokens(batch, advantages):
+    """The same, one token at a time from the definition."""
+    kept = [i for i, row in enumerate(advantages) if row is not None]
+    groups = {batch[i].sample.group_id for i in kept}
+    found, slot = {}, 0
+    for i in kept:
+        sample = batch[i].sample
+        in_group = sum(batch[j].sample.group_id == sample.group_id for j in kept)
+        for t, token in enumerate(sample.output_ids):
+            if sample.sampled_mask[t]:
+                before = (sample.prompt_ids + sample.output_ids)[len(sample.prompt_ids) + t - 1]
+                weight = 1 / len(groups) / in_group / sum(sample.sampled_mask)
+                reals = (advantages[i][t], weight, sample.logprobs[t])
+                found[slot] = (token, *map(pytest.approx, reals), i, before, len(sample.prompt_ids) + t - 1)
+                slot += 1
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+@pytest.mark.parametrize("max_tokens", [1, 20, 64, 4096])
+def test_every_sampled_token_is_trained_once_with_its_weight_and_predictor(max_tokens, world_size):
+    batch = random_batch()
+    advantages = GroupRelative()(batch)
+    advantages[4] = None
+    ranks = [pack(batch, advantages, max_tokens=max_tokens, rank=r, world_size=world_size) for r in range(world_size)]
+    expected = expected_tokens(batch, advantages)
+    assert tokens_of(ranks) == expected
+    assert {packed.trained_tokens for packed in ranks} == {len(expected)}
+    assert len({len(packed.micro_batches) for packed in ranks}) == 1
+
+
+def test_the_worked_example_of_the_type_holds():
+    batch = [scored("g", 0, [7, 8], [5, 2]), scored("g", 1, [7, 8], [6])]
+    (micro,) = pack(batch, Ones()(batch), max_tokens=100).micro_batches
+    assert micro.input_ids_BT.tolist() == [[7, 8, 5, 2, 6]]
+    assert micro.position_ids_BT.tolist() == [[0, 1, 2, 3, 2]]
+    assert micro.segment_BT.tolist() == [[0, 0, 1, 1, 2]]
+    assert micro.source_N.tolist() == [1, 2, 1]
+    assert micro.target_N.tolist() == [5, 2, 6]
+    assert micro.token_weight_N.tolist() == [0.25, 0.25, 0.5]
+    assert micro.behaviour_logprob_N.isnan().all()
+
+
+def test_a_position_sees_the_prompt_and_its_own_output_up_to_itself():
+    seen = visible(torch.tensor([[0, 0, 1, 1, 2, -1]]), torch.float32)[0, 0] == 0
+    assert seen.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
+
+
+def test_the_budget_bounds_a_micro_batch_unless_one_output_is_longer():
+    batch = [*random_batch(groups=6, size=8), scored("long", 0, [5] * 10, [6] * 90)]
+    for micro in pack(batch, Ones()(batch), max_tokens=64).micro_batches:
+        rows, width = micro.input_ids_BT.shape
+        assert rows * width <= 64 or (rows, width) == (1, 100)
+
+
+def test_a_prompt_is_shared_by_outputs_of_its_group_only():
+    batch = [scored(g, i, [5] * 50, [6] * 10) for g in ("a", "b") for i in range(4)]
+    packed = pack(batch, Ones()(batch), max_tokens=4096)
+    assert sorted(len(row) for micro in packed.micro_batches for row in micro.input_ids_BT) == [90, 90]
+    assert packed.padding_share == 0
+
+
+def test_rows_of_long_outputs_are_split_and_of_similar_width():
+    batch = [scored("a", i, [5] * 50, [6] * (200 + i)) for i in range(6)]
+    packed = pack(batch, Ones()(batch), max_tokens=100_000)
+    (micro,) = packed.micro_batches
+    assert 1 < len(micro.input_ids_BT) < 6
+    assert packed.padding_share < 0.02
+
+
+def test_padding_is_counted_over_all_ranks():
+    batch = [scored("a", 0, [5] * 3, [6] * 5), scored("b", 0, [5], [6])]
+    assert pack(batch, Ones()(batch), max_tokens=100).padding_share == pytest.approx(6 / 16)
+    assert pack(batch, Ones()(batch), max_tokens=100, rank=1, world_size=2).padding_share == 0
+
+
+def test_ranks_get_similar_shares():
+    batch = random_batch(groups=16, size=8)
+    sizes = [
+        sum(m.input_ids_BT.numel() for m in pack(batch, Ones()(batch), max_tokens=128, rank=r, world_size=2).micro_batches)
+        for r in range(2)
+    ]
+    assert max(sizes) / min(sizes) < 1.15
+
+
+def test_a_rank_without_rows_gets_a_micro_batch_without_tokens():
+    batch = [scored("a", 0, [5], [6, 7])]
+    (micro,) = pack(batch, Ones()(batch), max_tokens=100, rank=1, world_size=2).micro_batches
+    assert micro.input_ids_BT.shape == (1, 1)
+    assert len(micro.source_N) == len(micro.token_weight_N) == 0
+
+
+def test_nothing_to_train_gives_no_micro_batches():
+    batch = [scored("a", 0, [5], [6, 7], mask=[False, False]), scored("a", 1, [5], [])]
+    packed = pack(batch, Ones()(batch), max_tokens=100)
+    assert (packed.micro_batches, packed.trained_tokens, packed.padding_share) == ((), 0, 0.0)
+
+
+def test_an_output_out_of_the_loss_changes_no_weight_and_an_empty_one_counts():
+    batch = [scored("a", 0, [5], [6, 7]), scored("a", 1, [5], [6]), scored("b", 0, [5], [9])]
+    (micro,) = pack(batch, [(1.0, 1.0), None, None], max_tokens=100).micro_batches
+    assert micro.token_weight_N.tolist() == [0.5, 0.5]
+    batch[1] = scored("a", 1, [5], [])
+    (micro,) = pack(batch, [(1.0, 1.0), (), None], max_tokens=100).micro_batches
+    assert micro.token_weight_N.tolist() == [0.25, 0.25]
+    assert math.isclose(sum(micro.token_weight_N.tolist()), 1 / 2)
+
+
+def test_malformed_samples_are_named():
+    with pytest.raises(ValueError, match="group a, index 3: found 0 prompt tokens"):
+        pack([scored("a", 3, [], [6])], [(1.0,)], max_tokens=100)
+    with pytest.raises(ValueError, match=r"group a, index 0: .*lengths \[2, 3\]"):
+        pack([scored("a", 0, [5], [6, 7], logprobs=[-1.0] * 3)], [(1.0, 1.0)], max_tokens=100)

@@ -1,0 +1,108 @@
+"""The packed forward pass against the model's own, and the models that are refused."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from learner.credit import Ones
+from learner.packing import pack
+from learner.policy import check_config, check_packing, load_policy
+from tests.learner.builders import plain_logprobs, random_batch, scored
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+
+
+def packed_logprobs(policy, batch, temperature=1.0, max_tokens=4096):
+    """(tokens,) log-probabilities by slot."""
+    packed = pack(batch, Ones()(batch), max_tokens=max_tokens)
+    found = torch.zeros(packed.trained_tokens, dtype=policy.causal_lm.dtype)
+    with torch.no_grad():
+        for micro in packed.micro_batches:
+            found[micro.slot_N] = policy(micro, temperature)[0]
+    return found
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_packed_logprobs_equal_each_output_alone(model_dir, tied_dir, tied, temperature):
+    directory, batch = tied_dir if tied else model_dir, random_batch(groups=5)
+    policy = load_policy(directory, torch.float64, chunk=7)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
+    with torch.no_grad():
+        alone = [plain_logprobs(model, x.sample, temperature)[torch.tensor(x.sample.sampled_mask)] for x in batch]
+    for budget in (1, 40, 4096):
+        torch.testing.assert_close(packed_logprobs(policy, batch, temperature, budget), torch.cat(alone), rtol=0, atol=1e-6)
+
+
+def test_a_neighbours_tokens_never_move_a_rows_logprobs(model_dir):
+    policy = load_policy(model_dir, torch.float32, chunk=64)
+    ours = scored("g", 0, [5, 9, 11], [6, 7, 2])
+    first = [ours, scored("g", 1, [5, 9, 11], [8, 8, 8, 8]), scored("h", 0, [3], [4] * 6)]
+    second = [ours, scored("g", 1, [5, 9, 11], [60, 2, 2, 33]), scored("h", 0, [50], [2] * 6)]
+    assert torch.equal(packed_logprobs(policy, first)[:3], packed_logprobs(policy, second)[:3])
+
+
+@pytest.mark.parametrize(("width", "pad"), [(4, 0), (4, 2), (9, 2)])
+def test_padding_never_moves_a_rows_logprobs(model_dir, width, pad):
+    policy = load_policy(model_dir, torch.float32, chunk=64)
+    ours = scored("g", 0, [5, 9], [6, 2])
+    longer = [ours, scored("h", 0, [3], [4] * width)]
+    packed = pack(longer, Ones()(longer), max_tokens=4096)
+    (micro,) = packed.micro_batches
+    micro.input_ids_BT[micro.segment_BT == -1] = pad
+    with torch.no_grad():
+        found = policy(micro, 1.0)[0][micro.sample_N == 0]
+    torch.testing.assert_close(found, packed_logprobs(policy, [ours]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=2, attention_bias=True)),
+        Qwen2ForCausalLM(Qwen2Config(**SMALL, num_key_value_heads=2)),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_models_with_full_attention_pass_the_checks(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    check_packing(load_policy(tmp_path, torch.float32, chunk=64))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (MistralForCausalLM(MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=8)), "sliding_window is 8"),
+        (LlamaForCausalLM(LlamaConfig(**SMALL, attention_dropout=0.1)), "attention_dropout is 0.1, expected 0"),
+        (
+            BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=64)),
+            "Bloom.* does not support",
+        ),
+        (CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.5, pad_token_id=0)), "a plain linear output head"),
+    ],
+    ids=["window", "dropout", "alibi", "scaled logits"],
+)
+def test_models_that_packing_cannot_represent_are_refused(tmp_path, model, reason):
+    torch.manual_seed(0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=reason):
+        check_packing(load_policy(tmp_path, torch.float32, chunk=64))
+
+
+def test_layer_types_decide_over_an_unused_window():
+    check_config({"sliding_window": 4096, "layer_types": ["full_attention"] * 2})
+    with pytest.raises(ValueError, match="linear_attention"):
+        check_config({"layer_types": ["full_attention", "linear_attention"]})

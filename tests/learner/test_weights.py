@@ -1,0 +1,43 @@
+"""The weight stream is what a weight-transfer engine expects."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from learner.algorithms import resolve
+from tests.learner.builders import adamw, random_batch
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_metadata_and_iteration_agree_and_repeat(start, model_dir, dtype):
+    source = start(model_dir).source(str(dtype).removeprefix("torch."))
+    declared = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
+    for _ in range(2):
+        assert [(name, x.dtype, tuple(x.shape)) for name, x in source] == declared
+
+
+def test_names_and_values_are_those_of_the_checkpoint(start, model_dir):
+    on_disk = load_file(model_dir / "model.safetensors")
+    streamed = dict(start(model_dir).source("float32"))
+    assert streamed.keys() == on_disk.keys()
+    assert all(torch.equal(streamed[name], x) for name, x in on_disk.items())
+
+
+def test_a_tied_head_is_sent_under_its_own_name(start, tied_dir):
+    worker = start(tied_dir)
+    worker.begin_stage(resolve("sft", {}, {}), adamw(), 3)
+    worker.step(random_batch(), updates=1, temperature=1.0)
+    streamed = dict(worker.source("float32"))
+    assert "lm_head.weight" not in load_file(tied_dir / "model.safetensors")
+    assert torch.equal(streamed["lm_head.weight"], streamed["model.embed_tokens.weight"])
+
+
+def test_the_stream_is_current_after_scoring_and_training(start, model_dir):
+    worker = start(model_dir)
+    worker.begin_stage(resolve("sft", {}, {}), adamw(), 3)
+    source = worker.source("float32")
+    before = dict(source)["model.norm.weight"].clone()
+    worker.logprobs([[5, 6]])
+    assert torch.equal(dict(source)["model.norm.weight"], before)
+    worker.step(random_batch(), updates=1, temperature=1.0)
+    assert not torch.equal(dict(source)["model.norm.weight"], before)

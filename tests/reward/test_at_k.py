@@ -1,0 +1,86 @@
+from itertools import combinations
+
+import pytest
+
+from reward.answers import same
+from reward.at_k import maj_at_k, pass_at_k
+
+
+def vote(answers, gold, k, seed=0):
+    return maj_at_k(answers, [same(gold, answer) for answer in answers], k, same, seed)
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k", "value"),
+    [
+        (4, 1, 4, 1.0),
+        (4, 0, 4, 0.0),
+        (4, 1, 1, 0.25),
+        (4, 1, 2, 0.5),
+        (4, 2, 2, 5 / 6),
+        (5, 2, 3, 0.9),
+        (1, 1, 1, 1.0),
+        (8, 8, 3, 1.0),
+    ],
+)
+def test_pass_at_k_matches_the_table_worked_by_hand(n, c, k, value):
+    assert pass_at_k(n, c, k) == pytest.approx(value, abs=1e-15)
+
+
+def test_pass_at_k_is_the_share_of_subsets_that_hold_a_right_sample():
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                subsets = list(combinations(range(n), k))
+                assert pass_at_k(n, c, k) == pytest.approx(sum(min(s) < c for s in subsets) / len(subsets), abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(4, 1, 5), (4, 5, 1), (4, -1, 1), (4, 1, 0)])
+def test_pass_at_k_needs_k_of_n_samples(n, c, k):
+    with pytest.raises(ValueError, match="expected 0 <= c <= n and 1 <= k <= n"):
+        pass_at_k(n, c, k)
+
+
+@pytest.mark.parametrize(
+    ("answers", "k", "value"),
+    [
+        (["7", "7", "8"], 3, 1.0),
+        (["8", "8", "7"], 3, 0.0),
+        (["7", "8"], 2, 1.0),  # a tie goes to the first
+        (["8", "7"], 2, 0.0),
+        (["8", "7.0", "14/2"], 3, 1.0),  # pooled by value
+        ([None, None, "7"], 3, 1.0),  # no answer, no vote
+        ([None, None, None], 3, 0.0),
+        (["7", "8", "8"], 1, 1 / 3),
+        (["7", "8", "8"], 2, 2 / 3),  # (7, 8), (7, 8), (8, 8)
+        (["8", "7", "7", "8"], 3, 0.5),  # 877, 878, 878, 778
+    ],
+)
+def test_maj_at_k_matches_the_table_worked_by_hand(answers, k, value):
+    estimate = vote(answers, "7", k)
+    assert estimate.value == pytest.approx(value, abs=1e-15) and estimate.standard_error == 0.0
+
+
+def test_maj_at_1_is_the_mean_accuracy():
+    assert vote(["7", "8", None, "7"], "7", 1).value == 0.5
+
+
+def test_many_subsets_are_drawn_by_the_seed_with_their_standard_error():
+    answers = ["7"] * 8 + ["8"] * 8
+    exact = maj_at_k(answers[:1] + answers[8:], [True] + [False] * 8, 3, same, 0)
+    assert exact == (0.0, 0.0)
+    first = vote(answers, "7", 7)  # C(16, 7) = 11,440 subsets; with an odd k and 8 against 8, each side wins half of them
+    assert first == vote(answers, "7", 7) and first != vote(answers, "7", 7, seed=1)
+    assert abs(first.value - 0.5) < 0.08
+    assert first.standard_error == pytest.approx((first.value * (1 - first.value) / 1000) ** 0.5)
+
+
+def test_at_most_ten_thousand_subsets_are_all_counted():
+    assert vote(["7"] * 8 + ["8"] * 8, "7", 5).value == 0.5  # C(16, 5) = 4,368
+
+
+def test_maj_at_k_needs_k_samples_and_a_judgement_for_each():
+    with pytest.raises(ValueError, match="maj@k with 1 answers, 1 judgements, k=2"):
+        vote(["7"], "7", 2)
+    with pytest.raises(ValueError, match="maj@k with 1 answers, 2 judgements, k=1"):
+        maj_at_k(["7"], [True, True], 1, same, 0)

@@ -1,0 +1,128 @@
+import json
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from rollout.config import SourceConfig
+from rollout.rows import Row, fill, load_rows
+
+
+def written(tmp_path, data, name="train.jsonl"):
+    path = tmp_path / name
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def error_of(tmp_path, data, name="train.jsonl", **source):
+    path = written(tmp_path, data, name)
+    with pytest.raises(ValueError) as caught:
+        load_rows(SourceConfig(file=path, **source))
+    return str(caught.value).replace(str(tmp_path) + "/", "")
+
+
+def rows_of(*columns):
+    return [Row(where=f"train.jsonl:{number}", columns=value) for number, value in enumerate(columns, start=1)]
+
+
+def test_rows_carry_file_and_line_and_blank_lines_are_counted(tmp_path):
+    path = written(tmp_path, '\ufeff{"a": "x\u2028y"}\r\n\n{"a": 2}')
+    rows = load_rows(SourceConfig(file=path))
+    assert [(row.where, row.columns) for row in rows] == [(f"{path}:1", {"a": "x\u2028y"}), (f"{path}:3", {"a": 2})]
+
+
+def test_rows_limits_the_rows_and_more_than_there_are_is_an_error(tmp_path):
+    path = written(tmp_path, '{"a": 1}\n{"a": 2}\n{"a": 3}\n')
+    assert [row.columns["a"] for row in load_rows(SourceConfig(file=path, rows=2))] == [1, 2]
+    with pytest.raises(ValueError, match="rows: 4 asked for, and there are 3"):
+        load_rows(SourceConfig(file=path, rows=4))
+
+
+def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
+    written(tmp_path, "", "train.jsonl")
+    with pytest.raises(ValueError, match=r"trian.jsonl: no such file; did you mean train.jsonl\?"):
+        load_rows(SourceConfig(file=tmp_path / "trian.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "train.jsonl: no rows"),
+        (b"\n \n", "train.jsonl: no rows"),
+        (b'{"a": 1}\n{"a": "\xff"}\n', "train.jsonl:2:8: byte 0xff is not UTF-8"),
+        (b'{"a": 1}\n{"a": 2,, }\n{"a": 3}\n', "train.jsonl:2:9: not JSON: Expecting property name"),
+        (b'{"a": 1}\n[1, 2]\n', "train.jsonl:2:1: found list; expected a JSON object"),
+    ],
+)
+def test_a_bad_file_is_an_error_with_line_and_column(tmp_path, data, message):
+    text = error_of(tmp_path, data)
+    assert text.startswith(message) and "cut short" not in text
+
+
+def test_a_last_line_cut_short_is_said_to_be_so(tmp_path):
+    assert error_of(tmp_path, '{"a": 1}\n{"a": "tw') == (
+        "train.jsonl:2:7: not JSON: Unterminated string starting at; the last line has no end, so the file may be cut short"
+    )
+
+
+def test_parquet_rows_are_numbered_and_a_broken_file_is_an_error(tmp_path):
+    path = tmp_path / "train.parquet"
+    parquet.write_table(pyarrow.table({"a": [1, 2], "b": ["x", "y"]}), path)
+    rows = load_rows(SourceConfig(file=path))
+    assert [(row.where, row.columns) for row in rows] == [(f"{path}:1", {"a": 1, "b": "x"}), (f"{path}:2", {"a": 2, "b": "y"})]
+    assert error_of(tmp_path, "hello", "bad.parquet").startswith("bad.parquet: not a readable parquet file")
+    assert error_of(tmp_path, "a,b", "train.csv") == "train.csv: the ending is '.csv'; expected .jsonl or .parquet"
+
+
+def test_templates_take_formats_and_places_inside_columns():
+    rows = rows_of({"Body": "Two", "n": 14.0, "turns": [{"content": "Hi"}]})
+    assert fill(rows, "{Body} {turns[0][content]}", "question") == ["Two Hi"]
+    assert fill(rows, "{n:g}", "answer") == ["14"]
+
+
+def test_a_missing_column_is_named_with_those_present_and_the_nearest():
+    with pytest.raises(ValueError) as caught:
+        fill(rows_of({"Question": "a", "Answer": 1}, {"Question": "b", "Answer": 2}), "{Qestion}", "question")
+    assert str(caught.value) == (
+        "train.jsonl:1: the question template '{Qestion}' needs column 'Qestion'; present: Answer, Question;"
+        " did you mean 'Question'? (2 in all)"
+    )
+
+
+def test_bad_answers_are_counted_and_the_first_five_listed():
+    bad = [None, True, [1], float("nan"), {}, "", None]
+    with pytest.raises(ValueError) as caught:
+        fill(rows_of({"answer": 1}, *({"answer": value} for value in bad)), "{answer}", "answer")
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "7 rows: the answer template '{answer}' does not fit"
+    assert lines[1] == "  train.jsonl:2: 'answer' is None; expected text or a number"
+    assert lines[4] == "  train.jsonl:5: 'answer' is nan; expected a finite number"
+    assert lines[5].startswith("  train.jsonl:6") and lines[6:] == ["  and 2 more"]
+
+
+def test_a_format_that_does_not_fit_the_value_names_the_row():
+    with pytest.raises(ValueError, match="train.jsonl:2: Unknown format code 'g'"):
+        fill(rows_of({"n": 1.0}, {"n": "two"}), "{n:g}", "answer")
+
+
+@pytest.mark.parametrize("template", ["{", "{}", "no column", "{n:{width}}", "{0}"])
+def test_a_malformed_template_is_refused(template):
+    with pytest.raises(ValueError, match="answer"):
+        fill(rows_of({"n": 1}), template, "answer")
+
+
+def test_a_hub_data_set_is_asked_for_its_split(monkeypatch):
+    asked = []
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: asked.append((name, split)) or [{"a": 1}])
+    assert load_rows(SourceConfig(hub="org/set:test"))[0] == Row(where="org/set:test:1", columns={"a": 1})
+    load_rows(SourceConfig(hub="org/set"))
+    assert asked == [("org/set", "test"), ("org/set", "train")]
+
+
+def test_a_hub_data_set_that_cannot_be_loaded_is_an_error(monkeypatch):
+    def refuse(name, split):
+        raise ValueError(f"Unknown split {json.dumps(split)}")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(ValueError, match='hub: org/set:tset: cannot be loaded: Unknown split "tset"'):
+        load_rows(SourceConfig(hub="org/set:tset"))

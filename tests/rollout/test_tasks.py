@@ -1,0 +1,104 @@
+import random
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rollout.tasks import LARGEST, Item, character_tokenizer, demonstration, is_held_out, items, make_small_llama
+
+
+def sum_of(question):
+    return sum(int(sign + digits) for sign, digits in re.findall(r"([+-]?)(\d+)", question.replace(" ", "")))
+
+
+def test_an_item_asks_a_sum_and_works_it_out_one_step_a_line():
+    item = Item(start=37, operations=(("+", 48), ("-", 19), ("+", 26)))
+    assert item.question == "37 + 48 - 19 + 26"
+    assert item.output == "37+48=85\n85-19=66\n66+26=92\n#### 92"
+    assert item.answer == "92"
+
+
+def test_items_are_right_different_in_range_and_the_same_for_the_same_seed():
+    made = items(5, 300, held_out=False)
+    assert made == items(5, 300, held_out=False) and made != items(6, 300, held_out=False)
+    assert len({item.question for item in made}) == 300
+    assert {len(item.operations) for item in made} == {2, 3}
+    for item in made:
+        assert item.answer == str(sum_of(item.question))
+        values = [int(x) for line in item.output.split("\n")[:-1] for x in line.rpartition("=")[2:]]
+        assert all(0 <= value <= LARGEST for value in values)
+        assert all(1 <= operand <= 99 for _, operand in item.operations)
+
+
+def test_held_out_items_are_disjoint_from_training_items_by_the_hash_of_their_text():
+    train, held_out = items(0, 500, held_out=False), items(0, 100, held_out=True)
+    assert all(is_held_out(item.question) for item in held_out)
+    assert not any(is_held_out(item.question) for item in train)
+    # The rule itself is part of the contract: another one would mix the sets of two versions.
+    assert [n for n in range(40) if is_held_out(f"{n} + 1")] == [7, 16, 28]
+
+
+def test_more_operations_are_a_parameter():
+    assert {len(item.operations) for item in items(0, 50, held_out=False, lengths=(4, 4))} == {4}
+    with pytest.raises(ValueError, match="least <= most"):
+        items(0, 1, held_out=False, lengths=(3, 2))
+
+
+def test_a_forgotten_carry_or_borrow_is_off_by_ten_and_the_rest_follows_from_it():
+    item = Item(start=37, operations=(("+", 48), ("-", 19), ("+", 23)))
+    assert demonstration(item, 0.9999, random.Random(0)) == "37+48=75\n75-19=66\n66+23=89\n#### 89"
+
+
+def test_a_step_without_carry_is_never_wrong():
+    item = Item(start=31, operations=(("+", 48), ("-", 19)))
+    assert demonstration(item, 0.9999, random.Random(0)) == "31+48=79\n79-19=60\n#### 60"
+
+
+def test_a_mistake_that_would_leave_the_range_is_not_made():
+    item = Item(start=8, operations=(("+", 7), ("-", 12)))
+    assert demonstration(item, 0.9999, random.Random(0)) == "8+7=15\n15-12=3\n#### 3"
+
+
+def test_imperfect_demonstrations_stay_well_formed_and_are_wrong_about_as_often_as_asked():
+    made = items(1, 2000, held_out=False, lengths=(2, 2))
+    rng, wrong, chances = random.Random(2), 0, 0
+    for item in made:
+        lines = demonstration(item, 0.3, rng).split("\n")
+        assert lines[-1] == f"#### {lines[-2].rpartition('=')[2]}"
+        for line in lines[:-1]:
+            off = int(line.rpartition("=")[2]) - sum_of(line.rpartition("=")[0])
+            assert off in (0, -10 if "+" in line else 10)
+            left, right = (int(x) % 10 for x in re.findall(r"\d+", line)[:2])
+            chances += left + right > 9 if "+" in line else left < right
+            wrong += off != 0
+    assert 0.25 < wrong / chances < 0.33
+
+
+def test_the_tokenizer_gives_back_the_exact_text_one_token_per_character():
+    tokenizer = character_tokenizer()
+    text = "37+48=85\n85-19=66\n\n  #### 66 "
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert len(ids) == len(text) and tokenizer.decode(ids) == text
+    assert tokenizer(text).input_ids == [tokenizer.bos_token_id, *ids]
+    assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_small_llama_loads_is_seeded_and_names_its_special_tokens(tmp_path, tied):
+    before = torch.random.get_rng_state()
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        make_small_llama(tmp_path / name, seed, tied)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    a, b, c = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in "abc")
+    assert torch.equal(a.model.embed_tokens.weight, b.model.embed_tokens.weight)
+    assert not torch.equal(a.model.embed_tokens.weight, c.model.embed_tokens.weight)
+    assert (a.lm_head.weight is a.model.embed_tokens.weight) == tied == a.config.tie_word_embeddings
+    assert 2e6 < sum(parameter.numel() for parameter in a.parameters()) < 4e6 and a.dtype == torch.float32
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
+    ids = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert ids == (0, 1, 2)
+    for config in (a.config, a.generation_config):
+        assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == ids
+    assert len(tokenizer) == a.config.vocab_size and tokenizer.chat_template is not None
+    assert tokenizer.decode(tokenizer("1+1=2\n#### 2", add_special_tokens=False).input_ids) == "1+1=2\n#### 2"

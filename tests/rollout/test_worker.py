@@ -1,0 +1,113 @@
+"""RolloutWorker's own work, on a fake engine: seeds, order, text, and what may not be trained on."""
+
+import asyncio
+import json
+import math
+
+import pytest
+from transformers import AutoTokenizer
+
+from rollout.config import RolloutConfig
+from rollout.types import Completion, FinishReason, Lease, Question, Rejection, Sample, Sampling, sample_seed
+from rollout.worker import RolloutWorker, stop_token_ids
+
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
+
+
+def lease(ordinal=17, indices=(0, 1), attempt=0) -> Lease:
+    question = Question(ordinal=ordinal, id=f"q:{ordinal}", text="3 + 4 ?", gold="7", prompt_ids=(1, 7, 14, 8))
+    return Lease(question=question, group_id=f"grpo/{ordinal}", indices=indices, attempt=attempt)
+
+
+def completion(ids=(11, 2), logprobs=(-0.5, -0.25)) -> Completion:
+    return Completion(output_ids=ids, logprobs=logprobs, versions=((4, 0),), finish_reason=FinishReason.STOP)
+
+
+def run(model_dir, leases, completions, run_seed=5):
+    """(samples, rejections, requests that reached the engine)."""
+    seen = []
+
+    async def generate(requests):
+        seen.extend(requests)
+        return completions
+
+    arguments = {"run_seed": run_seed, "max_model_len": 64, "slot": 1, "prefix": "run", "generate_fn": generate}
+    worker = RolloutWorker(RolloutConfig(), model_dir, **arguments)
+    return *asyncio.run(worker.generate(leases, SAMPLING, deadline_s=5)), seen
+
+
+def test_a_sample_is_the_completion_with_its_place_and_its_text(tiny_model_dir):
+    [first, second], rejections, _ = run(tiny_model_dir, [lease(indices=(2, 5), attempt=1)], [completion()] * 2)
+    assert first == Sample(
+        ordinal=17, group_id="grpo/17", index=2, attempt=1, prompt_ids=(1, 7, 14, 8), output_ids=(11, 2),
+        sampled_mask=(True, True), logprobs=(-0.5, -0.25), text="7", versions=((4, 0),), finish_reason=FinishReason.STOP,
+    )  # fmt: skip
+    assert second.index == 5
+    assert rejections == []
+
+
+def test_members_reach_the_engine_in_order_with_seeds_of_their_own(tiny_model_dir):
+    _, _, requests = run(tiny_model_dir, [lease(3, (1, 0)), lease(4, (0,))], [completion()] * 3)
+    assert [r.seed for r in requests] == [sample_seed(5, g, i) for g, i in (("grpo/3", 1), ("grpo/3", 0), ("grpo/4", 0))]
+    assert len({r.seed for r in requests}) == 3
+    assert all(r.prompt_ids == (1, 7, 14, 8) and r.sampling is SAMPLING for r in requests)
+
+
+def test_a_retry_draws_the_same_seeds_and_another_run_does_not(tiny_model_dir):
+    first, retry = (run(tiny_model_dir, [lease(attempt=a)], [completion()] * 2)[2] for a in (0, 1))
+    assert first == retry
+    assert run(tiny_model_dir, [lease()], [completion()] * 2, run_seed=6)[2] != first
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (completion(logprobs=(-0.5, math.nan)), "log-probability nan at token 1"),
+        (completion(logprobs=(-math.inf, -0.5)), "log-probability -inf at token 0"),
+        (completion(logprobs=(math.inf, -0.5)), "log-probability inf at token 0"),
+        (completion(logprobs=(None, -0.5)), "log-probability None at token 0"),
+        (completion(logprobs=(-0.5,)), "1 log-probabilities for 2 tokens"),
+        (completion(ids=(11, 100)), "token id 100 at 1 is outside the tokenizer's vocabulary of 100"),
+        (completion(ids=(-1, 2)), "token id -1 at 0 is outside the tokenizer's vocabulary of 100"),
+        (completion(ids=(), logprobs=()), "the output has no tokens"),
+    ],
+)
+def test_an_output_that_may_not_be_trained_on_is_rejected_alone(tiny_model_dir, bad, reason):
+    samples, rejections, _ = run(tiny_model_dir, [lease(attempt=2)], [bad, completion()])
+    assert rejections == [Rejection(group_id="grpo/17", index=0, attempt=2, reason=reason)]
+    assert [s.index for s in samples] == [1]
+
+
+def test_text_leaves_out_every_special_token_even_when_pad_is_eos(tiny_model_dir):
+    [sample], _, _ = run(tiny_model_dir, [lease(indices=(0,))], [completion(ids=(11, 15, 3), logprobs=(-1.0,) * 3)])
+    assert sample.text == "7 -"
+    assert sample.output_ids == (11, 15, 3)
+
+
+def test_an_engine_that_loses_an_output_is_an_error(tiny_model_dir):
+    with pytest.raises(ValueError, match="shorter"):
+        run(tiny_model_dir, [lease()], [completion()])
+
+
+def test_every_declared_eos_id_stops(tiny_model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    assert stop_token_ids(tiny_model_dir, tokenizer) == (2, 3)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
+    assert stop_token_ids(tmp_path, tokenizer) == (2, 7)
+    tokenizer.eos_token = None
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="no eos_token_id in generation_config.json, config.json or the tokenizer"):
+        stop_token_ids(tmp_path, tokenizer)
+
+
+@pytest.mark.engine
+def test_a_lease_becomes_samples_on_a_real_engine(tiny_model_dir, engine, engine_loop):
+    worker = RolloutWorker(RolloutConfig(), tiny_model_dir, run_seed=5, max_model_len=64, slot=0, prefix="run")
+    worker.engine = engine
+    (first, again) = (engine_loop.run(worker.generate([lease(), lease(18)], SAMPLING, deadline_s=60)) for _ in range(2))
+    assert first == again
+    samples, rejections = first
+    assert [(s.group_id, s.index) for s in samples] == [("grpo/17", 0), ("grpo/17", 1), ("grpo/18", 0), ("grpo/18", 1)]
+    assert rejections == []
+    assert len({s.output_ids for s in samples}) == 4
+    assert all(len(s.logprobs) == len(s.output_ids) == len(s.sampled_mask) for s in samples)

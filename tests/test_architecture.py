@@ -1,0 +1,129 @@
+"""The rules of docs and design that a reader should be able to trust without reading every file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ["rollout", "reward", "learner", "cluster"]
+FILES = sorted(path for package in LAYERS for path in (ROOT / package).rglob("*.py"))
+NEEDS_VLLM = {"rollout.engine", "rollout.weights", "rollout.worker"}
+"""The engine's side of rollout; every other module of it is the data side."""
+TOP_LEVEL = {"pyproject.toml", "Makefile", "README.md", "LICENSE", *LAYERS, "tests", "deploy", "benchmarks", "docs"}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, at any depth, by statement or by call."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module if not node.level else ".".join([path.parent.name, node.module or ""]).strip("."))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            assert isinstance(node.args[0], ast.Constant), (
+                f"{path}:{node.lineno}: what is imported cannot be read from the source"
+            )
+            found.add(node.args[0].value)
+    return found
+
+
+def importers(module: str) -> set[str]:
+    files = [path for path in FILES if any(name.split(".")[0] == module for name in imported(path))]
+    return {path.relative_to(ROOT).as_posix() for path in files}
+
+
+def test_a_package_imports_only_itself_and_those_to_its_left():
+    for path in FILES:
+        package = path.relative_to(ROOT).parts[0]
+        right = set(LAYERS[LAYERS.index(package) + 1 :])
+        wrong = {name for name in imported(path) if name.split(".")[0] in right | {"tests", "benchmarks"}}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_only_the_engine_and_its_weights_import_vllm():
+    assert importers("vllm") <= {"rollout/engine.py", "rollout/weights.py"}
+
+
+def test_only_cluster_imports_ray_and_only_the_command_line_imports_typer():
+    assert {name.split("/")[0] for name in importers("ray")} <= {"cluster"}
+    assert importers("typer") == {"cluster/cli.py"}
+
+
+def test_only_learner_calls_backward():
+    calls = {
+        path.relative_to(ROOT).parts[0]
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "backward"
+    }
+    assert calls == {"learner"}
+
+
+def test_the_walk_sees_deferred_imports_and_import_calls(tmp_path):
+    path = tmp_path / "sample.py"
+    path.write_text("def f():\n    import a.b\n    from c import d\n    importlib.import_module('e')\n    __import__('f')\n")
+    assert imported(path) == {"a.b", "c", "e", "f"}
+
+
+def test_the_top_level_holds_what_the_architecture_lists():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout, so what belongs to the project cannot be told")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    top = {name.split("/")[0] for name in listed if not name.startswith(".")}
+    assert top <= TOP_LEVEL and set(LAYERS) <= top
+
+
+def test_recipes_are_sparse():
+    recipes = sorted((ROOT / "deploy/recipes").glob("*.yaml"))
+    assert recipes
+    assert {path.name: n for path in recipes if (n := len(path.read_text().splitlines())) > 25} == {}
+
+
+STEP = """
+import sys
+sys.modules["vllm"] = sys.modules["ray"] = None
+import importlib
+for name in sys.argv[3:]:
+    importlib.import_module(name)
+
+from pathlib import Path
+from learner.algorithms import resolve
+from learner.config import LearnerConfig, OptimizerConfig
+from learner.worker import LearnerWorker
+from reward.config import RewardConfig
+from reward.scorer import RuleScorer
+from rollout.types import FinishReason, Question, Sample
+
+question = Question(ordinal=0, id="q:1", text="3 + 4?", gold="7", prompt_ids=(1, 7, 8))
+samples = [
+    Sample(
+        ordinal=0, group_id="grpo/0", index=i, attempt=0, prompt_ids=(1, 7, 8), output_ids=(9, 10 + i, 2),
+        sampled_mask=(True,) * 3, logprobs=(-4.0,) * 3, text=text, versions=((0, 0),), finish_reason=FinishReason.STOP,
+    )
+    for i, text in enumerate(["#### 7", "#### 8"])
+]
+worker = LearnerWorker(LearnerConfig(), Path(sys.argv[1]), rendezvous=sys.argv[2])
+before = worker.logprobs([(1, 7, 8, 9, 10, 2), (1, 7, 8, 9, 11, 2)])
+worker.begin_stage(resolve("grpo", {}, {}), OptimizerConfig(learning_rate=1e-3), 1)
+report = worker.step(RuleScorer(RewardConfig()).score([question], samples), updates=1, temperature=1.0)
+after = worker.logprobs([(1, 7, 8, 9, 10, 2), (1, 7, 8, 9, 11, 2)])
+worker.close()
+print(report.advantages, after[0][3] - before[0][3], before[1][3] - after[1][3])
+"""
+
+
+def test_the_data_side_reward_and_learner_import_and_take_a_step_without_vllm_and_ray(tiny_model_dir, tmp_path):
+    packages = [path for path in FILES if path.relative_to(ROOT).parts[0] != "cluster"]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in packages}
+    names = sorted(modules - NEEDS_VLLM)
+    command = [sys.executable, "-c", STEP, str(tiny_model_dir), f"file://{tmp_path}/rendezvous", *names]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    advantages, up, down = done.stdout.rsplit(" ", 2)
+    assert advantages == "[1.0, -1.0]"
+    assert float(up) > 0 and float(down) > 0, "the right output became likelier, the wrong one less likely"
