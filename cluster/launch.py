@@ -94,10 +94,10 @@ def load_data(config: RunConfig):
     """Questions, demonstrations and held-out questions of a run, rendered with its tokenizer."""
     from transformers import AutoTokenizer
 
-    from reward.answers import gold_check
+    from reward.scorer import gold_problem
     from rollout.data import load_data
 
-    return load_data(config.data, AutoTokenizer.from_pretrained(model_directory(config)), config.seed, gold_check)
+    return load_data(config.data, AutoTokenizer.from_pretrained(model_directory(config)), config.seed, gold_problem)
 
 
 @contextmanager

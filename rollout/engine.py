@@ -185,7 +185,7 @@ class Engine:
             async with self._failures(f"commit of version {version}"):
                 await self._llm.pause_generation(mode="keep", clear_cache=False)
                 await self._llm.finish_weight_update(weight_version=str(version))
-                if not await self._llm.reset_prefix_cache(resetrunning_requests=True):
+                if not await self._llm.reset_prefix_cache(reset_running_requests=True):
                     raise EngineError("vLLM did not drop its prefix cache")
                 await self._llm.resume_generation()
             self._version, self._broken = version, ""

@@ -29,6 +29,10 @@ def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: in
         "distributed_executor_backend": "mp",
         "enforce_eager": not config.compile,
         "enable_prefix_caching": True,
+        # A prompt is never split over engine steps: after a partial prefill vLLM rewinds the request's own random generator,
+        # which a CPU generator cannot do, and the engine dies.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(8192, max_model_len),
         # The model directory's sampling defaults (top-p, top-k, eos ids) must not reach the sampler.
         "generation_config": "vllm",
         # Of the distribution sampled from, after the temperature; the default is before it.

@@ -165,19 +165,19 @@ def write_bucket(segment: str, data: bytes) -> None:
 
 
 def record_engine(prefix: str, pids: Sequence[int]) -> Path:
-    """Note which /dev/shm/psm_* segments an engine's processes map, so that `sweep` can remove them after a SIGKILL."""
+    """Note which of multiprocessing's segments an engine's processes map, so that `sweep` can remove them after a SIGKILL."""
     segments: set[str] = set()
     for pid in pids:
-        segments.update(re.findall(r"/dev/shm/(psm_\w+)", Path(f"/proc/{pid}/maps").read_text()))
+        segments.update(re.findall(r"/dev/shm/(psm_\w+|sem\.mp-\w+)", Path(f"/proc/{pid}/maps").read_text()))
     record = SHM / f"cohort_{prefix}_{os.getpid()}_engine"
-    record.write_text(json.dumps({"pids": list(pids), "segments": sorted(segments)}))
+    record.write_text(json.dumps({"pids": list(pids), "segments": sorted(s for s in segments if (SHM / s).exists())}))
     return record
 
 
 def sweep(prefix: str | None = None) -> list[str]:
     """Remove segments of dead processes, those of one run or of all, and return their names.
 
-    Segments of vLLM itself (psm_*) are removed only if `record_engine` noted them and the engine's processes are dead too.
+    vLLM's own segments are removed only if `record_engine` noted them and the engine's processes are dead too.
     """
     removed = []
     for path in SHM.glob("cohort_*"):

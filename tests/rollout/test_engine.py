@@ -1,7 +1,7 @@
 """The engine against transformers, and weight updates as the next sample sees them."""
 
 import asyncio
-import os
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -249,7 +249,6 @@ def test_a_wave_past_its_deadline_is_an_error_and_the_engine_serves_on(engine, e
 
 @pytest.mark.engine
 def test_a_tied_head_follows_and_shutdown_leaves_nothing(make_tiny_model, start_engine, engine_loop, tmp_path, weight_source):
-    shared_memory = set(os.listdir("/dev/shm"))
     model, weights = load(make_tiny_model(tmp_path, tied=True))
     assert weights["lm_head.weight"].equal(weights["model.embed_tokens.weight"])
     engine = start_engine(tmp_path)
@@ -264,10 +263,13 @@ def test_a_tied_head_follows_and_shutdown_leaves_nothing(make_tiny_model, start_
         described = engine.describe()
         assert {"device": "cpu", "dtype": "float32"}.items() <= described.items()
         assert all(Path(f"/proc/{pid}").exists() for pid in described["pids"])
+        segments = [engine._record, *(engine._record.parent / s for s in json.loads(engine._record.read_text())["segments"])]
+        assert len(segments) > 1
+        assert all(segment.exists() for segment in segments)
     finally:
         engine_loop.run(engine.shutdown())
     assert not [pid for pid in described["pids"] if Path(f"/proc/{pid}").exists()]
-    assert set(os.listdir("/dev/shm")) <= shared_memory
+    assert not [segment for segment in segments if segment.exists()]
 
 
 class FakeLLM:
