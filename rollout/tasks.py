@@ -1,7 +1,7 @@
 """The built-in task, chained arithmetic, and a small model for it: the project runs with nothing downloaded.
 
-A question is a sum such as `37 + 48 - 19`; the worked output has one step a line and ends in `#### N`; every value on the
-way lies in 0..199. Held-out items are disjoint from training items by construction: an item is held out if and only if
+A question is a sum such as `37 + 8 - 9`; the worked output has one step a line and ends in `#### N`; every value on the
+way lies in 0..99. Held-out items are disjoint from training items by construction: an item is held out if and only if
 the blake2b digest of its question text, modulo 8, is 0.
 """
 
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LARGEST = 199
+LARGEST = 99
+LARGEST_OPERAND = 9
 TASK_CHARACTERS = "\n #+-=0123456789"
 
 # The roles need no marks of their own: a prompt is <bos>question\n, in the chat form and in the plain form.
@@ -27,11 +28,11 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One sum. Example: Item(start=37, operations=(("+", 48), ("-", 19))) asks `37 + 48 - 19`; its answer is 66."""
+    """One sum. Example: Item(start=37, operations=(("+", 8), ("-", 9))) asks `37 + 8 - 9`; its answer is 36."""
 
     start: int
     operations: tuple[tuple[str, int], ...]
-    """Signs, + or -, with their operands, 1..99."""
+    """Signs, + or -, with their operands, 1..9."""
 
     @property
     def question(self) -> str:
@@ -47,8 +48,8 @@ class Item:
         return demonstration(self, 0.0, random.Random(0))
 
 
-def items(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int] = (2, 3)) -> list[Item]:
-    """`count` different items, the same for the same seed; `lengths` are the least and the most operations (2..4)."""
+def items(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int] = (3, 4)) -> list[Item]:
+    """`count` different items, the same for the same seed; `lengths` are the least and the most operations."""
     if not 1 <= lengths[0] <= lengths[1]:
         raise ValueError(f"lengths: {lengths}; expected (least, most) with 1 <= least <= most")
     rng = random.Random(f"chained-arithmetic/{seed}/{held_out}")
@@ -63,12 +64,12 @@ def items(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int] 
 
 def _endless(rng: random.Random, lengths: tuple[int, int]) -> Iterator[Item]:
     while True:
-        start = value = rng.randint(1, 99)
+        start = value = rng.randint(1, LARGEST // 2)
         operations = []
         for _ in range(rng.randint(*lengths)):
             signs = [sign for sign, room in (("+", LARGEST - value), ("-", value)) if room > 0]
             sign = rng.choice(signs)
-            operand = rng.randint(1, min(99, LARGEST - value if sign == "+" else value))
+            operand = rng.randint(1, min(LARGEST_OPERAND, LARGEST - value if sign == "+" else value))
             value += operand if sign == "+" else -operand
             operations.append((sign, operand))
         yield Item(start=start, operations=tuple(operations))
@@ -82,7 +83,7 @@ def demonstration(item: Item, imperfect: float, rng: random.Random) -> str:
     """A worked output in which, with probability `imperfect` at each step that carries or borrows, that is forgotten.
 
     The step is then off by ten, and the rest follows from the wrong value: well-formed, with a wrong answer. A mistake
-    that would take a later value out of 0..199 is not made.
+    that would take a later value out of 0..99 is not made.
     """
     value, lines = item.start, []
     for place, (sign, operand) in enumerate(item.operations):
@@ -128,7 +129,7 @@ def character_tokenizer(characters: str = TASK_CHARACTERS) -> "PreTrainedTokeniz
 
 
 def make_small_llama(directory: Path, seed: int, tied: bool = False) -> None:
-    """Write a Hugging Face directory with a random Llama of 3.4 million parameters (float32) and its tokenizer.
+    """Write a Hugging Face directory with a random Llama of 2.4 million parameters (float32) and its tokenizer.
 
     `tied` shares the output head with the embedding.
     """
@@ -143,11 +144,11 @@ def make_small_llama(directory: Path, seed: int, tied: bool = False) -> None:
     }
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=256,
+        hidden_size=192,
         intermediate_size=768,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=3,
+        num_key_value_heads=3,
         max_position_embeddings=256,
         tie_word_embeddings=tied,
         dtype="float32",

@@ -1,0 +1,246 @@
+"""The loop with fakes at the seams: real data, ledger, buffer, checkpoints, records; no Ray, no vLLM, no torch step."""
+
+import hashlib
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.config import RunConfig
+from cluster.ledger import Ledger, history, incarnations
+from cluster.metrics import JsonlSink, Sinks, read_jsonl
+from cluster.pipeline import Loop, RunFailed, Stopped
+from cluster.records import evaluation_rows
+from cluster.resume import Checkpoints
+from reward.config import RewardConfig
+from reward.scorer import RuleScorer, gold_problem
+from rollout.data import load_data
+from rollout.tasks import character_tokenizer
+from rollout.types import FinishReason, Sample, sample_seed
+
+SFT = {"algorithm": "sft", "steps": 2, "questions_per_step": 4, "optimizer": {"learning_rate": 1e-3}}
+GRPO = {
+    "algorithm": "grpo",
+    "steps": 4,
+    "questions_per_step": 2,
+    "samples_per_question": 3,
+    "optimizer": {"learning_rate": 1e-3},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return character_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer):
+    return load_data(configuration("unused").data, tokenizer, 0, gold_problem)
+
+
+def configuration(output, **changes):
+    task = {"task": "chained-arithmetic", "rows": 40}
+    return RunConfig.model_validate(
+        {
+            "name": "fake", "output": str(output), "model": {"init": "small-llama"}, "stages": [SFT, GRPO],
+            "data": {"questions": task, "demonstrations": task, "hold_out": 6, "prompt": {"template": "plain"}},
+            "evaluation": {"samples_per_question": 2}, "checkpoint_every": 1, "rollout": {"workers": 2}, **changes,
+        }
+    )  # fmt: skip
+
+
+class FakeRoles:
+    """Two engines and a learner whose weights are one number; outputs depend on weights and seed alone, as the real ones do."""
+
+    def __init__(self, tokenizer, die_at=None, fail_step=None):
+        self.tokenizer, self.die_at, self.fail_step = tokenizer, die_at, fail_step
+        self.weights, self.held, self.steps, self.deaths, self.info = 0, {0: 0, 1: 0}, 0, 0, {}
+        self.calls, self.reward = 0, RuleScorer(RewardConfig())
+
+    def slots(self):
+        return [0, 1]
+
+    def generate(self, waves, sampling, name):
+        self.calls += 1
+        errors = {1: "killed"} if self.calls == self.die_at else {}
+        return {s: (self._wave(s, leases), []) for s, leases in waves.items() if s not in errors}, errors
+
+    def _wave(self, slot, leases):
+        out = []
+        for lease in leases:
+            for i in lease.indices:
+                right = (sample_seed(0, lease.group_id, i) + self.held[slot]) % 3 == 0
+                text = f"#### {lease.question.gold if right else 0}"
+                ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+                out.append(
+                    Sample(
+                        ordinal=lease.question.ordinal, group_id=lease.group_id, index=i, attempt=lease.attempt, text=text,
+                        prompt_ids=lease.question.prompt_ids, output_ids=ids, sampled_mask=(True,) * len(ids),
+                        logprobs=(-0.5,) * len(ids), versions=((self.held[slot], 0),), finish_reason=FinishReason.STOP,
+                    )
+                )  # fmt: skip
+        return out
+
+    def judge(self, questions, samples, name):
+        return self.reward.score(questions, samples)
+
+    def learn(self, method, *args, **options):
+        if method == "step":
+            self.steps += 1
+            if self.steps == self.fail_step:
+                raise RuntimeError("killed")
+            seen = hashlib.sha256(repr([s.sample.output_ids for s in args[0]]).encode()).digest()
+            self.weights = (self.weights * 31 + seen[0]) % 1000
+            return [SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(args[0]))]
+        if method == "save":
+            args[0].mkdir()
+            (args[0] / "weights").write_text(str(self.weights))
+        if method == "load":
+            self.weights = int((args[0] / "weights").read_text())
+        return [None]
+
+    def learner_logprobs(self, sequences):
+        return [[-1.0 - self.weights / 1e6]]
+
+    def score(self, slots, sequences):
+        return {s: [[-1.0 - self.held[s] / 1e6]] for s in slots}, {}
+
+    def publish(self, version, slots):
+        self.held |= dict.fromkeys(slots, self.weights)
+        return f"digest of {self.weights}", {}, False
+
+    def replace(self, slot, why):
+        self.deaths += 1
+        self.held[slot] = 0
+
+
+def drive(config, data, roles, stopping=lambda: False):
+    """One driver's life, from the newest checkpoint if there is one."""
+    run_dir = config.output
+    run_dir.mkdir(exist_ok=True)
+    found = Checkpoints(run_dir, keep=2).newest()
+    state = found[1] if found else {}
+    ledger = Ledger(
+        run_dir / "ledger.jsonl",
+        incarnation=incarnations(run_dir / "ledger.jsonl"),
+        offset=state.get("ledger_offset", 0),
+    )
+    sinks = Sinks([JsonlSink(run_dir / "metrics.jsonl", resume_step=state.get("step", 0))])
+    loop = Loop(config, data, roles, ledger, sinks, stopping)
+    try:
+        loop.run(found)
+    finally:
+        sinks.close()
+        ledger.close()
+    return loop
+
+
+def trained(run_dir):
+    return [
+        (g, i)
+        for x in history(run_dir / "ledger.jsonl")
+        if x["event"] == "trained"
+        for g, ids in x["groups"].items()
+        for i in ids
+    ]
+
+
+def sample_files(run_dir, without=("attempt",)):
+    rows = {p.name: read_jsonl(p) for p in (run_dir / "samples").iterdir()}
+    return {name: [{k: v for k, v in row.items() if k not in without} for row in part] for name, part in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, data, tokenizer):
+    config = configuration(tmp_path_factory.mktemp("runs") / "unbroken")
+    return drive(config, data, FakeRoles(tokenizer))
+
+
+def test_every_ordinal_of_every_stage_is_trained_exactly_once_in_order(unbroken):
+    assert trained(unbroken.dir) == [(f"sft/{n}", 0) for n in range(8)] + [(f"grpo/{n}", i) for n in range(8) for i in range(3)]
+
+
+def test_metrics_hold_one_line_a_step_and_evaluations_stand_between_the_stages(unbroken):
+    rows = read_jsonl(unbroken.dir / "metrics.jsonl")
+    assert [(r["step"], r["stage"], r["version"]) for r in rows] == [
+        (1, "sft", 0), (2, "sft", 0), (3, "grpo", 1), (4, "grpo", 2), (5, "grpo", 3), (6, "grpo", 4),
+    ]  # fmt: skip
+    assert [(r["step"], r["version"]) for r in evaluation_rows(unbroken.dir)] == [(2, 1), (6, 5)]
+    parts = ("generate", "score", "train", "sync", "other")
+    assert all(sum(r[f"seconds_{p}"] for p in parts) == pytest.approx(r["seconds_step"]) for r in rows)
+
+
+def test_every_sample_record_says_which_version_made_it_and_what_became_of_it(unbroken):
+    rows = sample_files(unbroken.dir)["step_3.jsonl"]
+    assert [(r["group"], r["index"], r["fate"]) for r in rows] == [
+        (f"grpo/{n}", i, "trained") for n in (0, 1) for i in range(3)
+    ]
+    assert {tuple(map(tuple, r["versions"])) for r in rows} == {(unbroken_version(unbroken),)}
+
+
+def unbroken_version(loop):
+    """The fake engine reports its weights as the version: those published as version 1."""
+    return (int(loop.digests["1"].removeprefix("digest of ")), 0)
+
+
+@pytest.mark.parametrize("fail_step", range(1, 7))
+def test_a_run_killed_in_any_step_and_resumed_equals_the_unbroken_run(tmp_path, data, tokenizer, unbroken, fail_step):
+    config = configuration(tmp_path / "run")
+    with pytest.raises(RuntimeError, match="killed"):
+        drive(config, data, FakeRoles(tokenizer, fail_step=fail_step))
+    loop = drive(config, data, FakeRoles(tokenizer))
+    assert trained(loop.dir) == trained(unbroken.dir)
+    assert sample_files(loop.dir) == sample_files(unbroken.dir)
+    assert loop.digests == unbroken.digests
+    assert [r["step"] for r in read_jsonl(loop.dir / "metrics.jsonl")] == list(range(1, 7))
+    assert evaluation_rows(loop.dir) == evaluation_rows(unbroken.dir)
+
+
+def test_an_engine_that_dies_in_a_wave_changes_nothing_but_the_attempt(tmp_path, data, tokenizer, unbroken):
+    for die_at in (1, 3, 4):
+        loop = drive(configuration(tmp_path / f"run{die_at}"), data, FakeRoles(tokenizer, die_at=die_at))
+        assert loop.roles.deaths == 1
+        assert sample_files(loop.dir) == sample_files(unbroken.dir)
+        assert trained(loop.dir) == trained(unbroken.dir)
+        assert loop.digests == unbroken.digests
+
+
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint_to_resume_from(tmp_path, data, tokenizer, unbroken):
+    config = configuration(tmp_path / "run", checkpoint_every=100)
+    roles = FakeRoles(tokenizer)
+    with pytest.raises(Stopped, match="after step 4"):
+        drive(config, data, roles, stopping=lambda: roles.steps >= 4)
+    assert Checkpoints(config.output, keep=2).steps() == [2, 4]
+    assert sample_files(drive(config, data, FakeRoles(tokenizer)).dir) == sample_files(unbroken.dir)
+
+
+def test_a_finished_run_resumes_to_nothing(tmp_path, data, tokenizer):
+    config = configuration(tmp_path / "run")
+    drive(config, data, FakeRoles(tokenizer))
+    before = sample_files(config.output)
+    again = FakeRoles(tokenizer)
+    drive(config, data, again)
+    assert (again.steps, sample_files(config.output)) == (0, before)
+
+
+def test_judge_errors_above_the_threshold_stop_the_run_with_the_traceback(tmp_path, data, tokenizer):
+    class Broken(RuleScorer):
+        def _judge(self, sample, gold):
+            raise ZeroDivisionError("in the judge")
+
+    roles = FakeRoles(tokenizer)
+    roles.reward = Broken(RewardConfig())
+    with pytest.raises(RunFailed, match="ZeroDivisionError: in the judge"):
+        drive(configuration(tmp_path / "run"), data, roles)
+
+
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, data, tokenizer, unbroken):
+    config = configuration(tmp_path / "run")
+    with pytest.raises(RuntimeError, match="killed"):
+        drive(config, data, FakeRoles(tokenizer, fail_step=5))
+    newest = config.output / "checkpoints" / "step_4"
+    (newest / "learner" / "weights").write_text("999")
+    assert json.loads((newest / "state.json").read_text())["step"] == 4
+    assert Checkpoints(config.output, keep=2).newest()[1]["step"] == 3
+    loop = drive(config, data, FakeRoles(tokenizer))
+    assert sample_files(loop.dir) == sample_files(unbroken.dir)
