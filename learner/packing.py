@@ -95,12 +95,19 @@ def _deal(rows: list[_Row], max_tokens: int, world_size: int) -> list[list[list[
         emptiest = loads.index(min(loads))
         loads[emptiest] += row.width
         mine = ranks[emptiest]
-        if mine and (len(mine[-1]) + 1) * mine[-1][0].width <= max_tokens:
+        if mine and _fits(mine[-1], row, max_tokens):
             mine[-1].append(row)
         else:
             mine.append([row])
     most = max(map(len, ranks))
     return [mine + [[]] * (most - len(mine)) for mine in ranks]
+
+
+def _fits(rows: list[_Row], row: _Row, max_tokens: int) -> bool:
+    """Whether one more row keeps the budget, and does not pad much where the micro-batch is already of a good size."""
+    width = rows[0].width
+    similar = row.width >= 0.8 * width or len(rows) * width < max_tokens / 4
+    return similar and (len(rows) + 1) * width <= max_tokens
 
 
 def _columns(index: int, sample: Sample, advantage: Sequence[float], weight: float, slot: int) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from rollout.config import RolloutConfig
 from rollout.settings import bind_cores, engine_settings
-from rollout.transfer import record_engine, running
+from rollout.transfer import record_engine, remove_engine, running
 from rollout.types import Completion, FinishReason, TokenRequest
 from rollout.weights import register, resolve_transport
 
@@ -212,8 +212,8 @@ class Engine:
         for pid in filter(running, self._pids):
             os.kill(pid, signal.SIGKILL)
         self._llm = None
-        if self._record:
-            self._record.unlink(missing_ok=True)
+        if self._record and self._record.exists():
+            remove_engine(self._record)
 
     def _check(self) -> None:
         if self._broken:

@@ -165,13 +165,24 @@ def write_bucket(segment: str, data: bytes) -> None:
 
 
 def record_engine(prefix: str, pids: Sequence[int]) -> Path:
-    """Note which of multiprocessing's segments an engine's processes map, so that `sweep` can remove them after a SIGKILL."""
-    segments: set[str] = set()
-    for pid in pids:
-        segments.update(re.findall(r"/dev/shm/(psm_\w+|sem\.mp-\w+)", Path(f"/proc/{pid}/maps").read_text()))
+    """Note which segments of vLLM an engine's processes map: a SIGKILL leaves them all, and even a regular end some."""
+    mapped = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
+    segments = set(re.findall(r"/dev/shm/((?:psm_|sem\.mp-|vllm_dist_)\S+)", mapped))
     record = SHM / f"cohort_{prefix}_{os.getpid()}_engine"
     record.write_text(json.dumps({"pids": list(pids), "segments": sorted(s for s in segments if (SHM / s).exists())}))
     return record
+
+
+def remove_engine(record: Path) -> list[str]:
+    """Remove what `record_engine` noted, once the engine's processes are gone; the names of what was still there."""
+    noted = json.loads(record.read_text())
+    if any(map(running, noted["pids"])):
+        return []
+    left = [segment for segment in noted["segments"] if (SHM / segment).exists()]
+    for segment in left:
+        (SHM / segment).unlink(missing_ok=True)
+    record.unlink(missing_ok=True)
+    return [*left, record.name]
 
 
 def sweep(prefix: str | None = None) -> list[str]:
@@ -180,22 +191,18 @@ def sweep(prefix: str | None = None) -> list[str]:
     vLLM's own segments are removed only if `record_engine` noted them and the engine's processes are dead too.
     """
     removed = []
-    for path in SHM.glob("cohort_*"):
+    for path in sorted(SHM.glob("cohort_*")):
         match = _SEGMENT.fullmatch(path.name)
         if not match or running(int(match["pid"])) or match["prefix"] != (prefix or match["prefix"]):
             continue
         try:
             if path.name.endswith("_engine"):
-                record = json.loads(path.read_text())
-                if any(map(running, record["pids"])):
-                    continue
-                for segment in record["segments"]:
-                    (SHM / segment).unlink(missing_ok=True)
-                    removed.append(segment)
-            path.unlink()
+                removed += remove_engine(path)
+            else:
+                path.unlink()
+                removed.append(path.name)
         except FileNotFoundError:  # another sweep was faster
             continue
-        removed.append(path.name)
     return removed
 
 

@@ -126,6 +126,14 @@ def test_the_same_wave_gives_the_same_tokens_and_another_seed_does_not(engine, e
 
 
 @pytest.mark.engine
+def test_a_wave_with_more_prompt_tokens_than_an_engine_step_is_sampled_right(engine, engine_loop, model):
+    wave = requests([(1, *(10 + (i + j) % 90 for j in range(299))) for i in range(40)], max_new_tokens=3)
+    for request, completion in zip(wave, engine_loop.run(engine.generate(wave)), strict=True):
+        want = reference(model, request.prompt_ids, completion.output_ids)
+        assert completion.logprobs == pytest.approx(want, abs=5e-4)
+
+
+@pytest.mark.engine
 def test_the_stop_token_is_kept_with_its_logprob_for_every_eos_id(engine, engine_loop, updates):
     updates.publish(constant(updates.weights, {2: 0.0, 3: 0.0, 50: 2.0}, rest=-60.0))
     completions = engine_loop.run(engine.generate(requests([(1, 2, 5)] * 24, max_new_tokens=200)))
