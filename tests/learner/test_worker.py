@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from learner.algorithms import resolve
 from learner.credit import GroupRelative
-from tests.learner.builders import adamw, grpo, random_batch, scored
+from tests.learner.builders import VOCABULARY, adamw, grpo, random_batch, scored
 
 
 def with_logprobs(worker, batch, temperature):
@@ -124,6 +125,29 @@ def test_bfloat16_compute_keeps_float32_masters_and_starts_at_kl_zero(start, mod
     moved = torch.cat([(x - before[name]).abs().flatten() for name, x in worker.source("float32")])
     assert (moved > 0).float().mean() > 0.9
     assert {p.dtype for p in worker._reference.parameters()} == {torch.bfloat16}
+
+
+class LogitShapes(TorchDispatchMode):
+    """Remembers the sizes of every operation's results that have a dimension of the vocabulary's size."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        leaves = result if isinstance(result, tuple | list) else (result,)
+        self.elements += [x.numel() for x in leaves if isinstance(x, torch.Tensor) and VOCABULARY in x.shape]
+        return result
+
+
+def test_a_step_never_makes_the_logits_of_all_trained_tokens(start, model_dir):
+    worker = start(model_dir, logprob_chunk_tokens=16)
+    worker.begin_stage(grpo(old="learner"), adamw(), 3)
+    with LogitShapes() as seen:
+        tokens = worker.step(random_batch(groups=5, size=6), updates=1, temperature=1.0).tokens
+    assert 16 * VOCABULARY in seen.elements
+    assert max(seen.elements) < tokens * VOCABULARY / 2
 
 
 def test_a_step_before_a_stage_is_refused(start, model_dir):
