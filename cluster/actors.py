@@ -6,6 +6,7 @@ import asyncio
 import copy
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ from cluster.sync import CommitFailed, FanOut, PrepareFailed
 from learner.config import LearnerConfig, OptimizerConfig
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig
-from rollout.transfer import Manifest, read_bucket, release, write_bucket
 from rollout.types import Lease, PolicyVersion, Sampling
 
 STREAMING = {"nccl", "ipc"}
@@ -96,6 +96,8 @@ class RolloutActor:
         """
         if not buckets:
             return await self.worker.engine.update_weights(update_info)
+        from rollout.transfer import Manifest, release, write_bucket
+
         manifest = copy.deepcopy(update_info["manifest"])
         local = {segment: f"cohort_{self.prefix}_{os.getpid()}_v{manifest['version']}_{i}" for i, segment in enumerate(buckets)}
         for bucket in manifest["buckets"]:
@@ -146,11 +148,11 @@ class LearnerActor:
 
     def start(self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, transport: str) -> dict[str, Any]:
         """Join the group; `index` of `count` ranks are on this node and share its cores."""
-        import torch
-
+        # Before torch is loaded: Ray says 1, and what torch is told later holds for one thread only, not for backward's.
+        os.environ["OMP_NUM_THREADS"] = str(len(share_of_cores(index, count, self.config.cores_per_rank)))
+        assert "torch" not in sys.modules
         from learner.worker import LearnerWorker
 
-        torch.set_num_threads(len(share_of_cores(index, count, self.config.cores_per_rank)))
         self.rollout, self.transport = rollout, transport
         self.worker = LearnerWorker(
             self.config, self.model_dir, rank=self.rank, world_size=self.config.ranks, rendezvous=rendezvous
@@ -205,6 +207,8 @@ class LearnerActor:
         return digest, failed, mixed, time.monotonic() - began
 
     def _client(self, engines: dict[int, tuple[Any, str]], deadline_s: float) -> FanOut:
+        from rollout.transfer import read_bucket
+
         here, shipped = node_id(), {}
 
         def invoke(slot: int, method: str, arguments: tuple[Any, ...]):

@@ -51,7 +51,7 @@ def run(config: RunConfig, resume_from: tuple[Path, dict] | None = None) -> dict
         ledger = Ledger(run_dir / "ledger.jsonl", incarnation=incarnation, offset=state.get("ledger_offset", 0))
         step = state.get("step", 0)
         write_rows(run_dir / "evaluations.jsonl", [r for r in evaluation_rows(run_dir) if r["step"] <= step])
-        with stop_flag() as stopping, cluster(config, incarnation), roles(config, incarnation) as actors:
+        with cluster(config, incarnation), stop_flag() as stopping, roles(config, incarnation) as actors:
             sinks = Sinks(
                 [
                     ConsoleSink(sum(s.steps for s in config.stages)),

@@ -17,7 +17,10 @@ from reward.types import ScoredSample
 from rollout.types import Lease, PolicyVersion, Question, Rejection, Sample, Sampling
 
 log = logging.getLogger("cohort")
-ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", }
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class RoleFailed(RuntimeError):

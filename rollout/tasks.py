@@ -48,7 +48,7 @@ class Item:
         return demonstration(self, 0.0, random.Random(0))
 
 
-def items(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int] = (3, 4)) -> list[Item]:
+def items(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int] = (2, 2)) -> list[Item]:
     """`count` different items, the same for the same seed; `lengths` are the least and the most operations."""
     if not 1 <= lengths[0] <= lengths[1]:
         raise ValueError(f"lengths: {lengths}; expected (least, most) with 1 <= least <= most")
