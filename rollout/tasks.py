@@ -1,7 +1,7 @@
 """The built-in task, chained arithmetic, and a small model for it: the project runs with nothing downloaded.
 
-A question is a sum such as `37 + 8 - 9`; the worked output has one step a line and ends in `#### N`; every value on the
-way lies in 0..99. Held-out items are disjoint from training items by construction: an item is held out if and only if
+A question is a sum such as `17 + 8 - 9 + 3`; the worked output has one step a line and ends in `#### N`; every value on the
+way lies in 10..39. Held-out items are disjoint from training items by construction: an item is held out if and only if
 the blake2b digest of its question text, modulo 8, is 0.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LARGEST = 99
+SMALLEST, LARGEST = 10, 39
 LARGEST_OPERAND = 9
 TASK_CHARACTERS = "\n #+-=0123456789"
 
@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One sum. Example: Item(start=37, operations=(("+", 8), ("-", 9))) asks `37 + 8 - 9`; its answer is 36."""
+    """One sum. Example: Item(start=17, operations=(("+", 8), ("-", 9))) asks `17 + 8 - 9`; its answer is 16."""
 
     start: int
     operations: tuple[tuple[str, int], ...]
@@ -48,7 +48,7 @@ class Item:
         return demonstration(self, 0.0, random.Random(0))
 
 
-def items(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int] = (2, 2)) -> list[Item]:
+def items(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int] = (3, 3)) -> list[Item]:
     """`count` different items, the same for the same seed; `lengths` are the least and the most operations."""
     if not 1 <= lengths[0] <= lengths[1]:
         raise ValueError(f"lengths: {lengths}; expected (least, most) with 1 <= least <= most")
@@ -64,12 +64,12 @@ def items(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int] 
 
 def _endless(rng: random.Random, lengths: tuple[int, int]) -> Iterator[Item]:
     while True:
-        start = value = rng.randint(1, LARGEST // 2)
+        start = value = rng.randint(SMALLEST, LARGEST)
         operations = []
         for _ in range(rng.randint(*lengths)):
-            signs = [sign for sign, room in (("+", LARGEST - value), ("-", value)) if room > 0]
+            signs = [sign for sign, room in (("+", LARGEST - value), ("-", value - SMALLEST)) if room > 0]
             sign = rng.choice(signs)
-            operand = rng.randint(1, min(LARGEST_OPERAND, LARGEST - value if sign == "+" else value))
+            operand = rng.randint(1, min(LARGEST_OPERAND, LARGEST - value if sign == "+" else value - SMALLEST))
             value += operand if sign == "+" else -operand
             operations.append((sign, operand))
         yield Item(start=start, operations=tuple(operations))
@@ -83,7 +83,7 @@ def demonstration(item: Item, imperfect: float, rng: random.Random) -> str:
     """A worked output in which, with probability `imperfect` at each step that carries or borrows, that is forgotten.
 
     The step is then off by ten, and the rest follows from the wrong value: well-formed, with a wrong answer. A mistake
-    that would take a later value out of 0..99 is not made.
+    that would take a later value out of 10..39 is not made.
     """
     value, lines = item.start, []
     for place, (sign, operand) in enumerate(item.operations):
@@ -103,7 +103,7 @@ def _stays_in_range(value: int, operations: tuple[tuple[str, int], ...]) -> bool
     values = [value]
     for sign, operand in operations:
         values.append(values[-1] + (operand if sign == "+" else -operand))
-    return all(0 <= x <= LARGEST for x in values)
+    return all(SMALLEST <= x <= LARGEST for x in values)
 
 
 def character_tokenizer(characters: str = TASK_CHARACTERS) -> "PreTrainedTokenizerFast":
@@ -150,6 +150,8 @@ def make_small_llama(directory: Path, seed: int, tied: bool = False) -> None:
         num_attention_heads=3,
         num_key_value_heads=3,
         max_position_embeddings=256,
+        # The default, 0.02, suits wide models; at this width it makes the first hundreds of steps idle.
+        initializer_range=0.08,
         tie_word_embeddings=tied,
         dtype="float32",
         **ids,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rollout.tasks import LARGEST, Item, character_tokenizer, demonstration, is_held_out, items, make_small_llama
+from rollout.tasks import LARGEST, SMALLEST, Item, character_tokenizer, demonstration, is_held_out, items, make_small_llama
 
 
 def sum_of(question):
@@ -23,11 +23,11 @@ def test_items_are_right_different_in_range_and_the_same_for_the_same_seed():
     made = items(5, 300, held_out=False)
     assert made == items(5, 300, held_out=False) and made != items(6, 300, held_out=False)
     assert len({item.question for item in made}) == 300
-    assert {len(item.operations) for item in made} == {2}
+    assert {len(item.operations) for item in made} == {3}
     for item in made:
         assert item.answer == str(sum_of(item.question))
         values = [int(x) for line in item.output.split("\n")[:-1] for x in line.rpartition("=")[2:]]
-        assert all(0 <= value <= LARGEST for value in values)
+        assert all(SMALLEST <= value <= LARGEST for value in values)
         assert all(1 <= operand <= 9 for _, operand in item.operations)
 
 
@@ -46,18 +46,18 @@ def test_more_operations_are_a_parameter():
 
 
 def test_a_forgotten_carry_or_borrow_is_off_by_ten_and_the_rest_follows_from_it():
-    item = Item(start=37, operations=(("+", 48), ("-", 19), ("+", 23)))
-    assert demonstration(item, 0.9999, random.Random(0)) == "37+48=75\n75-19=66\n66+23=89\n#### 89"
+    item = Item(start=18, operations=(("+", 5), ("-", 2), ("+", 7)))
+    assert demonstration(item, 0.9999, random.Random(0)) == "18+5=13\n13-2=11\n11+7=18\n#### 18"
 
 
 def test_a_step_without_carry_is_never_wrong():
-    item = Item(start=31, operations=(("+", 48), ("-", 19)))
-    assert demonstration(item, 0.9999, random.Random(0)) == "31+48=79\n79-19=60\n#### 60"
+    item = Item(start=21, operations=(("+", 5), ("-", 4)))
+    assert demonstration(item, 0.9999, random.Random(0)) == "21+5=26\n26-4=22\n#### 22"
 
 
 def test_a_mistake_that_would_leave_the_range_is_not_made():
-    item = Item(start=8, operations=(("+", 7), ("-", 12)))
-    assert demonstration(item, 0.9999, random.Random(0)) == "8+7=15\n15-12=3\n#### 3"
+    item = Item(start=14, operations=(("+", 6), ("-", 1)))
+    assert demonstration(item, 0.9999, random.Random(0)) == "14+6=20\n20-1=29\n#### 29"
 
 
 def test_imperfect_demonstrations_stay_well_formed_and_are_wrong_about_as_often_as_asked():
