@@ -216,14 +216,19 @@ def test_a_submitted_job_is_seen_in_the_dashboard_and_outlives_its_reward_actor(
     assert len([r for r in steps(run_dir) if r["stage"] == "grpo"]) == 12
     tasks = {t["name"] for t in listed("tasks", env, dashboard)}
     assert {"generate step 41 v1", "generate step 42 v2", "train step 42 v2", "score step 42"} <= tasks
-    metadata = [j["metadata"] for j in listed("jobs", env, dashboard) if j["metadata"]]
-    assert any(m.get("cohort_run") == "small" for m in metadata)
+
+
+def test_a_run_names_itself_in_the_metadata_of_its_job(head, unbroken):
+    env, dashboard, _ = head
+    metadata = [j["metadata"] or {} for j in listed("jobs", env, dashboard)]
+    assert any(m.get("cohort_run") == "small" for m in metadata), metadata
 
 
 def test_nothing_is_left_of_finished_runs(head, unbroken):
     env, dashboard, _ = head
     until(lambda: not [a for a in listed("actors", env, dashboard) if a["state"] == "ALIVE"], 60, "the end of all actors")
-    until(lambda: not processes("VLLM::"), 60, "the end of all engines")
+    pids = summary(unbroken)["actors"]["rollout-0"]["pids"]
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 60, "the end of the engine's processes")
     assert not list(Path("/dev/shm").glob("cohort_small-*"))
 
 
