@@ -51,10 +51,6 @@ class Ledger:
         """Whether an answer for this member is awaited under this attempt; a late duplicate is not."""
         return self._state.get((group, index)) == ("leased", attempt)
 
-    def attempt(self, group: str, index: int) -> int:
-        """The attempt under which a member is under way."""
-        return self._state[group, index][1]
-
     def offset(self) -> int:
         """Bytes written so far, safely on disk when this returns."""
         os.fsync(self._file.fileno())

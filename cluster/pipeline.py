@@ -62,7 +62,6 @@ class Loop:
         self.digests: dict[str, str] = {}
         self.seconds = dict.fromkeys(("generate", "score", "train", "sync", "other", "evaluate", "start"), 0.0)
         self.sampled_tokens = 0
-        self.judge_errors: list[str] = []
 
     @property
     def step(self) -> int:
