@@ -203,8 +203,12 @@ def test_a_submitted_job_is_seen_in_the_dashboard_and_outlives_its_reward_actor(
     assert set(actors) == {"small-0/rollout-0", "small-0/reward-0", "small-0/learner-0"}
     assert processes("VLLM::EngineCore")
     os.kill(actors["small-0/reward-0"]["pid"], signal.SIGKILL)
-    gauges = urllib.request.urlopen(metrics, timeout=20).read().decode()
-    assert any(line.startswith("ray_cohort_reward{") and 'run="small"' in line for line in gauges.splitlines())
+
+    def gauge():
+        lines = urllib.request.urlopen(metrics, timeout=20).read().decode().splitlines()
+        return any(line.startswith("ray_cohort_reward{") and 'run="small"' in line for line in lines)
+
+    until(gauge, 60, "the reward gauge")  # Ray hands metrics to the port every few seconds
 
     def status():
         jobs = {j["submission_id"]: j for j in listed("jobs", env, dashboard)}
