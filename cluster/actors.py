@@ -8,19 +8,24 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
 from cluster.sync import CommitFailed, FanOut, PrepareFailed
-from learner.config import LearnerConfig, OptimizerConfig
+from learner.config import LearnerConfig
+from learner.stage import StageSpec
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig
 from rollout.types import Lease, PolicyVersion, Sampling
 
 STREAMING = {"nccl", "ipc"}
+Model = Literal["policy", "reward_model"]
+Receivers = dict[int, tuple[Any, str]]
+"""Slot -> (actor handle, node)."""
 
 
 def gather(pending: dict[Any, ray.ObjectRef], deadline_s: float, *, grace_s: float | None = None):
@@ -57,6 +62,23 @@ def share_of_cores(index: int, count: int, cores: int | None) -> list[int]:
     if cores is not None:
         return [mine[(index * cores + i) % len(mine)] for i in range(cores)]
     return mine[index * len(mine) // count : (index + 1) * len(mine) // count] or [mine[index % len(mine)]]
+
+
+@contextmanager
+def on_this_node(manifest: dict[str, Any], buckets: Mapping[str, bytes], prefix: str) -> Iterator[dict[str, Any]]:
+    """The manifest of another node's sender with its buckets in this node's shared memory, while the block lasts."""
+    from rollout.transfer import Manifest, release, write_bucket
+
+    local = copy.deepcopy(manifest)
+    names = {segment: f"cohort_{prefix}_{os.getpid()}_v{manifest['version']}_{i}" for i, segment in enumerate(buckets)}
+    for bucket in local["buckets"]:
+        bucket["segment"] = names[bucket["segment"]]
+    try:
+        for segment, data in buckets.items():
+            write_bucket(names[segment], data)
+        yield local
+    finally:
+        release(Manifest.from_dict(local))
 
 
 class RolloutActor:
@@ -96,19 +118,10 @@ class RolloutActor:
         """
         if not buckets:
             return await self.worker.engine.update_weights(update_info)
-        from rollout.transfer import Manifest, release, write_bucket
-
-        manifest = copy.deepcopy(update_info["manifest"])
-        local = {segment: f"cohort_{self.prefix}_{os.getpid()}_v{manifest['version']}_{i}" for i, segment in enumerate(buckets)}
-        for bucket in manifest["buckets"]:
-            bucket["segment"] = local[bucket["segment"]]
-        try:
-            for segment, ref in buckets.items():
-                async with asyncio.timeout(self.sync_deadline_s):
-                    write_bucket(local[segment], await ref)
+        async with asyncio.timeout(self.sync_deadline_s):
+            arrived = {segment: await ref for segment, ref in buckets.items()}
+        with on_this_node(update_info["manifest"], arrived, self.prefix) as manifest:
             return await self.worker.engine.update_weights({"manifest": manifest})
-        finally:
-            release(Manifest.from_dict(manifest))
 
     async def finish_weight_update(self, version: str) -> None:
         await self.worker.engine.commit_update(int(version))
@@ -120,16 +133,45 @@ class RolloutActor:
 class RewardActor:
     """A RewardWorker."""
 
-    def __init__(self, config: RewardConfig):
+    def __init__(self, config: RewardConfig, prefix: str, sync_deadline_s: float):
         from reward.worker import RewardWorker
 
+        self.config, self.prefix, self.sync_deadline_s = config, prefix, sync_deadline_s
         self.worker = RewardWorker(config)
 
-    def score(self, questions, samples):
-        return self.worker.score(questions, samples)
+    def locate(self) -> str:
+        return node_id()
+
+    def load_model(self, model_dir: Path, kind: str, index: int, count: int) -> dict[str, Any]:
+        """Make room for the reward model, on this actor's share of the node's cores (the index-th of `count` here)."""
+        # Before torch is loaded, as in LearnerActor.start.
+        os.environ["OMP_NUM_THREADS"] = str(len(share_of_cores(index, count, self.config.model.cores_per_worker)))
+        assert "torch" not in sys.modules
+        self.worker.load_model(model_dir, kind)
+        return self.describe()
+
+    def score(self, questions, samples, by: str):
+        return self.worker.score(questions, samples, by)
 
     def describe(self) -> dict[str, Any]:
         return {**self.worker.describe(), "actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.worker.init_transfer(init_info["names"], init_info["dtype_names"], init_info["shapes"])
+
+    def start_weight_update(self) -> None:
+        self.worker.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any], buckets: dict[str, ray.ObjectRef] | None = None) -> str:
+        """Stage and verify; returns the digest of the bytes as received."""
+        if not buckets:
+            return self.worker.update_weights(update_info["manifest"])
+        arrived = {segment: ray.get(ref, timeout=self.sync_deadline_s) for segment, ref in buckets.items()}
+        with on_this_node(update_info["manifest"], arrived, self.prefix) as manifest:
+            return self.worker.update_weights(manifest)
+
+    def finish_weight_update(self, version: str) -> None:
+        self.worker.finish_weight_update(int(version))
 
 
 class LearnerActor:
@@ -138,7 +180,8 @@ class LearnerActor:
 
     def __init__(self, config: LearnerConfig, model_dir: Path, rank: int):
         self.config, self.model_dir, self.rank = config, model_dir, rank
-        self.trainer, self.members = None, None
+        self.senders: dict[Model, tuple[Any, Any]] = {}
+        """Per model its sender, and the receivers that it was made for."""
 
     def locate(self) -> tuple[str, str]:
         """This node, and an address that is free here for the group to meet at (rank 0's is used)."""
@@ -157,11 +200,10 @@ class LearnerActor:
         self.worker = LearnerWorker(
             self.config, self.model_dir, rank=self.rank, world_size=self.config.ranks, rendezvous=rendezvous
         )
-        self.source = self.worker.source(rollout.dtype)
         return {**self.worker.describe(), "actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
 
-    def begin_stage(self, algorithm, optimizer: OptimizerConfig, total_updates: int) -> None:
-        self.worker.begin_stage(algorithm, optimizer, total_updates)
+    def begin_stage(self, spec: StageSpec) -> None:
+        self.worker.begin_stage(spec)
 
     def step(self, batch, updates: int, temperature: float):
         return self.worker.step(batch, updates=updates, temperature=temperature)
@@ -169,58 +211,66 @@ class LearnerActor:
     def logprobs(self, sequences) -> list[list[float]]:
         return self.worker.logprobs(sequences)
 
+    def scores(self, examples):
+        return self.worker.scores(examples)
+
     def save(self, directory: Path) -> None:
         self.worker.save(directory)
 
-    def load(self, directory: Path, algorithm, optimizer: OptimizerConfig, total_updates: int) -> None:
-        self.worker.load(directory, algorithm, optimizer, total_updates)
+    def load(self, directory: Path, spec: StageSpec) -> None:
+        self.worker.load(directory, spec)
+        self.senders.pop("reward_model", None)  # its tensors are new ones
 
     def export(self, directory: Path) -> None:
         self.worker.export(directory)
 
-    def publish(self, version: PolicyVersion, engines: dict[int, tuple[Any, str]], prefix: str, deadline_s: float):
-        """Send the weights to the engines ({slot: (handle, node)}) as one transaction; a collective over the ranks.
+    def export_reward_model(self, directory: Path) -> None:
+        self.worker.export_reward_model(directory)
 
-        Returns (digest, failures by slot, whether those engines may hold a mixture, seconds).
+    def publish(self, model: Model, version: PolicyVersion, receivers: Receivers, prefix: str, deadline_s: float):
+        """Send a model's weights to its receivers as one transaction; a collective over the ranks.
+
+        Returns (digest, failures by slot, whether those receivers may hold a mixture).
         """
         from rollout.weights import make_trainer
 
-        began = time.monotonic()
-        client = self._client(engines, deadline_s)
-        members = sorted((slot, handle._actor_id.hex()) for slot, (handle, _) in engines.items())
+        transport = self.transport if model == "policy" else "shm"
+        client = self._client(receivers, deadline_s, transport)
+        members = sorted((slot, handle._actor_id.hex()) for slot, (handle, _) in receivers.items())
+        sender, before = self.senders.get(model, (None, None))
         failed, mixed = {}, False
         try:
-            if members != self.members:
-                if self.trainer is not None:
-                    self.trainer.shutdown()
-                self.members = None
-                self.trainer = make_trainer(self.transport, source=self.source, client=client, rank=self.rank, prefix=prefix)
-                self.members = members
-            self.trainer.client, self.trainer.version = client, version
-            self.trainer.send_weights()
+            if members != before:
+                if sender is not None:
+                    sender.shutdown()
+                self.senders.pop(model, None)
+                source = self.worker.source(self.rollout.dtype if model == "policy" else "float32", model)
+                sender = make_trainer(transport, source=source, client=client, rank=self.rank, prefix=prefix)
+                self.senders[model] = sender, members
+            sender.client, sender.version = client, version
+            sender.send_weights()
         except PrepareFailed as error:
             failed = error.failed
         except CommitFailed as error:
             failed, mixed = error.failed, True
-            self.members = None
-        digest = self.trainer.digest if self.trainer is not None else ""
-        return digest, failed, mixed, time.monotonic() - began
+            self.senders[model] = sender, None
+        return sender.digest if sender is not None else "", failed, mixed
 
-    def _client(self, engines: dict[int, tuple[Any, str]], deadline_s: float) -> FanOut:
+    def _client(self, receivers: Receivers, deadline_s: float, transport: str) -> FanOut:
         from rollout.transfer import read_bucket
 
         here, shipped = node_id(), {}
 
         def invoke(slot: int, method: str, arguments: tuple[Any, ...]):
-            handle, node = engines[slot]
-            if method == "update_weights" and self.transport == "shm" and node != here:
+            handle, node = receivers[slot]
+            if method == "update_weights" and transport == "shm" and node != here:
                 for bucket in arguments[0]["manifest"]["buckets"]:
                     if bucket["segment"] not in shipped:
                         shipped[bucket["segment"]] = ray.put(read_bucket(bucket["segment"]))
                 arguments = (*arguments, shipped)
-            return getattr(handle, method).options(name=f"{method} of rollout-{slot}").remote(*arguments)
+            return getattr(handle, method).options(name=f"{method} of slot {slot}").remote(*arguments)
 
         return FanOut(
-            list(engines), invoke, lambda pending: gather(pending, deadline_s),
-            tensor_parallel_size=self.rollout.tensor_parallel_size, streaming=self.transport in STREAMING,
+            list(receivers), invoke, lambda pending: gather(pending, deadline_s),
+            tensor_parallel_size=self.rollout.tensor_parallel_size, streaming=transport in STREAMING,
         )  # fmt: skip

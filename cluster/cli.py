@@ -63,31 +63,25 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def describe(as_json: AsJson = False) -> None:
-    """Print the table of algorithms: data source, reward, credit, weighting and gradient coefficient."""
-    from learner.algorithms import TABLE
+    """Print the tables of algorithms and of reward models, with the gradient coefficient of each row."""
+    from learner.algorithms import REWARD_MODELS, TABLE
 
-    rows = {
-        name: {
-            "data_source": str(row.data_source),
-            "reward": row.reward,
-            "credit": row.credit.model_dump(),
-            "weighting": row.weighting.model_dump(),
-            "gradient_coefficient": row.weighting.formula,
-        }
-        for name, row in TABLE.items()
-    }
+    rows = {name: row.model_dump(mode="json") | {"gradient_coefficient": row.formula} for name, row in TABLE.items()}
+    models = {name: row.model_dump(mode="json") for name, row in REWARD_MODELS.items()}
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        typer.echo(json.dumps({"algorithms": rows, "reward_models": models}, indent=1))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("algorithm", "data source", "reward", "credit", "weighting", "gradient coefficient GC(q, o, t)")
-    for name, row in rows.items():
-        cells = (_cell(row["credit"]), _cell(row["weighting"]))
-        table.add_row(name, row["data_source"], row["reward"], *cells, row["gradient_coefficient"])
     # A pipe has no width: leave the rows whole for the program that reads it.
-    Console(width=None if sys.stdout.isatty() else 220).print(table, markup=False)
+    console = Console(width=None if sys.stdout.isatty() else 260)
+    for title, table in (("algorithm", rows), ("reward model", models)):
+        heads = {key: None for row in table.values() for key in row}
+        shown = Table(title, *(head.replace("_", " ") for head in heads))
+        for name, row in table.items():
+            shown.add_row(name, *(_cell(row[head]) if isinstance(row[head], dict) else row[head] for head in heads))
+        console.print(shown, markup=False)
 
 
 @app.command()
@@ -184,8 +178,9 @@ def _run(work: Callable[[], dict]) -> None:
     from rich.console import Console
 
     from cluster.config import ConfigError
-    from cluster.pipeline import RunFailed, Stopped
+    from cluster.pipeline import Stopped
     from cluster.report import summary_table
+    from cluster.sampling import RunFailed
 
     try:
         summary = work()
@@ -205,5 +200,5 @@ def _run(work: Callable[[], dict]) -> None:
 
 
 def _cell(fields: dict) -> str:
-    values = ", ".join(f"{name}={value}" for name, value in fields.items() if name != "cell")
+    values = ", ".join(f"{name}={value}" for name, value in fields.items() if name != "cell" and value is not None)
     return f"{fields['cell']}({values})"

@@ -7,67 +7,23 @@ resolve against the current directory, not against the recipe's.
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
-from cluster.explain import Loc, nearest, sentence
+from cluster import stages
+from cluster.explain import Loc
 from cluster.recipe import ConfigError, Recipe, dump, item_names
-from learner.algorithms import TABLE, Algorithm, DataSource, resolve
-from learner.config import LearnerConfig, OptimizerConfig
-from learner.credit import GroupRelative
+from cluster.stages import Name, StageConfig, refusal
+from learner.config import LearnerConfig
+from learner.credit import DenoisedGroupRelative
 from reward.config import RewardConfig
 from rollout.config import DataConfig, ModelConfig, RolloutConfig, Strict
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
-"""A letter, then letters, digits, `-` and `_`: it becomes a folder, part of a group id and of an override."""
 
 IMMUTABLE = (
     *("name", "output", "seed", "model", "data"),
     *(f"stages.*.{key}" for key in ("name", "algorithm", "questions_per_step", "samples_per_question")),
 )
 """Keys that a resumed run may not change: with another value the trained history would no longer be this run's."""
-
-
-class StageConfig(Strict):
-    """One stage of a run: a row of the table of algorithms, how long, and on how much per step."""
-
-    name: Name | None = None
-    """By default the algorithm's name; `<algorithm>-<place from 1>` where unnamed stages repeat it."""
-    algorithm: str
-    """A row of the table: `cohort describe` prints it."""
-    steps: int = Field(gt=0)
-    questions_per_step: int = Field(gt=0)
-    samples_per_question: int = Field(1, gt=0)
-    """The group size G."""
-    updates_per_batch: int = Field(1, gt=0)
-    """Optimiser updates on each step's outputs (the paper's mu)."""
-    credit: dict[str, Any] = {}
-    """Fields of the row's credit cell to replace."""
-    weighting: dict[str, Any] = {}
-    """Fields of the row's weighting cell to replace."""
-    optimizer: OptimizerConfig
-
-    @field_validator("algorithm")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in TABLE:
-            raise ValueError(f"unknown algorithm '{value}'; expected one of {', '.join(TABLE)}{nearest(value, TABLE)}")
-        return value
-
-    @model_validator(mode="after")
-    def _cells(self):
-        try:
-            self.resolved()
-        except ValidationError as error:
-            # A place such as ("credit", "group_relative", "ddof") names the kind of the cell, which no recipe writes.
-            raise _refusal([((*e["loc"][:1], *e["loc"][2:]), sentence(e, Algorithm)) for e in error.errors()]) from error
-        return self
-
-    def resolved(self) -> Algorithm:
-        """The stage's row of the table with its overrides applied."""
-        return resolve(self.algorithm, self.credit, self.weighting)
 
 
 class EvaluationConfig(Strict):
@@ -134,14 +90,8 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _consistent(self):
         if problems := contradictions(self):
-            raise _refusal(problems)
+            raise refusal(problems)
         return self
-
-
-def _refusal(problems: list[tuple[Loc, str]]) -> PydanticCustomError:
-    """A validation error of several problems, each at a place of its own below the model that raises it."""
-    text = "; ".join(f"{'.'.join(map(str, loc))}: {why}" for loc, why in problems)
-    return PydanticCustomError("several", "{text}", {"text": text, "problems": problems})
 
 
 def contradictions(config: RunConfig) -> list[tuple[Loc, str]]:
@@ -149,12 +99,18 @@ def contradictions(config: RunConfig) -> list[tuple[Loc, str]]:
     data, names = config.data, [stage.name for stage in config.stages]
     out: list[tuple[Loc, str]] = []
     for i, stage in enumerate(config.stages):
-        for key, why in _stage_contradictions(stage, data):
+        for key, why in stages.contradictions(stage, data):
             out.append((("stages", i, key), why))
         if stage.name in names[:i]:
             out.append(
                 (("stages", i, "name"), f"'{stage.name}' is stage {names.index(stage.name)} too; expected different names")
             )
+    out += _reward_model_contradictions(config)
+    binary = config.reward.correct == 1 and config.reward.format == 0
+    for i, stage in enumerate(config.stages):
+        if stage.trains_policy and isinstance(stage.resolved().credit, DenoisedGroupRelative) and not binary:
+            why = "estimates flips of 0/1 rewards; expected reward.correct: 1 and reward.format: 0"
+            out.append((("stages", i, "credit"), why))
     if data.demonstrations and data.demonstrations.task is None and data.demonstrations.response is None:
         why = "missing; expected a template for the demonstrated output, such as '{solution}\\n#### {answer}'"
         out.append((("data", "demonstrations", "response"), why))
@@ -169,18 +125,38 @@ def contradictions(config: RunConfig) -> list[tuple[Loc, str]]:
     return out
 
 
-def _stage_contradictions(stage: StageConfig, data: DataConfig) -> list[tuple[str, str]]:
-    row, out = stage.resolved(), []
-    group = stage.samples_per_question
-    if isinstance(row.credit, GroupRelative) and group == 1:
-        why = "found 1; expected 2 or more: credit relative to the group is 0 in a group of one, so nothing is learned"
-        out.append(("samples_per_question", why))
-    if row.data_source is DataSource.DEMONSTRATIONS:
-        if group > 1:
-            out.append(("samples_per_question", f"found {group}; expected 1: '{stage.algorithm}' trains on demonstrations"))
-        if data.demonstrations is None:
-            out.append(("algorithm", f"'{stage.algorithm}' trains on demonstrations; expected data.demonstrations, found none"))
+def _reward_model_contradictions(config: RunConfig) -> list[tuple[Loc, str]]:
+    """A reward model must be there before it judges, and a run has one kind of it."""
+    out: list[tuple[Loc, str]] = []
+    given, trained = config.reward.model is not None and bool(config.reward.model.path), None
+    for i, stage in enumerate(config.stages):
+        row = stage.resolved()
+        if not stage.trains_policy:
+            if trained not in (None, row.supervision):
+                why = f"trains a model for {row.supervision} supervision, an earlier stage one for {trained}; expected one kind"
+                out.append((("stages", i, "algorithm"), why))
+            trained = trained or row.supervision
+        elif row.reward in SUPERVISION and not given and SUPERVISION[row.reward] != trained:
+            why = f"the reward is '{row.reward}'; expected reward.model.path, an earlier stage that trains one, or reward: rule"
+            out.append((("stages", i, "algorithm"), why))
+    if config.reward.model is not None and supervision(config) is None:
+        out.append((("reward", "model"), "given, but no stage trains a reward model or is rewarded by one"))
     return out
+
+
+SUPERVISION = {"outcome_model": "outcome", "process_model": "process"}
+"""What the model behind a reward judges."""
+
+
+def supervision(config: RunConfig) -> str | None:
+    """What the run's reward model judges, outcome or process; None for a run without one."""
+    for stage in config.stages:
+        row = stage.resolved()
+        if not stage.trains_policy:
+            return row.supervision
+        if row.reward in SUPERVISION:
+            return SUPERVISION[row.reward]
+    return None
 
 
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -191,6 +167,7 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
             recipe.override(text)
         except ConfigError as error:
             recipe.problems += error.problems
+    recipe.repeat_iterations()
     try:
         # JSON's strict mode: no "2" for 2 and no true for 1, yet text for a path and a list for a tuple.
         config = RunConfig.model_validate_json(json.dumps(recipe.data), strict=True)

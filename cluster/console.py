@@ -10,6 +10,7 @@ from rich.table import Table
 
 COLUMNS = {
     "reward": "reward", "acc": "accuracy", "len": "response_length", "kl": "kl", "clip": "clip_fraction", "grad": "grad_norm",
+    "rank": "ranking_accuracy", "label": "label_accuracy", "explained": "critic_explained_variance",
     "mism50": "mismatch_p50", "mism99": "mismatch_p99", "tok/s": "tokens_per_second", "gen": "seconds_generate",
     "score": "seconds_score", "train": "seconds_train", "sync": "seconds_sync", "other": "seconds_other",
 }  # fmt: skip
@@ -44,9 +45,10 @@ class ConsoleSink:
             self.note(f"{stage} {step}/{self._total} {shown}")
             return
         self._recent.append((f"{stage} {step}", cells))
-        table = Table("step", *COLUMNS, box=None, pad_edge=False)
+        known = [i for i in range(len(COLUMNS)) if any(row[i] != "-" for _, row in self._recent)]
+        table = Table("step", *(list(COLUMNS)[i] for i in known), box=None, pad_edge=False)
         for name, row in self._recent:
-            table.add_row(name, *row)
+            table.add_row(name, *(row[i] for i in known))
         self._progress.update(self._task, completed=step, description=stage)
         self._live.update(Group(table, self._progress))
 

@@ -65,14 +65,16 @@ class Evaluation:
 
 def evaluate(
     questions: Sequence[Question], *, samples: int, sampling: Sampling, generate: Generate, score: Score, label: str
-) -> tuple[Evaluation, list[dict[str, object]]]:
-    """Ask every question once greedily and `samples` times with `sampling`; the result, and a record per question.
+) -> tuple[Evaluation, list[dict[str, object]], list[ScoredSample]]:
+    """Ask every question once greedily and `samples` times with `sampling`.
+
+    Returns the result, a record per question, and the sampled outputs.
 
     `label` names the groups, and so fixes the seeds: under one label two policies draw the same random numbers.
     """
     greedy_sampling = Sampling(temperature=0.0, max_new_tokens=sampling.max_new_tokens)
-    greedy = _ask(questions, f"{label}/greedy", 1, greedy_sampling, generate, score)
-    sampled = _ask(questions, f"{label}/sampled", samples, sampling, generate, score)
+    greedy = ask(questions, f"{label}/greedy", 1, greedy_sampling, generate, score)
+    sampled = ask(questions, f"{label}/sampled", samples, sampling, generate, score)
     judged = {q.ordinal: [s for s in sampled[q.ordinal] if s.verdict.status == "score"] for q in questions}
     judged_greedy = [s for q in questions for s in greedy[q.ordinal] if s.verdict.status == "score"]
     every, every_judged = ([s for group in groups.values() for s in group] for groups in (sampled, judged))
@@ -95,10 +97,10 @@ def evaluate(
         response_length=_mean([len(s.sample.output_ids) for s in every]),
         unjudged=len(questions) * (samples + 1) - len(every_judged) - len(judged_greedy),
     )
-    return result, [_record(q, greedy[q.ordinal], sampled[q.ordinal]) for q in questions]
+    return result, [_record(q, greedy[q.ordinal], sampled[q.ordinal]) for q in questions], every
 
 
-def _ask(
+def ask(
     questions: Sequence[Question], label: str, samples: int, sampling: Sampling, generate: Generate, score: Score
 ) -> dict[int, list[ScoredSample]]:
     """The scored outputs of every question, by ordinal, in the order of their indices."""

@@ -17,12 +17,13 @@ from cluster.config import ConfigError, RunConfig, config_hash, resolved_yaml
 from cluster.console import ConsoleSink
 from cluster.ledger import Ledger, incarnations
 from cluster.metrics import JsonlSink, RayMetricsSink, Sinks, TensorBoardSink
-from cluster.pipeline import Loop, RunFailed
+from cluster.pipeline import Loop
 from cluster.placement import PlacementError
 from cluster.records import evaluation_rows, write_rows
 from cluster.report import plot
 from cluster.resume import RunLock
 from cluster.roles import RoleFailed, Roles
+from cluster.sampling import RunFailed
 from cluster.sync import CanaryFailed
 
 log = logging.getLogger("cohort")
@@ -50,7 +51,8 @@ def run(config: RunConfig, resume_from: tuple[Path, dict] | None = None) -> dict
         incarnation = incarnations(run_dir / "ledger.jsonl")
         ledger = Ledger(run_dir / "ledger.jsonl", incarnation=incarnation, offset=state.get("ledger_offset", 0))
         step = state.get("step", 0)
-        write_rows(run_dir / "evaluations.jsonl", [r for r in evaluation_rows(run_dir) if r["step"] <= step])
+        for name in ("evaluations.jsonl", "reward_model.jsonl"):
+            write_rows(run_dir / name, [r for r in evaluation_rows(run_dir, name) if r["step"] <= step])
         with cluster(config, incarnation), stop_flag() as stopping, roles(config, incarnation) as actors:
             sinks = Sinks(
                 [
@@ -60,9 +62,9 @@ def run(config: RunConfig, resume_from: tuple[Path, dict] | None = None) -> dict
                     RayMetricsSink(config.name),
                 ]
             )
-            loop = Loop(config, load_data(config), actors, ledger, sinks, stopping)
+            loop = Loop(config, *load_data(config), actors, ledger, sinks)
             loop.seconds["start"] = time.monotonic() - began
-            loop.run(resume_from)
+            loop.run(stopping, resume_from)
             summary = summarise(loop)
             (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
         plot(run_dir)
@@ -91,13 +93,14 @@ def model_directory(config: RunConfig) -> Path:
 
 
 def load_data(config: RunConfig):
-    """Questions, demonstrations and held-out questions of a run, rendered with its tokenizer."""
+    """The data of a run, rendered with its tokenizer, and the tokenizer."""
     from transformers import AutoTokenizer
 
     from reward.scorer import gold_problem
     from rollout.data import load_data
 
-    return load_data(config.data, AutoTokenizer.from_pretrained(model_directory(config)), config.seed, gold_problem)
+    tokenizer = AutoTokenizer.from_pretrained(model_directory(config))
+    return load_data(config.data, tokenizer, config.seed, gold_problem), tokenizer
 
 
 @contextmanager
@@ -149,20 +152,28 @@ def stop_flag() -> Iterator:
 
 
 def summarise(loop: Loop) -> dict:
-    """summary.json: accuracy before and after the last stage, time and speed, who did it, and what was published."""
+    """summary.json: accuracy before and after, time and speed, who did it, and what was published.
+
+    "Before" is the last evaluation that no outputs of the policy had been trained on.
+    """
     config, rows = loop.config, evaluation_rows(loop.dir)
-    steps_before = sum(s.steps for s in config.stages[:-1])
-    before = next((r for r in rows if r["step"] == steps_before), None)
-    after = next(r for r in rows if r["step"] == loop.step)
+    warm = 0
+    for stage in config.stages:
+        if stage.trains_policy and stage.given != "demonstrations":
+            break
+        warm += stage.steps
+    before = max((r for r in rows if r["step"] <= warm and r["step"] < loop.step), key=lambda r: r["step"], default=None)
+    after = rows[-1]
     names = ["accuracy", "greedy_accuracy", "well_formed"] + [n for n in after if n.startswith(("maj_at_", "pass_at_"))]
     scores = {f"{name}_{when}": row[name] for name in names for when, row in (("before", before), ("after", after)) if row}
     sampling = loop.seconds["generate"]
     return {
         "name": config.name, "seed": config.seed, "config_hash": config_hash(config),
-        "stages": [{"name": s.name, "algorithm": s.algorithm, "steps": s.steps} for s in config.stages],
+        "stages": [s.model_dump(include={"name", "algorithm", "steps", "questions_per_step"}) for s in config.stages],
         **scores,
         "seconds": {phase: round(s, 2) for phase, s in loop.seconds.items()},
-        "tokens_per_second": round(loop.sampled_tokens / sampling, 1) if sampling else None,
+        "tokens_per_second": round(loop.sampler.tokens / sampling, 1) if sampling else None,
+        "reward_models": evaluation_rows(loop.dir, "reward_model.jsonl"),
         "versions": loop.digests, "actors": loop.roles.info, "replaced_workers": loop.roles.deaths,
         "software": {name: version(name) for name in ("cohort-rl", "torch", "transformers", "ray")},
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """The loop of a run.
 
     questions --lease--> rollout actors --Samples--> reward actors --ScoredSamples--> buffer --a step's groups--+
-        ^                (vLLM, version v)                                                                     |
+        ^                (vLLM, version v)           (rule, or reward model w)                                 |
         |                                                                                                      v
         +-- version v+1 serves <-- canary <-- commit <-- prepare <-- new weights <-- updates <-- credit <-- learner group
 
@@ -13,34 +13,39 @@
     sync      sends the weights as one transaction; nothing is sampled until every engine holds the new version
     ledger    records every sample's way through the above; a checkpoint is taken between steps, when nothing is under way
 
-A stage that trains on demonstrations takes the same way without rollout and reward; its weights go out at its end.
+A stage whose outputs do not follow the policy takes the same way; its weights go out at its end. A stage that trains a reward
+model labels the groups instead of crediting them, and its weights go to the reward actors. Iterative training is stages
+repeated: a stage's reference is the policy that it starts from.
 """
 
-import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cluster.assessment import HeldOut
 from cluster.buffer import Buffer
-from cluster.config import RunConfig, StageConfig
+from cluster.config import RunConfig
+from cluster.labelling import Labeller, used
 from cluster.ledger import Ledger
 from cluster.metrics import Sinks
 from cluster.records import attempts, batch_metrics, evaluation_rows, sample_rows, write_rows
 from cluster.resume import Checkpoints
 from cluster.roles import Roles
-from cluster.sync import Canary, publish
-from learner.algorithms import DataSource
-from reward.types import ScoredSample, Verdict
+from cluster.sampling import RunFailed, Sampler
+from cluster.sources import PolicySamples, source_of
+from cluster.stages import StageConfig
+from cluster.sync import Canary, publish, publish_reward_model
+from learner.algorithms import DataSource, RewardSource
+from reward.types import ScoredSample
 from rollout.data import Data
 from rollout.types import Lease, Question, Sample, Sampling
 
-log = logging.getLogger("cohort")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-
-class RunFailed(RuntimeError):
-    """The run cannot go on; its newest checkpoint stands."""
+PHASES = ("generate", "score", "train", "sync")
 
 
 class Stopped(RuntimeError):
@@ -50,26 +55,33 @@ class Stopped(RuntimeError):
 class Loop:
     """One driver's life in a run: from a checkpoint's state (or none) to the last step of the last stage."""
 
-    def __init__(self, config: RunConfig, data: Data, roles: Roles, ledger: Ledger, sinks: Sinks, stopping: Callable[[], bool]):
+    def __init__(
+        self, config: RunConfig, data: Data, tokenizer: "PreTrainedTokenizerBase", roles: Roles, ledger: Ledger, sinks: Sinks
+    ):
         self.config, self.data, self.roles, self.ledger, self.sinks = config, data, roles, ledger, sinks
-        self.stopping = stopping
         self.dir = config.output
         self.checkpoints = Checkpoints(config.output, keep=config.keep_checkpoints)
+        self.sampler = Sampler(roles, ledger, self._bring_up, config.reward.max_error_share)
+        self.sampling = Sampling(temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens)
+        self.labeller = Labeller(self, tokenizer)
+        self.held_out = HeldOut(self)
         self.stage, self.done = 0, 0
         """The stage under way, and how many of its steps are finished."""
+        self.seen: dict[str, float] = {}
+        """What the stage's selection of questions has learnt of them."""
         self.version, self.published = 0, True
         """The version that serves, and whether it is the learner's weights."""
         self.digests: dict[str, str] = {}
-        self.seconds = dict.fromkeys(("generate", "score", "train", "sync", "other", "evaluate", "start"), 0.0)
-        self.sampled_tokens = 0
+        self.seconds = dict.fromkeys((*PHASES, "other", "evaluate", "start"), 0.0)
 
     @property
     def step(self) -> int:
         """Finished steps of the run, over all stages."""
         return sum(s.steps for s in self.config.stages[: self.stage]) + self.done
 
-    def run(self, resume_from: tuple[Path, dict] | None = None) -> None:
+    def run(self, stopping: Callable[[], bool], resume_from: tuple[Path, dict] | None = None) -> None:
         """Take up the state, then run every stage to its end, evaluating between."""
+        self.stopping = stopping
         self.canary = self._calibrate()
         if resume_from is not None:
             self._restore(*resume_from)
@@ -79,127 +91,77 @@ class Loop:
         while True:
             stage = self.config.stages[self.stage]
             if self.done == 0:
-                self.roles.learn("begin_stage", stage.resolved(), stage.optimizer, stage.steps * stage.updates_per_batch)
+                self.roles.learn("begin_stage", stage.spec(self.config.reward.model, self.config.seed))
             self.run_stage(stage)
-            self._publish()
-            self.evaluate()
+            if stage.trains_policy:
+                self._publish()
+                self.evaluate()
+            else:
+                self._finish_reward_model(stage)
             if self.stage + 1 == len(self.config.stages):
                 return
-            self.stage, self.done = self.stage + 1, 0
+            self.stage, self.done, self.seen = self.stage + 1, 0, {}
 
     def run_stage(self, stage: StageConfig) -> None:
-        samples_policy = stage.resolved().data_source is DataSource.POLICY_SAMPLES
+        source = source_of(self, stage)
+        if isinstance(source, PolicySamples):
+            source.seen = self.seen
         buffer = Buffer(
             questions_per_step=stage.questions_per_step, max_staleness=self.config.cluster.max_staleness,
             steps=stage.steps, done=self.done,
         )  # fmt: skip
         while buffer.done < stage.steps:
-            began, before = time.monotonic(), dict(self.seconds)
+            began, before, sampled = time.monotonic(), dict(self.seconds), self.sampler.tokens
             version = self.version
-            for ordinal, group in (self.policy_groups if samples_policy else self.demonstrations)(stage, buffer.admit()):
+            for ordinal, group in source.groups(buffer.admit()):
                 buffer.put(ordinal, group)
             batch = buffer.take()
+            examples = batch if stage.trains_policy else self.labeller.examples(stage, batch, source.questions, self.step)
             with self.timed("train"):
                 name = f"train step {self.step + 1} v{version}"
-                report = self.roles.learn("step", batch, stage.updates_per_batch, self._temperature(stage), name=name)[0]
-            self.published = False
-            fates = self._settle(batch, report.advantages)
+                temperature = self.config.rollout.temperature if stage.follows_policy else 1.0
+                report = self.roles.learn("step", examples, stage.updates_per_batch, temperature, name=name)[0]
+            self.published = self.published and not stage.trains_policy
+            advantages = report.advantages
+            if not stage.trains_policy:
+                advantages = [0.0 if trained else None for trained in used(examples, batch)]
+            fates = self._settle(batch, advantages)
             buffer.finish_step()
             self.done = buffer.done
             metrics = {"stage": stage.name, "version": version} | batch_metrics(batch) | report.metrics
-            if samples_policy:
+            if stage.follows_policy:
                 metrics["canary_mean"] = self._publish()
-            write_rows(self.dir / "samples" / f"step_{self.step}.jsonl", sample_rows(batch, report.advantages, fates))
-            took = {f"seconds_{k}": v - before[k] for k, v in self.seconds.items() if k not in ("evaluate", "start")}
-            took["seconds_step"] = time.monotonic() - began
-            took["seconds_other"] = took["seconds_step"] - sum(
-                took[f"seconds_{k}"] for k in ("generate", "score", "train", "sync")
-            )
-            self.seconds["other"] += took["seconds_other"]
-            if samples_policy:
-                metrics["tokens_per_second"] = sum(len(s.sample.output_ids) for s in batch) / took["seconds_generate"]
-            self.sinks.write(self.step, metrics | took)
+            write_rows(self.dir / "samples" / f"step_{self.step}.jsonl", sample_rows(batch, advantages, fates))
+            took = {phase: self.seconds[phase] - before[phase] for phase in PHASES}
+            took["step"] = time.monotonic() - began
+            took["other"] = took["step"] - sum(took[phase] for phase in PHASES)
+            self.seconds["other"] += took["other"]
+            if tokens := self.sampler.tokens - sampled:
+                metrics["tokens_per_second"] = tokens / took["generate"]
+            self.sinks.write(self.step, metrics | {f"seconds_{phase}": s for phase, s in took.items()})
             self._after_step(stage)
 
-    def policy_groups(self, stage: StageConfig, ordinals: Sequence[int]):
-        """Sample and judge the groups of these ordinals; yields (ordinal, scored group)."""
-        questions = [self.data.train.question(n) for n in ordinals]
-        members = tuple(range(stage.samples_per_question))
-        leases = [Lease(question=q, group_id=f"{stage.name}/{q.ordinal}", indices=members, attempt=0) for q in questions]
-        sampling = Sampling(temperature=self.config.rollout.temperature, max_new_tokens=self.config.rollout.max_new_tokens)
+    def ask(self, leases: Sequence[Lease], what: str, *, booked: bool = True) -> list[Sample]:
+        """All outputs of the leases at the run's temperature, sampled by the serving version."""
+        name = f"{what} step {self.step + 1} v{self.version}"
         with self.timed("generate"):
-            samples = self.sample(leases, sampling, f"generate step {self.step + 1} v{self.version}", self.ledger)
-        self.sampled_tokens += sum(len(s.output_ids) for s in samples)
+            return self.sampler.sample(leases, self.sampling, name, version=self.version, booked=booked)
+
+    def judge(self, questions: Sequence[Question], samples: Sequence[Sample], reward: RewardSource) -> list[ScoredSample]:
+        """Scores in the order of the samples."""
         with self.timed("score"):
-            scored = self.judge(questions, samples)
-        self._stop_on_judge_errors(scored)
-        groups: dict[int, list[ScoredSample]] = {n: [] for n in ordinals}
-        for one in sorted(scored, key=lambda s: s.sample.index):
-            groups[one.sample.ordinal].append(one)
+            return self.sampler.judge(questions, samples, f"score step {self.step + 1}", reward)
+
+    def record(self, event: str, samples: Iterable[Sample], **fields) -> None:
+        """Book an event of these samples."""
         for one in attempts(samples):
-            self.ledger.record("scored", **one)
-        return groups.items()
-
-    def demonstrations(self, stage: StageConfig, ordinals: Sequence[int]):
-        """The demonstrations of these ordinals as groups of one; nobody judges them."""
-        verdict = Verdict(status="unscorable", reward=None, components={}, extracted=None, reason="a demonstration")
-        samples = [self.data.demonstrations.sample(n, stage.name) for n in ordinals]
-        for event in ("leased", "generated", "scored"):
-            self.ledger.record(event, {s.group_id: [s.index] for s in samples})
-        return [(s.ordinal, [ScoredSample(sample=s, events=(), verdict=verdict)]) for s in samples]
-
-    def sample(self, leases: list[Lease], sampling: Sampling, name: str, ledger: Ledger | None = None) -> list[Sample]:
-        """All outputs of the leases. An ordinal always goes to the same slot, so that a wave can be repeated token for token.
-
-        A slot that fails is replaced, brought to the serving version, and given its whole wave again under the next attempt.
-        """
-        slots = self.roles.slots()
-        waves: dict[int, list[Lease]] = {}
-        for lease in leases:
-            waves.setdefault(slots[lease.question.ordinal % len(slots)], []).append(lease)
-        out: list[Sample] = []
-        if ledger:
-            ledger.record("leased", {x.group_id: x.indices for x in leases}, version=self.version)
-        while waves:
-            answers, errors = self.roles.generate(waves, sampling, name)
-            for samples, rejections in answers.values():
-                out += samples
-                if ledger:
-                    self._accept(ledger, samples, rejections)
-                elif rejections:
-                    raise RunFailed(f"{name}: {rejections[0].reason}")
-            waves = {slot: [replace(x, attempt=x.attempt + 1) for x in waves[slot]] for slot in errors}
-            for slot, why in errors.items():
-                self.roles.replace(slot, why)
-                if self.version:
-                    with self.timed("sync"):
-                        publish(self.roles, self.version, self.canary, [slot])
-                if ledger:
-                    again = {x.group_id: x.indices for x in waves[slot]}
-                    ledger.record("leased", again, attempt=waves[slot][0].attempt, version=self.version, why=why[:200])
-        return out
-
-    def judge(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]:
-        return self.roles.judge(questions, samples, f"score step {self.step + 1}")
+            self.ledger.record(event, **one, **fields)
 
     def evaluate(self) -> None:
         """Held-out accuracy of the serving version, once per step of the run; the file outlives a crash."""
-        from cluster.evaluation import evaluate
-
-        if self.step in {row["step"] for row in evaluation_rows(self.dir)}:
-            return
-        settings = self.config.evaluation
-        questions = self.data.evaluation[: settings.questions]
-        with self.timed("evaluate"):
-            result, records = evaluate(
-                questions, samples=settings.samples_per_question, label="held-out", score=self.judge,
-                sampling=Sampling(temperature=settings.temperature, max_new_tokens=self.config.rollout.max_new_tokens),
-                generate=lambda leases, sampling: self.sample(leases, sampling, f"evaluate v{self.version}"),
-            )  # fmt: skip
-        write_rows(self.dir / "evaluations" / f"step_{self.step}.jsonl", records)
-        row = {"step": self.step, "version": self.version, "stage": self.config.stages[self.stage].name, **result.summary()}
-        write_rows(self.dir / "evaluations.jsonl", [*evaluation_rows(self.dir), row])
-        log.info("step %d, v%d: %s", self.step, self.version, result.line())
+        if self.step not in {row["step"] for row in evaluation_rows(self.dir)}:
+            with self.timed("evaluate"):
+                self.held_out.evaluate()
 
     @contextmanager
     def timed(self, phase: str):
@@ -211,26 +173,36 @@ class Loop:
     def save(self) -> None:
         state = {
             "stage": self.stage, "done": self.done, "step": self.step, "version": self.version, "published": self.published,
-            "ledger_offset": self.ledger.offset(), "incarnation": self.ledger.incarnation, "digests": self.digests,
-            "seconds": self.seconds, "sampled_tokens": self.sampled_tokens,
+            "reward_version": self.roles.reward_version, "ledger_offset": self.ledger.offset(),
+            "incarnation": self.ledger.incarnation, "digests": self.digests, "seconds": self.seconds,
+            "sampled_tokens": self.sampler.tokens, "seen": self.seen, "labels": self.labeller.state(),
         }  # fmt: skip
         self.checkpoints.save(self.step, lambda directory: self.roles.learn("save", directory), state)
 
     def _restore(self, place: Path, state: dict) -> None:
-        """The learner takes its state, and the engines the same version with the same bytes as before."""
-        self.stage, self.done, self.digests = state["stage"], state["done"], dict(state["digests"])
-        self.seconds, self.sampled_tokens = state["seconds"], state["sampled_tokens"]
+        """The learner takes its state, and engines and reward actors the same versions with the same bytes as before."""
+        self.stage, self.done, self.seen = state["stage"], state["done"], state["seen"]
+        self.seconds, self.sampler.tokens = state["seconds"], state["sampled_tokens"]
+        self.labeller.restore(state["labels"])
         stage = self.config.stages[self.stage]
-        updates = stage.steps * stage.updates_per_batch
-        self.roles.learn("load", place / "learner", stage.resolved(), stage.optimizer, updates)
+        self.roles.learn("load", place / "learner", stage.spec(self.config.reward.model, self.config.seed))
         self.published = state["published"]
         if state["version"]:
             self.version = state["version"] - 1
             serving, self.published = self.published, False
             self._publish()
-            if serving and self.digests[str(self.version)] != state["digests"][str(self.version)]:
-                raise RunFailed(f"{place}: version {self.version} does not have the digest that was published before")
-            self.published, self.digests = serving, dict(state["digests"])
+            self._same_digest(place, str(self.version), state, serving)
+            self.published = serving
+        self.roles.reward_version = state["reward_version"]
+        if state["reward_version"] and stage.trains_policy:  # while one is trained, nobody is judged by it
+            self.roles.reward_version -= 1
+            self._publish_reward_model()
+            self._same_digest(place, f"reward model {self.roles.reward_version}", state, True)
+        self.digests = dict(state["digests"])
+
+    def _same_digest(self, place: Path, name: str, state: dict, published: bool) -> None:
+        if published and self.digests[name] != state["digests"][name]:
+            raise RunFailed(f"{place}: version {name} does not have the digest that was published before")
 
     def _publish(self) -> float:
         """Make the learner's weights the serving version, if they are not; returns the canary's mean difference in nats."""
@@ -241,6 +213,26 @@ class Loop:
         self.version, self.published = self.version + 1, True
         self.digests[str(self.version)] = digest
         return difference
+
+    def _publish_reward_model(self) -> None:
+        with self.timed("sync"):
+            digest = publish_reward_model(self.roles, self.roles.reward_version + 1)
+        self.digests[f"reward model {self.roles.reward_version}"] = digest
+
+    def _finish_reward_model(self, stage: StageConfig) -> None:
+        """The trained reward model serves, is measured on held-out outputs, and is written for transformers."""
+        self._publish_reward_model()
+        with self.timed("evaluate"):
+            self.held_out.assess(stage)
+        with self.timed("other"):
+            self.roles.learn("export_reward_model", self.dir / "reward_model")
+        self.labeller.finish()
+
+    def _bring_up(self, slot: int) -> None:
+        """Give a fresh engine the serving version."""
+        if self.version:
+            with self.timed("sync"):
+                publish(self.roles, self.version, self.canary, [slot])
 
     def _calibrate(self) -> Canary:
         """The canary's tolerance, from the weights on disk that engines and learner both start with."""
@@ -259,32 +251,14 @@ class Loop:
                 self.save()
         if self.stopping():
             raise Stopped(f"stopped by a signal after step {self.step}; `cohort resume {self.dir}` goes on from here")
-        if not last and self.config.evaluation.every and self.step % self.config.evaluation.every == 0:
+        if not last and stage.trains_policy and self.config.evaluation.every and self.step % self.config.evaluation.every == 0:
             self._publish()
             self.evaluate()
-
-    def _accept(self, ledger: Ledger, samples: list[Sample], rejections) -> None:
-        """Book what a slot delivered; an answer that is not awaited under its attempt is a bug, and raises."""
-        for one in attempts(samples):
-            ledger.record("generated", **one)
-        for r in rejections:
-            ledger.record("dropped", {r.group_id: [r.index]}, attempt=r.attempt, reason=r.reason)
 
     def _settle(self, batch: Sequence[ScoredSample], advantages: Sequence[float | None]) -> list[str]:
         """The end of every sample's life: trained, or dropped because it has no credit. Returns the fates."""
         fates = ["trained" if a is not None else "dropped" for a in advantages]
-        for fate in ("trained", "dropped"):
-            chosen = [s.sample for s, f in zip(batch, fates, strict=True) if f == fate]
-            for one in attempts(chosen):
-                self.ledger.record(fate, **one, step=self.step + 1, **({"reason": "no credit"} if fate == "dropped" else {}))
+        for fate, why in (("trained", {}), ("dropped", {"reason": "no credit"})):
+            chosen = (s.sample for s, f in zip(batch, fates, strict=True) if f == fate)
+            self.record(fate, chosen, step=self.step + 1, **why)
         return fates
-
-    def _stop_on_judge_errors(self, scored: Sequence[ScoredSample]) -> None:
-        errors = [s.verdict.reason for s in scored if s.verdict.status == "error"]
-        if len(errors) > self.config.reward.max_error_share * len(scored):
-            raise RunFailed(f"{len(errors)} of {len(scored)} judgements failed; the first:\n{errors[0]}")
-
-    def _temperature(self, stage: StageConfig) -> float:
-        """Demonstrations are fitted by the model itself, samples by the distribution they were drawn from."""
-        offline = stage.resolved().data_source is DataSource.DEMONSTRATIONS
-        return 1.0 if offline else self.config.rollout.temperature

@@ -35,7 +35,8 @@ def bundles(config: RunConfig, *, cpus: float, gpus: float) -> list[Bundle]:
         return [Bundle(role=role, slot=slot, cpus=share, gpus=0) for role, slot in roles]
     # With ipc, learner rank and engine hold one GPU together.
     share = 0.5 if config.rollout.transport == "ipc" else 1.0
-    wanted = {"rollout": config.rollout.tensor_parallel_size * share, "learner": share, "reward": 0.0}
+    judge = config.reward.model.gpus_per_worker if config.reward.model else 0.0
+    wanted = {"rollout": config.rollout.tensor_parallel_size * share, "learner": share, "reward": judge}
     return [Bundle(role=role, slot=slot, cpus=1.0, gpus=wanted[role]) for role, slot in roles]
 
 

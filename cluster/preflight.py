@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.config import RunConfig
-from learner.algorithms import DataSource, Need
+from cluster.config import RunConfig, supervision
+from learner.algorithms import Need
+from reward.config import RewardModelConfig, member_directories
 from reward.rules import well_formed
 from reward.scorer import gold_problem
+from reward.tokenizer import check_tokenizer
 from rollout.data import Data, load_data
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def check(config: RunConfig) -> Report:
     try:
         model = _model(config)
         _check_model(config, model, report)
+        _check_reward_model(config, report)
         _check_data(config, load_data(config.data, model.tokenizer, config.seed, gold_problem), model, report)
     except ValueError as error:
         report.problems.append(str(error))
@@ -128,21 +131,37 @@ def _check_model(config: RunConfig, model: Model, report: Report) -> None:
         report.problems.append(f"model.path: {name}: {found}; expected no more tokens than the model knows")
 
 
+def _check_reward_model(config: RunConfig, report: Report) -> None:
+    """A reward model from elsewhere reads the policy's token ids, so its tokenizer must be the policy's."""
+    kind, paths = supervision(config), config.reward.model.path if config.reward.model else ()
+    if kind is None:
+        return
+    for path in paths:
+        from reward.model import kind_of
+
+        for member in member_directories(path):
+            if (found := kind_of(member)) != kind:
+                report.problems.append(f"reward.model.path: {member} is a model for {found} supervision; expected {kind}")
+            if config.model.path is not None:
+                check_tokenizer(member, config.model.path)
+    report.facts.append(f"reward model: {kind} supervision, {', '.join(map(str, paths)) or 'trained by the run'}")
+
+
 def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> None:
     longest = max(len(data.train.question(n).prompt_ids) for n in range(len(data.train)))
     report.facts.append(
         f"questions: {len(data.train)} to train on, {len(data.evaluation)} held out, prompts up to {longest} tokens"
     )
-    if data.removed_questions or data.removed_demonstrations:
-        removed = f"{data.removed_questions} questions and {data.removed_demonstrations} demonstrations"
+    if data.removed_questions or data.removed_outputs:
+        removed = f"{data.removed_questions} questions and {data.removed_outputs} given outputs"
         report.warnings.append(f"{removed} are left out: an evaluation question has the same text")
     if (asked := config.evaluation.questions) and asked > len(data.evaluation):
         report.warnings.append(f"evaluation.questions: {asked}, but only {len(data.evaluation)} are held out; all are asked")
     if data.demonstrations is not None:
         _check_demonstrations(config, data, model, report)
+    given = {"demonstrations": data.demonstrations, "preferences": data.preferences, "labelled_steps": data.labelled_steps}
     for stage in config.stages:
-        offline = stage.resolved().data_source is DataSource.DEMONSTRATIONS
-        rows = len(data.demonstrations) if offline else len(data.train)
+        rows = len(given[stage.given] if stage.given else data.train)
         epochs = stage.steps * stage.questions_per_step / rows
         report.facts.append(f"stage {stage.name}: {epochs:.2g} epochs of {rows} rows")
         if stage.questions_per_step > rows:
@@ -171,8 +190,10 @@ def _check_demonstrations(config: RunConfig, data: Data, model: Model, report: R
 
 
 def _check_disk(config: RunConfig, model: Model, report: Report) -> None:
-    frozen = any(Need.REFERENCE in stage.resolved().needs for stage in config.stages)
-    size = model.parameters * (BYTES_PER_PARAMETER + 4 * frozen)
+    needs = frozenset().union(*(stage.resolved().needs for stage in config.stages if stage.trains_policy))
+    judge = (config.reward.model or RewardModelConfig()).count if supervision(config) else 0
+    copies = 1 + (Need.CRITIC in needs) + judge
+    size = model.parameters * (BYTES_PER_PARAMETER * copies + 4 * (Need.REFERENCE in needs))
     needed = size * (config.keep_checkpoints + 1)  # one more while it is written
     free = shutil.disk_usage(_existing(config.output)).free
     sizes = f"checkpoints: {size / 1e9:.2g} GB each, {needed / 1e9:.2g} GB at most, {free / 1e9:.3g} GB free"

@@ -109,6 +109,36 @@ class Recipe:
         parent[step] = None if root is None else self._build(root, loc, name)
         self.places[loc] = (0, name)
 
+    def repeat_iterations(self) -> None:
+        """Write `{iterations: N, stages: [...]}` among the stages out as those stages N times, named `<name>-1`, `<name>-2` ...
+
+        That is iterative training: whatever a stage takes at its start, such as its reference, it takes anew every time.
+        """
+        stages, out, origins = self.data.get("stages"), [], []
+        if not isinstance(stages, list):
+            return
+        for i, item in enumerate(stages):
+            inner = item.get("stages") if isinstance(item, dict) and "iterations" in item else None
+            if inner is None:
+                out.append(item)
+                origins.append((i,))
+                continue
+            count = item["iterations"]
+            if not isinstance(inner, list) or not isinstance(count, int) or count < 1 or set(item) != {"iterations", "stages"}:
+                expected = "expected `iterations: N`, at least 1, with a list of `stages`, and nothing else"
+                self.problems.append(self._problem(("stages", i), f"found {show(item)}; {expected}"))
+                continue
+            for number in range(1, count + 1):
+                for j, (stage, name) in enumerate(zip(inner, item_names(inner), strict=True)):
+                    out.append({**stage, "name": f"{name}-{number}"} if isinstance(stage, dict) and name else stage)
+                    origins.append((i, "stages", j))
+        places = dict(self.places)
+        for new, origin in enumerate(origins):
+            for loc, line in places.items():
+                if loc[1 : 1 + len(origin)] == origin and loc[0] == "stages":
+                    self.places["stages", new, *loc[1 + len(origin) :]] = line
+        self.data["stages"] = out
+
     def explain(self, error: ValidationError, model: type[BaseModel]) -> list[Problem]:
         """The problems of a validation error, each with its place, in the order of the file.
 

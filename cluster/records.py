@@ -29,8 +29,10 @@ def batch_metrics(batch: Sequence[ScoredSample]) -> dict[str, float]:
     out["truncated_share"] = Mean.of(s.sample.finish_reason is FinishReason.LENGTH for s in batch).value
     out["unscorable_share"] = 1 - len(scored) / len(batch)
     out["reward"] = Mean.of(s.verdict.reward for s in scored).value
-    for part, name in (("correct", "accuracy"), ("format", "format")):
-        out[name] = Mean.of(s.verdict.components[part] for s in scored).value
+    for part, name in (("correct", "accuracy"), ("format", "format"), ("model", "model_reward"), ("spread", "reward_spread")):
+        # `correct` is absent where a model scored an output whose reference answer cannot be judged.
+        if known := [s.verdict.components[part] for s in scored if part in s.verdict.components]:
+            out[name] = Mean.of(known).value
     groups: dict[str, set[float]] = {}
     for s in scored:
         groups.setdefault(s.sample.group_id, set()).add(s.verdict.reward)
@@ -45,6 +47,7 @@ def sample_rows(batch: Sequence[ScoredSample], advantages: Sequence[float | None
         yield {
             "group": s.group_id, "ordinal": s.ordinal, "index": s.index, "attempt": s.attempt, "versions": s.versions,
             "text": s.text, "extracted": v.extracted, "verdict": v.status, "reward": v.reward, "components": v.components,
+            "reward_version": v.reward_version,
             "reason": v.reason, "advantage": advantage, "fate": fate, "finish_reason": s.finish_reason,
             "prompt_ids": s.prompt_ids, "output_ids": s.output_ids,
         }  # fmt: skip
@@ -59,7 +62,7 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
     os.replace(beside, path)
 
 
-def evaluation_rows(run_dir: Path) -> list[dict]:
-    """The evaluations of a run so far, in the order of steps."""
-    path = run_dir / "evaluations.jsonl"
+def evaluation_rows(run_dir: Path, name: str = "evaluations.jsonl") -> list[dict]:
+    """The evaluations of a run so far (or those of its reward model), in the order of steps."""
+    path = run_dir / name
     return read_jsonl(path) if path.exists() else []

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PHASES = ("generate", "score", "train", "sync", "other")
 LINES = {
-    "Reward": {"reward": "reward"},
+    "Reward": {"reward": "reward, as optimised", "accuracy": "correct, by the rule"},
     "KL and clipping": {"kl": "KL (nats per token)", "clip_fraction": "clip fraction"},
     "Response length (tokens)": {"response_length": "mean over outputs"},
     "Engine/learner mismatch (nats)": {"mismatch_p50": "p50", "mismatch_p99": "p99", "canary_mean": "canary"},

@@ -132,8 +132,7 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
     learner_config = config.learner.model_copy(update={"ranks": 1})
     worker = LearnerWorker(learner_config, model_directory(config), rendezvous=f"file://{run_dir.resolve()}/.export")
     try:
-        total = stage.steps * stage.updates_per_batch
-        worker.load(place / "learner", stage.resolved(), stage.optimizer, total)
+        worker.load(place / "learner", stage.spec(config.reward.model, config.seed))
         worker.export(out)
     finally:
         worker.close()

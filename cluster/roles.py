@@ -10,9 +10,11 @@ import ray
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.actors import LearnerActor, RewardActor, RolloutActor, gather
-from cluster.config import RunConfig
+from cluster.actors import LearnerActor, Model, Receivers, RewardActor, RolloutActor, gather
+from cluster.config import RunConfig, supervision
 from cluster.placement import place
+from cluster.sync import publish_reward_model
+from learner.algorithms import RewardSource
 from reward.types import ScoredSample
 from rollout.types import Lease, PolicyVersion, Question, Rejection, Sample, Sampling
 
@@ -36,8 +38,11 @@ class Roles:
         self.deaths = 0
         self.rollout: dict[int, Any] = {}
         self.reward: dict[int, Any] = {}
+        self.reward_version = 0
+        """Of the reward model that the reward actors hold; 0 is the one from reward.model.path, or none."""
         self.learner: dict[int, Any] = {}
         self.nodes: dict[int, str] = {}
+        self.judge_nodes: dict[int, str] = {}
         self.info: dict[str, dict[str, Any]] = {}
         self._spawned: Counter = Counter()
         self.placement, self.bundles = place(config)
@@ -53,7 +58,7 @@ class Roles:
         for slot in range(count["rollout"]):
             self._spawn_rollout(slot)
         for slot in range(count["reward"]):
-            self.reward[slot] = self._spawn("reward", slot, RewardActor, self.config.reward)
+            self._spawn_judge(slot)
         self.nodes = self._all({s: h.locate.remote() for s, h in self.rollout.items()}, "rollout")
         places = self._all({r: h.locate.remote() for r, h in self.learner.items()}, "learner")
         on = {rank: node for rank, (node, _) in places.items()}
@@ -62,7 +67,8 @@ class Roles:
             r: h.start.remote(places[0][1], *_position(r, on), self.config.rollout, self.transport)
             for r, h in self.learner.items()
         }
-        judges = {s: h.describe.remote() for s, h in self.reward.items()}
+        self.judge_nodes = self._all({s: h.locate.remote() for s, h in self.reward.items()}, "reward")
+        judges = {s: self._start_judge(s) for s in self.reward}
         for role, calls in (("rollout", pending), ("learner", learners), ("reward", judges)):
             self.info |= {f"{role}-{slot}": info for slot, info in self._all(calls, role).items()}
 
@@ -87,8 +93,11 @@ class Roles:
         answers, errors = gather(calls, deadline + 10)
         return answers, errors
 
-    def judge(self, questions: Sequence[Question], samples: Sequence[Sample], name: str) -> list[ScoredSample]:
+    def judge(
+        self, questions: Sequence[Question], samples: Sequence[Sample], name: str, reward: RewardSource
+    ) -> list[ScoredSample]:
         """Scores in the order of the samples. Groups go to the reward actors in turn; a dead actor's are judged again."""
+        by = "rule" if reward == "rule" else "model"
         groups: dict[str, list[Sample]] = {}
         for sample in samples:
             groups.setdefault(sample.group_id, []).append(sample)
@@ -99,17 +108,16 @@ class Roles:
             parts = {s: [x for i, g in todo.items() if i % len(self.reward) == s for x in g] for s in self.reward}
             calls = {
                 slot: self.reward[slot].score.options(name=name).remote(
-                    [asked[n] for n in sorted({x.ordinal for x in part})], part
+                    [asked[n] for n in sorted({x.ordinal for x in part})], part, by
                 )
                 for slot, part in parts.items() if part
             }  # fmt: skip
             answers, errors = gather(calls, self.config.cluster.generate_deadline_s)
             scored |= {(x.sample.group_id, x.sample.index): x for part in answers.values() for x in part}
             for slot, why in errors.items():
-                self._bury("reward", slot, self.reward[slot], why)
-                self.reward[slot] = self._spawn("reward", slot, RewardActor, self.config.reward)
-                info = self._all({slot: self.reward[slot].describe.remote()}, "reward")
-                self.info[f"reward-{slot}"] = info[slot]
+                self.replace_judge(slot, why)
+                if by == "model" and self.reward_version:
+                    publish_reward_model(self, self.reward_version, [slot])
             todo = {i: g for i, g in todo.items() if any((x.group_id, x.index) not in scored for x in g)}
         return [scored[x.group_id, x.index] for x in samples]
 
@@ -128,12 +136,19 @@ class Roles:
 
     def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:
         engines = {slot: (self.rollout[slot], self.nodes[slot]) for slot in slots}
+        return self._send("policy", version, engines, f"publish v{version}")
+
+    def reward_slots(self) -> list[int]:
+        return sorted(self.reward)
+
+    def send_reward_model(self, version: int, slots: Sequence[int]) -> tuple[str, dict[int, str]]:
+        judges = {slot: (self.reward[slot], self.judge_nodes[slot]) for slot in slots}
+        digest, failed, _ = self._send("reward_model", version, judges, f"publish reward model {version}")
+        return digest, failed
+
+    def _send(self, model: Model, version: int, receivers: Receivers, name: str) -> tuple[str, dict[int, str], bool]:
         deadline = self.config.cluster.sync_deadline_s
-        answer = self.learn(
-            "publish", version, engines, self.prefix, deadline, name=f"publish v{version}", deadline_s=4 * deadline
-        )
-        digest, failed, mixed, _ = answer[0]
-        return digest, failed, mixed
+        return self.learn("publish", model, version, receivers, self.prefix, deadline, name=name, deadline_s=4 * deadline)[0]
 
     def replace(self, slot: int, why: str) -> None:
         """A fresh engine in the slot. Its weights are those on disk, so it must be brought up to date before it serves."""
@@ -141,6 +156,13 @@ class Roles:
         self._spawn_rollout(slot)
         self.nodes |= self._all({slot: self.rollout[slot].locate.remote()}, "rollout")
         self.info[f"rollout-{slot}"] = self._all({slot: self._start_rollout(slot)}, "rollout")[slot]
+
+    def replace_judge(self, slot: int, why: str) -> None:
+        """A fresh reward actor in the slot; a reward model that the run trained must be sent to it before it is asked."""
+        self._bury("reward", slot, self.reward[slot], why)
+        self._spawn_judge(slot)
+        self.judge_nodes |= self._all({slot: self.reward[slot].locate.remote()}, "reward")
+        self.info[f"reward-{slot}"] = self._all({slot: self._start_judge(slot)}, "reward")[slot]
 
     def _bury(self, role: str, slot: int, handle, why: str) -> None:
         self.deaths += 1
@@ -170,6 +192,18 @@ class Roles:
             "prefix": self.prefix, "sync_deadline_s": self.config.cluster.sync_deadline_s,
         }  # fmt: skip
         self.rollout[slot] = self._spawn("rollout", slot, RolloutActor, self.config.rollout, self.model_dir, options)
+
+    def _spawn_judge(self, slot: int) -> None:
+        deadline = self.config.cluster.sync_deadline_s
+        self.reward[slot] = self._spawn(
+            "reward", slot, RewardActor, self.config.reward, f"{self.prefix}-reward-{slot}", deadline
+        )
+
+    def _start_judge(self, slot: int):
+        kind = supervision(self.config)
+        if kind is None:
+            return self.reward[slot].describe.remote()
+        return self.reward[slot].load_model.remote(self.model_dir, kind, *_position(slot, self.judge_nodes))
 
     def _start_rollout(self, slot: int):
         return self.rollout[slot].start.options(name=f"start engine {slot}").remote(*_position(slot, self.nodes))

@@ -132,6 +132,35 @@ class Fleet(Protocol):
         """A fresh engine in this slot, with the weights on disk. Raises when the crash budget is spent."""
 
 
+class Judges(Protocol):
+    """What an update of the reward model needs of the roles."""
+
+    reward_version: int
+
+    def reward_slots(self) -> list[int]: ...
+
+    def send_reward_model(self, version: int, slots: Sequence[int]) -> tuple[str, dict[int, str]]:
+        """Send the learner's reward model. Returns (digest, failures by slot)."""
+
+    def replace_judge(self, slot: int, why: str) -> None:
+        """A fresh reward actor in this slot, without weights. Raises when the crash budget is spent."""
+
+
+def publish_reward_model(judges: Judges, version: int, slots: Sequence[int] | None = None) -> str:
+    """Bring the reward slots (all, unless named) to `version` = the learner's reward model; returns its digest.
+
+    The transaction is the policy's: staged and verified everywhere before it is loaded anywhere. Nobody is judged meanwhile.
+    """
+    todo = list(judges.reward_slots() if slots is None else slots)
+    while True:
+        digest, failed = judges.send_reward_model(version, todo)
+        if not failed:
+            judges.reward_version = version
+            return digest
+        for slot, why in failed.items():
+            judges.replace_judge(slot, why)
+
+
 def publish(fleet: Fleet, version: PolicyVersion, canary: Canary, slots: Sequence[int] | None = None) -> tuple[str, float]:
     """Bring the slots (all, unless named) to `version` = the learner's weights. Returns (digest, canary's mean difference).
 

@@ -1,68 +1,97 @@
 """Checkpoints with torch.distributed.checkpoint: each rank writes its shards, and another number of ranks can read them.
 
-Contents: master weights, AdamW moments, the schedule's position, the reference when there is one. `export` writes a directory
-for transformers. Integrity of the files (digests, completeness) is the run manifest's business.
+Contents, each under its name: the weights of every model held, and of every trainer the AdamW moments and the schedule's
+position. `reward_model.json` says how the reward model is built, which no stage's configuration needs to know. Exports are
+directories for transformers. Integrity of the files (digests, completeness) is the run manifest's business.
 """
 
-import shutil
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import nn
+from transformers import AutoConfig
 
 from learner.policy import PolicyModel
 from learner.trainer import Trainer
-from learner.weights import PolicyWeights
+from learner.weights import ModelWeights
+from reward import model as scalar_models
+from reward.model import ScalarModel
+from reward.tokenizer import copy_tokenizer
 
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "chat_template*",
-    "*.model",
-)
+SHAPE_FILE = "reward_model.json"
 
 
-def _state(trainer: Trainer, reference: PolicyModel | None) -> dict:
+def _state(models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> dict:
     """Live tensors, sharded ones as they are, under the names of the parameters."""
-    parameters = dict(trainer.model.named_parameters())
-    state = {
-        "model": {name: p.detach() for name, p in parameters.items()},
-        "optimizer": {f"{name}/{key}": x for name, p in parameters.items() for key, x in trainer.optimizer.state[p].items()},
-        "update": torch.tensor(trainer.update),
-        "rng": torch.get_rng_state(),
-    }
-    if reference is not None:
-        state["reference"] = {name: p.detach() for name, p in reference.named_parameters()}
-    return state
+    state: dict = {name: {key: p.detach() for key, p in model.named_parameters()} for name, model in models.items()}
+    for name, trainer in trainers.items():
+        parameters = dict(trainer.model.named_parameters())
+        state[f"{name}_trainer"] = {
+            "optimizer": {f"{at}/{key}": x for at, p in parameters.items() for key, x in trainer.optimizer.state[p].items()},
+            "update": torch.tensor(trainer.update),
+            "skips_in_a_row": torch.tensor(trainer.skips_in_a_row),
+        }
+    return state | {"rng": torch.get_rng_state()}
 
 
-def save(directory: Path, trainer: Trainer, reference: PolicyModel | None) -> None:
-    """Write the learner's state into `directory`. A collective."""
-    dcp.save(_state(trainer, reference), checkpoint_id=directory)
+def save(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> None:
+    """Write models and trainers into `directory`. A collective."""
+    dcp.save(_state(models, trainers), checkpoint_id=directory)
 
 
-def load(directory: Path, trainer: Trainer, reference: PolicyModel | None) -> None:
-    """Fill a trainer made for the same stage, and its reference, in place. A collective."""
-    state = _state(trainer, reference)
+def load(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> None:
+    """Fill models and trainers made for the same stage in place. A collective."""
+    state = _state(models, trainers)
     dcp.load(state, checkpoint_id=directory)
-    trainer.update = int(state["update"])
+    for name, trainer in trainers.items():
+        trainer.update = int(state[f"{name}_trainer"]["update"])
+        trainer.skips_in_a_row = int(state[f"{name}_trainer"]["skips_in_a_row"])
     torch.set_rng_state(state["rng"])
+
+
+def save_shape(directory: Path, model: ScalarModel) -> None:
+    """Write how the reward model is built. Rank 0 does, before the collective `save`."""
+    if dist.get_rank() == 0:
+        configs = [json.loads(member.config.to_json_string(use_diff=False)) for member in model.members]
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / SHAPE_FILE).write_text(json.dumps({"kind": model.kind, "members": configs}), encoding="utf-8")
+
+
+def blank_reward_model(directory: Path) -> ScalarModel | None:
+    """A reward model with the shape, not the weights, of the one in a checkpoint; None where it holds none."""
+    path = directory / SHAPE_FILE
+    if not path.exists():
+        return None
+    shape = json.loads(path.read_text(encoding="utf-8"))
+    configs = [AutoConfig.for_model(config.pop("model_type"), **config) for config in shape["members"]]
+    cls = scalar_models.CLASSES[shape["kind"]]
+    members = [cls.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval() for config in configs]
+    return ScalarModel(members, shape["kind"])
 
 
 def export(directory: Path, model: PolicyModel, model_dir: Path) -> None:
     """A float32 directory that AutoModelForCausalLM loads, with the tokenizer of `model_dir`. A collective; rank 0 writes."""
-    weights, once = {}, dict(model.causal_lm.named_parameters())
-    for name, tensor in PolicyWeights(model.causal_lm, torch.float32):
-        if name in once and dist.get_rank() == 0:
-            weights[name] = tensor.cpu()
+    weights = _gathered(model.causal_lm)
     if dist.get_rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         model.causal_lm.save_pretrained(directory, state_dict=weights)
-        for pattern in TOKENIZER_FILES:
-            for file in model_dir.glob(pattern):
-                shutil.copy2(file, directory / file.name)
+        copy_tokenizer(model_dir, directory)
     dist.barrier()
+
+
+def export_reward_model(directory: Path, model: ScalarModel, model_dir: Path) -> None:
+    """A directory, or one for each member, that transformers loads as a classifier. A collective; rank 0 writes."""
+    weights = _gathered(model)
+    if dist.get_rank() == 0:
+        scalar_models.save(model, directory, model_dir, weights)
+    dist.barrier()
+
+
+def _gathered(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Full weights on rank 0, a tied one under its first name only; nothing elsewhere. A collective."""
+    once = {name for name, _ in model.named_parameters()} if dist.get_rank() == 0 else ()
+    return {name: tensor.cpu() for name, tensor in ModelWeights(model, torch.float32) if name in once}

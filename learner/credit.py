@@ -1,93 +1,250 @@
 """Credit: from the rewards of a whole batch to an advantage for every output token, once per batch.
 
-Pure Python in double precision, no torch: a batch is small, and rewards that are equal must give exactly zero.
-Groups are held together by their explicit id, so samples may come in any order and any member may be missing.
+Pure Python in double precision, no torch: a batch is small, and equal rewards must give exactly zero. Groups are held together
+by their explicit id, so samples may come in any order and any member may be missing.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import ClassVar, Literal
 
+from pydantic import Field, model_validator
+
+from learner.weighting import Need
 from reward.types import ScoredSample
 from rollout.config import Strict
 from rollout.types import FinishReason
 
-Advantages = list[tuple[float, ...] | None]
-"""Per sample of the batch: the advantage of each output token, or None when the sample is out of the loss."""
+PerToken = list[tuple[float, ...] | None]
+"""Per sample of the batch: a number for each output token, or None when the sample is out of the loss."""
+Advantages = PerToken
+RewardSource = Literal["none", "rule", "outcome_model", "process_model"]
 
 
-class Ones(Strict):
+def groups_of(scored: Sequence[ScoredSample]) -> dict[str, list[int]]:
+    """The places in the batch of each group's members."""
+    groups = defaultdict(list)
+    for index, item in enumerate(scored):
+        groups[item.sample.group_id].append(index)
+    return groups
+
+
+class Credit(Strict):
+    """What all credits share."""
+
+    rewards: ClassVar[frozenset[RewardSource]] = frozenset({"rule", "outcome_model", "process_model"})
+    """The sources of reward that the credit makes sense of."""
+    smallest_group: ClassVar[int] = 1
+    """Outputs that a question needs."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    @property
+    def uses_rewards(self) -> bool:
+        return "none" not in self.rewards
+
+
+class Ones(Credit):
     """Every token of every sample has advantage 1: supervised fine-tuning (eq. 6)."""
 
+    rewards: ClassVar[frozenset[RewardSource]] = Credit.rewards | {"none"}
     cell: Literal["ones"] = "ones"
-    uses_rewards: ClassVar[bool] = False
+    formula: ClassVar[str] = "1"
 
     def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
         return [(1.0,) * len(item.sample.output_ids) for item in scored]
 
 
-class GroupRelative(Strict):
-    """Rewards normalised within the group; A_t is the sum of the normalised events at positions >= t.
+class Accepted(Credit):
+    """Advantage 1 where the reward is above the threshold, else 0: rejection sampling (RFT and Online RFT, eq. 8)."""
 
-    One function for outcome supervision (one event, at the last token) and process supervision (one per step): the mean and the
-    standard deviation run over all events of the group.
-    """
+    rewards: ClassVar[frozenset[RewardSource]] = frozenset({"rule", "outcome_model"})
+    cell: Literal["accepted"] = "accepted"
+    formula: ClassVar[str] = "I(o)"
+    threshold: float = 0.5
+    """Of the sum of the output's rewards."""
+    over: Literal["all", "kept"] = "all"
+    """All samples, rejected ones at 0 (eq. 8), or accepted ones only: each question that has any then counts the same."""
 
-    cell: Literal["group_relative"] = "group_relative"
-    uses_rewards: ClassVar[bool] = True
-    normalize_std: bool = True
-    """Divide by the group's standard deviation (the paper), or only subtract the mean (Dr. GRPO)."""
-    ddof: Literal[0, 1] = 0
-    """Population (0) or sample (1) standard deviation."""
+    def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
+        return [self._advantage(item) if judged(item) else None for item in scored]
+
+    def _advantage(self, item: ScoredSample) -> tuple[float, ...] | None:
+        accepted = _reward(item) > self.threshold
+        return (float(accepted),) * len(item.sample.output_ids) if accepted or self.over == "all" else None
+
+
+class Signed(Credit):
+    """+1 on the better output of a pair and -1 on the worse one; a pair without a better one is out of the loss."""
+
+    rewards: ClassVar[frozenset[RewardSource]] = frozenset({"rule", "outcome_model"})
+    cell: Literal["signed"] = "signed"
+    formula: ClassVar[str] = "+1 on o+, -1 on o-"
+
+    def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
+        """Raises ValueError for a group that is not a pair."""
+        advantages: Advantages = [None] * len(scored)
+        for group_id, pair in groups_of(scored).items():
+            if len(pair) != 2:
+                raise ValueError(f"group {group_id}: found {len(pair)} outputs, expected a pair")
+            if all(judged(scored[i]) and any(scored[i].sample.sampled_mask) for i in pair):
+                worse, better = sorted(pair, key=lambda i: _reward(scored[i]))
+                if _reward(scored[worse]) < _reward(scored[better]):
+                    for i, sign in ((worse, -1.0), (better, 1.0)):
+                        advantages[i] = (sign,) * len(scored[i].sample.output_ids)
+        return advantages
+
+
+class _WithinGroup(Credit):
+    """Credit relative to the group: who counts, and who is in the loss."""
+
+    smallest_group: ClassVar[int] = 2
     truncated: Literal["keep", "mask", "drop"] = "keep"
     """Outputs that ran out of tokens: keep; mask = leave the loss and stay in the baseline; drop = leave both."""
 
     def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
         """Raises ValueError for a group issued with one member, and for an event outside its output."""
-        groups = defaultdict(list)
-        for index, item in enumerate(scored):
-            groups[item.sample.group_id].append(index)
         advantages: Advantages = [None] * len(scored)
-        for group_id, indices in groups.items():
-            if len(indices) == 1:
+        for group_id, indices in groups_of(scored).items():
+            if len(indices) < self.smallest_group:
                 raise ValueError(f"group {group_id} has one member; a group-relative advantage needs at least 2")
-            counted = [index for index in indices if self._counts(scored[index])]
-            if len(counted) < 2:
-                continue
-            normalise = self._normaliser([event.value for index in counted for event in scored[index].events])
-            for index in counted:
-                if self.truncated == "keep" or not _truncated(scored[index]):
-                    advantages[index] = _sums_from_here_on(scored[index], normalise)
+            counted = [i for i in indices if judged(scored[i]) and not (self.truncated == "drop" and truncated(scored[i]))]
+            relative = self._relative([scored[i] for i in counted]) if len(counted) > 1 else [None] * len(counted)
+            for i, advantage in zip(counted, relative, strict=True):
+                if self.truncated == "keep" or not truncated(scored[i]):
+                    advantages[i] = advantage
         return advantages
 
-    def _counts(self, item: ScoredSample) -> bool:
-        return item.verdict.status == "score" and not (self.truncated == "drop" and _truncated(item))
-
-    def _normaliser(self, values: list[float]):
-        """The map from a reward to its normalised value. Equality is compared: a computed spread is not exactly 0."""
-        if not values or max(values) == min(values):
-            return lambda value: 0.0
-        mean = math.fsum(values) / len(values)
-        if not self.normalize_std:
-            return lambda value: value - mean
-        std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - self.ddof))
-        return lambda value: (value - mean) / std
+    def _relative(self, group: list[ScoredSample]) -> Advantages:
+        """The advantages of a group's members that count, two or more."""
+        raise NotImplementedError
 
 
-def _truncated(item: ScoredSample) -> bool:
+class GroupRelative(_WithinGroup):
+    """Rewards normalised within the group; A_t is the sum of the normalised events at positions >= t.
+
+    One function for outcome supervision (one event, at the last token) and process supervision (one per step): the mean and the
+    standard deviation run over all events of the group. Without the division it is Dr. GRPO's (arXiv 2503.20783).
+    """
+
+    cell: Literal["group_relative"] = "group_relative"
+    normalize_std: bool = True
+    """Divide by the group's standard deviation (the paper), or only subtract the mean (Dr. GRPO)."""
+    ddof: Literal[0, 1] = 0
+    """Population (0) or sample (1) standard deviation."""
+
+    @property
+    def formula(self) -> str:
+        return f"sum from t on of {'(r - mean) / std' if self.normalize_std else 'r - mean'}"
+
+    def _relative(self, group: list[ScoredSample]) -> Advantages:
+        values = _centred([event.value for item in group for event in item.events])
+        divides = self.normalize_std and any(values)
+        std = math.sqrt(math.fsum(value**2 for value in values) / (len(values) - self.ddof)) if divides else 1.0
+        rest = iter(values)
+        return [_sums_from_here_on(item, [next(rest) / std for _ in item.events]) for item in group]
+
+
+class DenoisedGroupRelative(GroupRelative):
+    """Group-relative credit for a 0/1 reward that is flipped at known rates (class-conditional noise, Natarajan et al. 2013).
+
+    The group's share of truly right outputs is estimated by moments, (mean - a) / (1 - a - b) clamped to [0, 1] with a, b the
+    flip rates, and each reward becomes the probability by Bayes that its output is right. As rewards are 0 or 1, that shrinks
+    each group's advantages by one factor, least where outcomes vary most. Bias: the share comes from the same few rewards, and
+    a group whose mean is at most a, or at least 1 - b, gets exactly 0, so rare successes on hard questions are not learned.
+    """
+
+    rewards: ClassVar[frozenset[RewardSource]] = frozenset({"rule"})
+    cell: Literal["denoised_group_relative"] = "denoised_group_relative"
+    normalize_std: bool = False
+    """Dividing by the standard deviation would undo the shrinking."""
+    flip_to_right: float = Field(0.0, ge=0.0, lt=1.0)
+    """Probability that a wrong output is rewarded 1."""
+    flip_to_wrong: float = Field(0.0, ge=0.0, lt=1.0)
+    """Probability that a right output is rewarded 0."""
+
+    @model_validator(mode="after")
+    def _rewards_say_something(self):
+        if self.flip_to_right + self.flip_to_wrong >= 1:
+            raise ValueError("flip_to_right + flip_to_wrong: found 1 or more, expected less: at 1 rewards are pure noise")
+        return self
+
+    def _relative(self, group: list[ScoredSample]) -> Advantages:
+        """Raises ValueError for rewards other than one event of 0 or 1."""
+        rewards = [_binary(item) for item in group]
+        a, b = self.flip_to_right, self.flip_to_wrong
+        mean = math.fsum(rewards) / len(rewards)
+        share = 0.0 if mean <= a else 1.0 if mean >= 1 - b else (mean - a) / (1 - a - b)
+        denoised = []
+        for item, reward in zip(group, rewards, strict=True):
+            right, wrong = (share * (1 - b), (1 - share) * a) if reward else (share * b, (1 - share) * (1 - a))
+            denoised.append(replace(item, events=(replace(item.events[0], value=right / (right + wrong)),)))
+        return super()._relative(denoised)
+
+
+class LeaveOneOut(_WithinGroup):
+    """RLOO (arXiv 2402.14740): the reward less the mean reward of the group's other outputs, the same for every token.
+
+    An output's reward is the sum of its events. The KL penalty that the paper puts into the reward is left to the weighting.
+    """
+
+    cell: Literal["leave_one_out"] = "leave_one_out"
+    formula: ClassVar[str] = "r - mean of the others' r"
+
+    def _relative(self, group: list[ScoredSample]) -> Advantages:
+        centred = _centred([_reward(item) for item in group])
+        scale = len(group) / (len(group) - 1)
+        return [(scale * value,) * len(item.sample.output_ids) for item, value in zip(group, centred, strict=True)]
+
+
+def judged(item: ScoredSample) -> bool:
+    return item.verdict.status == "score"
+
+
+def truncated(item: ScoredSample) -> bool:
     return item.sample.finish_reason is FinishReason.LENGTH
 
 
-def _sums_from_here_on(item: ScoredSample, normalise) -> tuple[float, ...]:
-    """A_t for every token of one output."""
+def _reward(item: ScoredSample) -> float:
+    return math.fsum(event.value for event in item.events)
+
+
+def _binary(item: ScoredSample) -> float:
+    values = [event.value for event in item.events]
+    if values not in ([0.0], [1.0]):
+        raise ValueError(f"{place(item)}: found rewards {values}, expected one, of 0 or 1: a rule without a format part")
+    return values[0]
+
+
+def place(item: ScoredSample) -> str:
+    return f"group {item.sample.group_id}, index {item.sample.index}"
+
+
+def _centred(values: list[float]) -> list[float]:
+    """Values less their mean; exactly 0 where all are equal, which a computed mean would not give."""
+    if len(set(values)) < 2:
+        return [0.0] * len(values)
+    mean = math.fsum(values) / len(values)
+    return [value - mean for value in values]
+
+
+def at_tokens(item: ScoredSample, values: Sequence[float]) -> list[float]:
+    """The sum of the values of the events at each token."""
     at = [0.0] * len(item.sample.output_ids)
     if not at:
-        return ()
-    for event in item.events:
+        return at
+    for event, value in zip(item.events, values, strict=True):
         if not 0 <= event.position < len(at):
-            where = f"group {item.sample.group_id}, index {item.sample.index}"
-            raise ValueError(f"{where}: a reward at position {event.position}, but the output has {len(at)} tokens")
-        at[event.position] += normalise(event.value)
-    return tuple(accumulate(reversed(at)))[::-1]
+            raise ValueError(f"{place(item)}: a reward at position {event.position}, but the output has {len(at)} tokens")
+        at[event.position] += value
+    return at
+
+
+def _sums_from_here_on(item: ScoredSample, values: Sequence[float]) -> tuple[float, ...]:
+    """A_t for every token of one output."""
+    return tuple(accumulate(reversed(at_tokens(item, values))))[::-1]

@@ -3,19 +3,20 @@
 Outputs of a group share rows with their prompt, [prompt | o_1 | o_2 ...], so a prompt is computed a few times instead of G
 times. Rows of similar width go together, so little is padding. Every rank computes the same plan from the same batch and
 takes its part. How rows and micro-batches fall never changes the mathematics: a token's weight is fixed over the whole batch
-beforehand.
+beforehand. What is known of every token besides (values, returns) travels as a flat list in slot order: `flat[micro.slot_N]`.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from learner.credit import Advantages
+from learner.credit import Advantages, PerToken, place
 from learner.types import MicroBatch, PackedBatch
+from learner.weighting import output_mean
 from reward.types import ScoredSample
 from rollout.types import Sample
 
@@ -30,40 +31,90 @@ class _Row:
 
 
 def pack(
-    batch: Sequence[ScoredSample], advantages: Advantages, *, max_tokens: int, rank: int = 0, world_size: int = 1
+    batch: Sequence[ScoredSample],
+    advantages: Advantages,
+    *,
+    weigh: Callable[[int, int, int, int], float] = output_mean,
+    together: bool = False,
+    max_tokens: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> PackedBatch:
     """This rank's micro-batches, each of at most `max_tokens` positions (padding included) unless one output alone is longer.
 
-    Only sampled tokens of samples with advantages are trained. A token weighs 1 / (groups * G * |o|): groups and G count what
-    is in the loss, |o| the output's sampled tokens. Raises ValueError for an empty prompt or output fields of unequal length.
+    Only sampled tokens of samples with advantages are trained. A token weighs weigh(groups, G, |o|, tokens): groups, G and
+    tokens count what is in the loss, |o| the output's sampled tokens. `together` keeps a whole group in one row, however long.
+    Raises ValueError for an empty prompt, output fields of unequal length, and a group of several prompts kept together.
     """
     samples = [item.sample for item in batch]
     kept = [i for i, advantage in enumerate(advantages) if advantage is not None]
     members = Counter(samples[i].group_id for i in kept)
     trained = {i: sum(samples[i].sampled_mask) for i in kept if any(samples[i].sampled_mask)}
+    tokens, order = sum(trained.values()), {}
+    for sample in samples:
+        order.setdefault(sample.group_id, len(order))
     columns, slot = {}, 0
     for i, count in trained.items():
-        weight = 1.0 / (len(members) * members[samples[i].group_id] * count)
-        columns[i] = _columns(i, samples[i], advantages[i], weight, slot)
+        group = samples[i].group_id
+        whole = {"token_weight_N": weigh(len(members), members[group], count, tokens), "sample_N": i, "group_N": order[group]}
+        columns[i] = _columns(samples[i], advantages[i], slot) | {name: np.full(count, x) for name, x in whole.items()}
         slot += count
-    plan = _deal(_rows(samples, trained, max_tokens), max_tokens, world_size)
+    plan = _deal(_rows(samples, trained, max_tokens, together), max_tokens, world_size)
     positions = sum(len(rows) * rows[0].width for mine in plan for rows in mine if rows)
     used = sum(row.width for mine in plan for rows in mine for row in rows)
     return PackedBatch(
         micro_batches=tuple(_micro_batch(rows, samples, columns) for rows in plan[rank]),
-        trained_tokens=slot,
+        trained_tokens=tokens,
         padding_share=1 - used / positions if positions else 0.0,
     )
 
 
-def _rows(samples: list[Sample], trained: dict[int, int], max_tokens: int) -> list[_Row]:
+def by_slot(batch: Sequence[ScoredSample], values: PerToken) -> list[float]:
+    """A value for every output token, as the flat list of trained tokens in slot order; None for a sample out of the loss.
+
+    Raises ValueError unless an output has as many values as tokens.
+    """
+    flat = []
+    for item, row in zip(batch, values, strict=True):
+        if row is not None:
+            expected = len(item.sample.output_ids)
+            if len(row) != expected:
+                raise ValueError(f"{place(item)}: found {len(row)} values, expected {expected}, one per token")
+            flat += [value for value, sampled in zip(row, item.sample.sampled_mask, strict=True) if sampled]
+    return flat
+
+
+def by_sample(batch: Sequence[ScoredSample], advantages: Advantages, flat: Sequence[float]) -> PerToken:
+    """The inverse of `by_slot` for the samples with advantages: 0.0 at tokens that were not sampled.
+
+    Raises ValueError unless there is a value for every trained token.
+    """
+    kept = [row is not None for row in advantages]
+    expected = sum(sum(item.sample.sampled_mask) for item, here in zip(batch, kept, strict=True) if here)
+    if len(flat) != expected:
+        raise ValueError(f"found {len(flat)} values, expected {expected}, one per trained token of the batch")
+    rest = iter(flat)
+    return [
+        tuple(next(rest) if sampled else 0.0 for sampled in item.sample.sampled_mask) if here else None
+        for item, here in zip(batch, kept, strict=True)
+    ]
+
+
+def _rows(samples: list[Sample], trained: dict[int, int], max_tokens: int, together: bool) -> list[_Row]:
     """Outputs with the same group and prompt in shared rows, the widest row first."""
     shared = defaultdict(list)
     for i in trained:
         shared[samples[i].group_id, samples[i].prompt_ids].append(i)
+    if together and len(shared) > len({group for group, _ in shared}):
+        group = Counter(group for group, _ in shared).most_common(1)[0][0]
+        raise ValueError(f"group {group}: found several prompts, expected one: its outputs are compared, so they share a row")
     rows = []
     for (_, prompt), indices in shared.items():
-        rows += _split(len(prompt), {i: len(samples[i].output_ids) for i in indices}, max_tokens)
+        lengths = {i: len(samples[i].output_ids) for i in indices}
+        if together:
+            rows.append(_Row(indices, len(prompt) + sum(lengths.values())))
+        else:
+            rows += _split(len(prompt), lengths, max_tokens)
     return sorted(rows, key=lambda row: (-row.width, row.samples[0]))
 
 
@@ -110,25 +161,22 @@ def _fits(rows: list[_Row], row: _Row, max_tokens: int) -> bool:
     return similar and (len(rows) + 1) * width <= max_tokens
 
 
-def _columns(index: int, sample: Sample, advantage: Sequence[float], weight: float, slot: int) -> dict[str, np.ndarray]:
-    """The per-token fields of one sample's trained tokens; `source` is relative to where its output starts."""
+def _columns(sample: Sample, advantage: Sequence[float], slot: int) -> dict[str, np.ndarray]:
+    """The per-token fields of one sample's trained tokens; `place` is relative to where its output starts."""
     lengths = {len(sample.output_ids), len(sample.sampled_mask), len(advantage), len(sample.logprobs) or len(advantage)}
     if not sample.prompt_ids or len(lengths) > 1:
         where = f"group {sample.group_id}, index {sample.index}"
         found = f"{len(sample.prompt_ids)} prompt tokens, and output fields of lengths {sorted(lengths)}"
         raise ValueError(f"{where}: found {found}; expected a prompt, and one entry per output token in every field")
     mask = np.array(sample.sampled_mask, dtype=bool)
-    count = int(mask.sum())
     behaviour = np.array(sample.logprobs or [math.nan] * len(mask), dtype=np.float32)[mask]
     return {
-        "source_N": np.flatnonzero(mask) - 1,
+        "place_N": np.flatnonzero(mask),
         "target_N": np.array(sample.output_ids, dtype=np.int64)[mask],
         "advantage_N": np.array(advantage, dtype=np.float32)[mask],
-        "token_weight_N": np.full(count, weight, dtype=np.float32),
         "behaviour_logprob_N": behaviour,
         "old_logprob_N": behaviour,
-        "sample_N": np.full(count, index),
-        "slot_N": np.arange(slot, slot + count),
+        "slot_N": np.arange(slot, slot + int(mask.sum())),
     }
 
 
@@ -147,22 +195,24 @@ def _micro_batch(rows: list[_Row], samples: list[Sample], columns: dict[int, dic
             here = slice(start, start + len(output))
             ids[b, here], segments[b, here] = output, segment
             positions[b, here] = np.arange(len(prompt), len(prompt) + len(output))
-            relative = columns[i]["source_N"]
-            source = np.where(relative < 0, len(prompt) - 1, start + relative) + b * width
-            for name, column in (columns[i] | {"source_N": source}).items():
+            here_N = columns[i]["place_N"] + start
+            source = np.where(here_N == start, len(prompt), here_N) - 1
+            for name, column in (columns[i] | {"place_N": here_N + b * width, "source_N": source + b * width}).items():
                 parts[name].append(column)
             start += len(output)
-    integers = {name: _joined(parts[name], np.int64) for name in ("source_N", "target_N", "sample_N", "slot_N")}
+    integers = ("source_N", "place_N", "target_N", "sample_N", "group_N", "slot_N")
     reals = ("advantage_N", "token_weight_N", "behaviour_logprob_N", "old_logprob_N")
     return MicroBatch(
         input_ids_BT=torch.from_numpy(ids),
         position_ids_BT=torch.from_numpy(positions),
         segment_BT=torch.from_numpy(segments),
         reference_logprob_N=None,
-        **integers,
+        value_target_N=None,
+        old_value_N=None,
+        **{name: _joined(parts[name], np.int64) for name in integers},
         **{name: _joined(parts[name], np.float32) for name in reals},
     )
 
 
 def _joined(parts: list[np.ndarray], dtype: type) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(parts) if parts else np.empty(0, dtype))
+    return torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype))

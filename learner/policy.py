@@ -123,5 +123,6 @@ def sequence(prompt: tuple[int, ...], output: tuple[int, ...], *, group: str, in
         versions=(),
         finish_reason=FinishReason.LENGTH,
     )
-    unjudged = Verdict(status="unscorable", reward=None, components={}, extracted=None, reason="given, not judged")
+    why = "given, not judged"
+    unjudged = Verdict(status="unscorable", reward=None, components={}, extracted=None, reason=why, reward_version=None)
     return ScoredSample(sample=sample, events=(), verdict=unjudged)

@@ -3,15 +3,21 @@
 Gradients are summed over ranks, never averaged: token weights are already normalised over the whole batch.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel
 
-from learner.policy import PolicyModel
+from learner.types import MicroBatch, PackedBatch
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def init_distributed(rank: int, world_size: int, rendezvous: str, timeout_seconds: float) -> DeviceMesh:
@@ -29,7 +35,7 @@ def init_distributed(rank: int, world_size: int, rendezvous: str, timeout_second
     return init_device_mesh("cuda" if cuda else "cpu", (world_size,), mesh_dim_names=("shard",))
 
 
-def shard(model: PolicyModel, mesh: DeviceMesh, compute_dtype: torch.dtype) -> PolicyModel:
+def shard(model: Model, mesh: DeviceMesh, compute_dtype: torch.dtype) -> Model:
     """Shard in place: every decoder layer, then the rest. Parameters keep their dtype; they compute in `compute_dtype`."""
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for layer in decoder_layers(model):
@@ -42,17 +48,34 @@ def shard(model: PolicyModel, mesh: DeviceMesh, compute_dtype: torch.dtype) -> P
     return model
 
 
-def decoder_layers(model: PolicyModel) -> list[nn.Module]:
-    """The modules that the model's authors say must not be split; of nested ones, the outermost."""
-    names = set(model.causal_lm._no_split_modules or ())
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The modules that the models' authors say must not be split; of nested ones, the outermost."""
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    names = {name for each in models for name in each._no_split_modules or ()}
     found = {name: module for name, module in model.named_modules() if type(module).__name__ in names}
     return [module for name, module in found.items() if not any(name.startswith(f"{other}.") for other in found)]
 
 
-def gather_by_slot(values: list[torch.Tensor], slots: list[torch.Tensor], total: int, device: torch.device) -> torch.Tensor:
-    """(total,) the trained tokens' values of all ranks, each at its slot. A collective."""
-    whole = torch.zeros(total, device=device)
-    if values:
-        whole[torch.cat(slots)] = torch.cat(values).float()
+@torch.no_grad()
+def score(model: FSDPModule, packed: PackedBatch, read: Callable[[FSDPModule, MicroBatch], Tensor]) -> list[Tensor]:
+    """What `read` gives for every micro-batch, without gradient. A collective."""
+    values = [read(model, micro) for micro in packed.micro_batches]
+    model.reshard()  # The root stays gathered for a backward pass that does not come here.
+    return values
+
+
+def gather_by_slot(values: Sequence[Tensor], packed: PackedBatch) -> Tensor:
+    """(..., trained tokens) of all ranks from this rank's (..., N) of each micro-batch, each at its slot. A collective."""
+    if not packed.micro_batches:
+        return torch.zeros(0)
+    whole = torch.zeros(*values[0].shape[:-1], packed.trained_tokens, device=packed.micro_batches[0].device)
+    whole[..., torch.cat([micro.slot_N for micro in packed.micro_batches])] = torch.cat(list(values), dim=-1).float()
     dist.all_reduce(whole)
     return whole
+
+
+def attach_by_slot(packed: PackedBatch, **columns: Sequence[float]) -> PackedBatch:
+    """The batch with fields of its micro-batches set from lists in slot order, the inverse of gathering."""
+    found = {name: torch.tensor(flat, dtype=torch.float32) for name, flat in columns.items()}
+    micros = (replace(m, **{name: x.to(m.device)[m.slot_N] for name, x in found.items()}) for m in packed.micro_batches)
+    return replace(packed, micro_batches=tuple(micros))

@@ -18,7 +18,8 @@ class MicroBatch:
     """What one forward and backward pass works on.
 
     Example: prompt (7, 8) with outputs (5, 2) and (6,), all sampled, is one row of 5 positions: input_ids_BT = [[7, 8, 5, 2,
-    6]], position_ids_BT = [[0, 1, 2, 3, 2]], segment_BT = [[0, 0, 1, 1, 2]], source_N = [1, 2, 1], target_N = [5, 2, 6].
+    6]], position_ids_BT = [[0, 1, 2, 3, 2]], segment_BT = [[0, 0, 1, 1, 2]], source_N = [1, 2, 1], place_N = [2, 3, 4],
+    target_N = [5, 2, 6].
     """
 
     input_ids_BT: Tensor
@@ -29,19 +30,27 @@ class MicroBatch:
     """int64: 0 for the prompt, k for the row's k-th output, -1 for padding. A position sees the prompt and its own segment."""
     source_N: Tensor
     """int64: b * T + t of the position that predicts the token; an output's first token is predicted by the prompt's last."""
+    place_N: Tensor
+    """int64: b * T + t of the token itself, where a reward model scores what ends with it."""
     target_N: Tensor
     """int64: the token ids."""
     advantage_N: Tensor
     token_weight_N: Tensor
-    """1 / (groups * G * |o|), normalised over the whole batch: losses of micro-batches and ranks are summed, never averaged."""
+    """Normalised over the whole batch, 1 / (groups * G * |o|) in the paper: losses of micro-batches and ranks are summed."""
     behaviour_logprob_N: Tensor
     """As recorded while sampling; NaN for demonstrations, which were not sampled."""
     old_logprob_N: Tensor
     """The denominator of the ratio: the behaviour's, unless the weighting has the learner recompute it."""
     reference_logprob_N: Tensor | None
     """Under the frozen reference; None unless the weighting needs it."""
+    value_target_N: Tensor | None
+    """A critic's return, or a reward model's label where one stands and NaN elsewhere; None for a policy."""
+    old_value_N: Tensor | None
+    """The critic's value when the batch was sampled; None unless a critic trains."""
     sample_N: Tensor
     """int64: index of the token's sample in the batch."""
+    group_N: Tensor
+    """int64: index of the token's group in the batch."""
     slot_N: Tensor
     """int64: place of the token among all trained tokens of the batch, ordered by sample."""
 

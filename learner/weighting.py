@@ -1,13 +1,14 @@
 """Weighting: from advantages and current log-probabilities to gradient coefficients GC(q, o, t), in every micro-batch.
 
-A weighting returns the coefficient, which carries no gradient and excludes the averaging weight 1/(G|o|), and sums over its
-tokens for the log. Tensors pass through; torch itself is not imported, since parsing a configuration builds these cells.
+A weighting returns the coefficient, which carries no gradient and excludes the token's weight in the average, and sums for the
+log: `ratio`, `clipped` and `kl` are plain sums over tokens, to be divided by their number; all others are weighted, and add up
+to means. Tensors pass through; torch itself is not imported, since parsing a configuration builds these cells.
 """
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rollout.config import Strict
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Need(StrEnum):
-    """What a weighting reads besides advantages and current log-probabilities."""
+    """What a cell reads besides rewards, advantages and current log-probabilities."""
 
     REFERENCE = "reference"
     """Log-probabilities under a frozen copy of the policy that the stage started from."""
@@ -26,65 +27,219 @@ class Need(StrEnum):
     """Log-probabilities recorded when the tokens were sampled, so not demonstrations."""
     OLD_LOGPROBS = "old_logprobs"
     """Log-probabilities recomputed by the learner before the batch's first update."""
+    CRITIC = "critic"
+    """A value for every output token, from a second model that is trained beside the policy."""
 
 
-class Plain(Strict):
-    """The coefficient is the advantage: the objective is 1/|o| sum_t A_t log pi(o_t) (eq. 6-11)."""
+Unit = Literal["token", "sequence", "pair"]
+"""The tokens whose coefficients depend on each other: alone, an output's, or both outputs' of a pair."""
+Weighted = tuple["Tensor", dict[str, "Tensor"]]
+"""(N,) coefficients, and sums for the log."""
 
-    cell: Literal["plain"] = "plain"
+
+def output_mean(groups: int, group_size: int, length: int, total_tokens: int) -> float:
+    """The paper's token weight: a mean over the output's tokens, over its group's outputs, and over the groups (eq. 3)."""
+    return 1.0 / (groups * group_size * length)
+
+
+class Averaged(Strict):
+    """A weighting that says how tokens are averaged."""
+
+    unit: ClassVar[Unit] = "token"
+    average: Literal["output", "token", "constant", "sum"] = "output"
+    """Mean of each output's tokens (the paper), of all trained tokens (DAPO), sum over `constant_length` (Dr. GRPO), or sum."""
+    constant_length: int | None = Field(None, gt=0)
+    """The constant that an output's sum is divided by; any value is a scale of the learning rate."""
+
+    @model_validator(mode="after")
+    def _length_is_read(self):
+        if (self.average == "constant") != (self.constant_length is not None):
+            found = f"average {self.average} and constant_length {self.constant_length}"
+            raise ValueError(f"{found}: constant_length is needed by average: constant, and read by no other")
+        return self
+
+    def token_weight(self, groups: int, group_size: int, length: int, total_tokens: int) -> float:
+        """Weight of one token: `groups`, `group_size` and `total_tokens` count what is in the loss, `length` its output."""
+        if self.average == "token":
+            return 1.0 / total_tokens
+        return 1.0 / (groups * group_size * {"output": length, "constant": self.constant_length, "sum": 1}[self.average])
+
+
+class Ratio(Strict):
+    """A weighting that reads the ratio pi/pi_old."""
+
+    old: Literal["engine", "learner"] = "engine"
+    """pi_old: recorded by the engine while sampling, or recomputed by the learner before the batch's first update."""
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset()
+        return frozenset({Need.OLD_LOGPROBS if self.old == "learner" else Need.BEHAVIOUR_LOGPROBS})
 
-    @property
-    def formula(self) -> str:
-        return "A"
 
-    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> tuple["Tensor", dict[str, "Tensor"]]:
+class Plain(Averaged):
+    """The coefficient is the advantage: the objective is 1/|o| sum_t A_t log pi(o_t) (eq. 6-11)."""
+
+    cell: Literal["plain"] = "plain"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    formula: ClassVar[str] = "A"
+
+    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> Weighted:
         return micro.advantage_N, {"objective": (micro.token_weight_N * micro.advantage_N * logprob_N).sum()}
 
 
-class Clipped(Strict):
+class Preference(Strict):
+    """DPO (eq. 12, arXiv 2305.18290): log sigmoid(beta (m(o+) - m(o-))), m the output's mean or sum of log pi/pi_ref.
+
+    Every token of a pair has the coefficient beta sigmoid(beta (m(o-) - m(o+))), + on the better output and - on the worse, as
+    the advantage's sign says. The paper's eq. 14 is not the derivative of its eq. 12 and is not implemented.
+    """
+
+    unit: ClassVar[Unit] = "pair"
+    cell: Literal["preference"] = "preference"
+    beta: float = Field(0.1, gt=0.0)
+    average: Literal["output", "sum"] = "output"
+    """Log-ratios are averaged over the output (the paper), or summed (the original DPO)."""
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE})
+
+    @property
+    def formula(self) -> str:
+        mean = "mean" if self.average == "output" else "sum"
+        return f"A {self.beta:g} sigmoid({self.beta:g} (m(o-) - m(o+))), m = {mean} log(pi/pi_ref)"
+
+    def token_weight(self, groups: int, group_size: int, length: int, total_tokens: int) -> float:
+        """1 / (pairs |o|), or 1 / pairs for sums."""
+        return 1.0 / (groups * (length if self.average == "output" else 1))
+
+    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> Weighted:
+        """The coefficient, and sums: objective, margin (beta (m(o+) - m(o-))), and ranked (the margin is positive)."""
+        length_N = total(logprob_N.new_ones(len(logprob_N)), micro.sample_N)
+        per_token = length_N.reciprocal() if self.average == "output" else 1.0
+        signed_N = micro.advantage_N * (logprob_N - micro.reference_logprob_N) * per_token
+        margin_N = self.beta * total(signed_N, micro.group_N)
+        coefficient_N = self.beta * (-margin_N).sigmoid() * micro.advantage_N
+        log_sigmoid_N = margin_N.clamp(max=0) - (-margin_N.abs()).exp().log1p()
+        # Adds up to 1 / pairs over the tokens of a pair, each of which has the pair's margin.
+        share_N = 0.5 * micro.token_weight_N * (1.0 if self.average == "output" else length_N.reciprocal())
+        means = {"objective": log_sigmoid_N, "margin": margin_N, "ranked": margin_N > 0}
+        return coefficient_N, {name: (share_N * value_N).sum() for name, value_N in means.items()}
+
+
+class Clipped(Averaged, Ratio):
     """The clipped ratio of PPO and GRPO, with GRPO's KL term in the loss.
 
-    The objective per token is min(rho A, clip(rho, 1 - clip, 1 + clip) A) - kl D, with rho = pi/pi_old and
+    The objective per token is min(rho A, clip(rho, 1 - clip, 1 + clip_high) A) - kl D, with rho = pi/pi_old and
     D = pi_ref/pi - log(pi_ref/pi) - 1 (eq. 3, 4); its derivative by log pi is the coefficient (eq. 21 when rho is 1).
-    Clipping does not touch the KL term, and the KL term has no ratio on it.
+    Clipping does not touch the KL term, and the paper's KL term has no ratio on it.
     """
 
     cell: Literal["clipped"] = "clipped"
     clip: float = Field(0.2, gt=0.0)
     """The ratio is clipped to [1 - clip, 1 + clip]."""
+    clip_high: float | None = Field(None, gt=0.0)
+    """Another upper bound, 1 + clip_high (DAPO, arXiv 2503.14476)."""
     kl: float = Field(0.04, ge=0.0)
     """Weight of the KL term against the reference (beta); 0 needs no reference."""
-    old: Literal["engine", "learner"] = "engine"
-    """The ratio's denominator: recorded by the engine while sampling, or recomputed by the learner before the first update."""
+    kl_ratio: bool = False
+    """The KL term is rho D, its ratio differentiated too (arXiv 2512.02556): over samples of pi_old its gradient is in the mean
+    that of KL(pi || pi_ref), however old they are. Without the ratio it is that of KL(pi_ref || pi), and only if rho is 1."""
+
+    @model_validator(mode="after")
+    def _ratio_is_read(self):
+        if self.kl_ratio and not self.kl:
+            raise ValueError("kl_ratio: found true, but kl is 0, so there is no KL term; expected kl above 0")
+        return self
 
     @property
     def needs(self) -> frozenset[Need]:
-        old = Need.OLD_LOGPROBS if self.old == "learner" else Need.BEHAVIOUR_LOGPROBS
-        return frozenset({old, Need.REFERENCE} if self.kl > 0 else {old})
+        return super().needs | ({Need.REFERENCE} if self.kl > 0 else set())
 
     @property
     def formula(self) -> str:
-        surrogate = f"[not clipped at {self.clip:g}] (pi/pi_old) A"
-        return f"{surrogate} + {self.kl:g} (pi_ref/pi - 1)" if self.kl > 0 else surrogate
+        surrogate = f"{_where(self.clip, self.clip_high)} (pi/pi_old) A"
+        pull = "(pi/pi_old) log(pi_ref/pi)" if self.kl_ratio else "(pi_ref/pi - 1)"
+        return f"{surrogate} + {self.kl:g} {pull}" if self.kl > 0 else surrogate
 
-    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> tuple["Tensor", dict[str, "Tensor"]]:
-        """The coefficient, and sums: objective (weighted by token_weight), ratio, clipped and, with kl > 0, kl (unweighted)."""
+    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> Weighted:
+        """The coefficient, and sums: objective, ratio, clipped and, with kl > 0, kl (D)."""
         ratio_N = (logprob_N - micro.old_logprob_N).exp()
-        free_N = ratio_N * micro.advantage_N
-        bound_N = ratio_N.clamp(1 - self.clip, 1 + self.clip) * micro.advantage_N
-        clipped_N = bound_N < free_N
-        coefficient_N = free_N.masked_fill(clipped_N, 0.0)
-        objective_N = free_N.minimum(bound_N)
+        coefficient_N, objective_N, clipped_N = clipped_gain(ratio_N, micro.advantage_N, self.clip, self.clip_high)
         sums = {"ratio": ratio_N.sum(), "clipped": clipped_N.sum()}
         if self.kl > 0:
             log_ref_over_pi_N = micro.reference_logprob_N - logprob_N
             excess_N = log_ref_over_pi_N.expm1()
             kl_N = excess_N - log_ref_over_pi_N
-            coefficient_N = coefficient_N + self.kl * excess_N
-            objective_N = objective_N - self.kl * kl_N
+            coefficient_N = coefficient_N + self.kl * (ratio_N * log_ref_over_pi_N if self.kl_ratio else excess_N)
+            objective_N = objective_N - self.kl * (ratio_N * kl_N if self.kl_ratio else kl_N)
             sums["kl"] = kl_N.sum()
         return coefficient_N, {"objective": (micro.token_weight_N * objective_N).sum(), **sums}
+
+
+class SequenceClipped(Ratio):
+    """GSPO (arXiv 2507.18071): one ratio for an output, s = exp(mean_t log(pi/pi_old)), clipped as a whole; no KL term.
+
+    The objective is the mean over outputs of min(s A, clip(s) A). Where a process reward makes A differ between tokens, this is
+    the paper's GSPO-token.
+    """
+
+    unit: ClassVar[Unit] = "sequence"
+    cell: Literal["sequence_clipped"] = "sequence_clipped"
+    clip: float = Field(3e-4, gt=0.0)
+    clip_high: float = Field(4e-4, gt=0.0)
+    """The ratio is clipped to [1 - clip, 1 + clip_high]; the paper's values."""
+
+    @property
+    def formula(self) -> str:
+        return f"{_where(self.clip, self.clip_high)} s A, s = exp(mean log(pi/pi_old))"
+
+    def token_weight(self, groups: int, group_size: int, length: int, total_tokens: int) -> float:
+        """1 / (groups G |o|): the derivative of s by each of its log-probabilities is s/|o|."""
+        return output_mean(groups, group_size, length, total_tokens)
+
+    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> Weighted:
+        """The coefficient, and sums: objective, ratio and clipped (each output's, at every token of it)."""
+        length_N = total(logprob_N.new_ones(len(logprob_N)), micro.sample_N)
+        ratio_N = (total(logprob_N - micro.old_logprob_N, micro.sample_N) / length_N).exp()
+        coefficient_N, objective_N, clipped_N = clipped_gain(ratio_N, micro.advantage_N, self.clip, self.clip_high)
+        objective = (micro.token_weight_N * objective_N).sum()
+        return coefficient_N, {"objective": objective, "ratio": ratio_N.sum(), "clipped": clipped_N.sum()}
+
+
+class Cispo(Averaged, Ratio):
+    """CISPO (MiniMax-M1, arXiv 2506.13585): REINFORCE with a clipped importance weight, so that no token is left out.
+
+    The objective is sg(min(pi/pi_old, 1 + clip_high)) A log pi, sg carrying no gradient; no lower bound and no KL term.
+    """
+
+    cell: Literal["cispo"] = "cispo"
+    clip_high: float = Field(4.0, gt=0.0)
+    """The weight is at most 1 + clip_high. The paper prints no value."""
+    average: Literal["output", "token", "constant", "sum"] = "token"
+
+    @property
+    def formula(self) -> str:
+        return f"min(pi/pi_old, {1 + self.clip_high:g}) A"
+
+    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> Weighted:
+        """The coefficient, and sums: objective, ratio, clipped."""
+        ratio_N, most = (logprob_N - micro.old_logprob_N).exp(), 1 + self.clip_high
+        coefficient_N = ratio_N.clamp(max=most) * micro.advantage_N
+        objective = (micro.token_weight_N * coefficient_N * logprob_N).sum()
+        return coefficient_N, {"objective": objective, "ratio": ratio_N.sum(), "clipped": (ratio_N > most).sum()}
+
+
+def clipped_gain(ratio_N: "Tensor", advantage_N: "Tensor", low: float, high: float | None):
+    """Of min(ratio A, clip(ratio) A): the derivative by log ratio, the value, and where the minimum is the constant branch."""
+    free_N = ratio_N * advantage_N
+    bound_N = ratio_N.clamp(1 - low, 1 + (low if high is None else high)) * advantage_N
+    clipped_N = bound_N < free_N
+    return free_N.masked_fill(clipped_N, 0.0), free_N.minimum(bound_N), clipped_N
+
+
+def total(value_N: "Tensor", unit_N: "Tensor") -> "Tensor":
+    """(N,) at each token, the sum over all tokens of its unit (an output, a pair), which lie in the same micro-batch."""
+    _, place_N = unit_N.unique(return_inverse=True)
+    return value_N.new_zeros(len(value_N)).index_add(0, place_N, value_N)[place_N]
+
+
+def _where(low: float, high: float | None) -> str:
+    return f"[not clipped at {low:g}]" if high is None else f"[not clipped at -{low:g}, +{high:g}]"

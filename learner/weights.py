@@ -1,16 +1,15 @@
-"""The policy's weights as a stream, structurally the `WeightSource` of vLLM's trainer engines; imports neither vllm nor ray.
+"""A model's weights as a stream, structurally the `WeightSource` of vLLM's trainer engines; imports neither vllm nor ray.
 
-Names are Hugging Face's. A tied output head is sent under its own name as well, since an engine may keep its own copy of it.
-Left out: `held_names` and `iter_groups`, which only vLLM's point-to-point backend calls.
+Names are Hugging Face's (of a reward model, behind `members.k.`). A tied output head is sent under its own name as well, since
+an engine may keep its own copy of it. Left out: `held_names` and `iter_groups`, which only vLLM's point-to-point backend calls.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,14 +21,14 @@ class TensorMeta:
     shape: tuple[int, ...]
 
 
-class PolicyWeights:
+class ModelWeights:
     """Iterates (name, full tensor in the wire dtype), each time anew, in the order of `metadata()`.
 
     A collective: every rank iterates in step, since each sharded tensor is gathered when its turn comes.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, dtype: torch.dtype):
-        self._causal_lm = causal_lm
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        self._model = model
         self._dtype = dtype
 
     def metadata(self) -> list[TensorMeta]:
@@ -41,5 +40,5 @@ class PolicyWeights:
             narrow = parameter.detach().to(self._dtype)
             yield name, narrow.full_tensor() if isinstance(narrow, DTensor) else narrow
 
-    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
-        return self._causal_lm.named_parameters(remove_duplicate=False)
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self._model.named_parameters(remove_duplicate=False)

@@ -1,28 +1,36 @@
 """LearnerWorker: one rank of the learner group. It knows nothing of Ray. Every rank makes the same calls in the same order."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
-from learner import checkpoint
-from learner.algorithms import Algorithm, Need
-from learner.config import LearnerConfig, OptimizerConfig
+from learner import checkpoint, reward_stage
+from learner.algorithms import Algorithm, Need, RewardModelRow
+from learner.config import LearnerConfig
 from learner.credit import Advantages, Ones
 from learner.packing import pack
 from learner.policy import DTYPES, PolicyModel, check_packing, load_policy, sequence
-from learner.sharding import gather_by_slot, init_distributed, shard
-from learner.trainer import Trainer, score, with_recomputed_old, with_reference
+from learner.policy_stage import PolicyStage
+from learner.reward_stage import RewardModelStage
+from learner.scalars import load_given, take_backbone, zero_heads
+from learner.sharding import gather_by_slot, init_distributed, score, shard
+from learner.stage import StageSpec
 from learner.types import PackedBatch, StepReport
-from learner.weights import PolicyWeights
+from learner.weights import ModelWeights
+from reward import model as scalar_models
+from reward.model import ScalarModel
 from reward.types import ScoredSample
 
 
 class LearnerWorker:
-    """Holds the policy from the first stage to the last; `begin_stage` makes a stage's optimizer and reference."""
+    """Holds the policy from the first stage to the last, and a reward model from the first stage that trains one.
+
+    `begin_stage` makes what belongs to one stage: optimizers, the reference, the critic.
+    """
 
     def __init__(
         self,
@@ -48,63 +56,70 @@ class LearnerWorker:
         self._device = torch.device(self._mesh.device_type)
         self._compute_dtype = DTYPES[config.compute_dtype]
         self._policy = shard(model, self._mesh, self._compute_dtype)
-        self._reference: PolicyModel | None = None
-        self._algorithm: Algorithm | None = None
-        self._trainer: Trainer | None = None
+        self._reward_model: ScalarModel | None = None
+        self._stage: PolicyStage | RewardModelStage | None = None
 
-    def begin_stage(self, algorithm: Algorithm, optimizer: OptimizerConfig, total_updates: int) -> None:
-        """A fresh optimizer and schedule; the reference, where the algorithm needs one, becomes the current policy."""
-        self._algorithm = algorithm
-        self._trainer = Trainer(self._policy, optimizer, total_updates)
-        self._reference = self._frozen_copy() if Need.REFERENCE in algorithm.needs else None
+    def begin_stage(self, spec: StageSpec) -> None:
+        """Fresh optimizers and schedules. A collective.
+
+        As the row needs them, the reference becomes the current policy, and so does the critic's backbone under a head of
+        zeros. A reward model is trained on where there is one, else loaded, else built from the policy's backbone.
+        Raises ValueError for a reward model of another kind or number of members than the stage trains.
+        """
+        self._stage = None
+        begin = {Algorithm: self._policy_stage, RewardModelRow: self._reward_model_stage}
+        self._stage = begin[type(spec.row)](spec)
 
     def step(self, batch: Sequence[ScoredSample], *, updates: int, temperature: float) -> StepReport:
         """`updates` optimizer steps over the whole batch, which is the same on every rank; so is the report.
 
         Rates and norms are means over the updates, `skipped` and `no_signal` counts; the mismatch with the engine is that of
-        the first update. Credit, packing, reference and old log-probabilities are computed once.
+        the first update. In a stage of a reward model the events of the batch are its labels.
         """
-        algorithm, trainer = self._stage()
-        advantages = algorithm.credit(batch)
-        packed = self._pack(batch, advantages)
-        if Need.REFERENCE in algorithm.needs:
-            packed = with_reference(self._reference, packed, temperature)
-        if Need.OLD_LOGPROBS in algorithm.needs:
-            packed = with_recomputed_old(self._policy, packed, temperature)
-        reports = [
-            trainer.step(packed, algorithm.weighting, temperature, compare_behaviour=update == 0) for update in range(updates)
-        ]
-        metrics = _over_updates(reports) | {"trained_tokens": packed.trained_tokens, "padding_share": packed.padding_share}
-        return StepReport(
-            metrics=metrics, advantages=[row[0] if row else None for row in advantages], tokens=packed.trained_tokens
-        )
+        return self._begun().step(batch, updates, temperature)
 
     def logprobs(self, sequences: Sequence[Sequence[int]], temperature: float = 1.0) -> list[list[float]]:
         """Per sequence: the log-probability of every token after the first, given those before it. A collective."""
         batch = [sequence(tuple(ids[:1]), tuple(ids[1:]), group=str(i), index=0) for i, ids in enumerate(sequences)]
         packed = self._pack(batch, Ones()(batch))
-        values = score(self._policy, packed.micro_batches, temperature)
-        slots = [micro.slot_N for micro in packed.micro_batches]
-        flat = iter(gather_by_slot(values, slots, packed.trained_tokens, self._device).tolist())
+        values = score(self._policy, packed, lambda model, micro: model(micro, temperature)[0])
+        flat = iter(gather_by_slot(values, packed).tolist())
         return [[next(flat) for _ in ids[1:]] for ids in sequences]
 
-    def source(self, dtype: str) -> PolicyWeights:
-        """The weights as (name, tensor of `dtype`); iterating it is a collective."""
-        return PolicyWeights(self._policy.causal_lm, DTYPES[dtype])
+    def scores(self, batch: Sequence[ScoredSample]) -> list[tuple[tuple[float, ...], ...]]:
+        """Per labelled example, per event, the scores of the reward model's members at its token. A collective."""
+        return reward_stage.scores(self._held_reward_model(), self._pack, batch)
+
+    def source(self, dtype: str, model: Literal["policy", "reward_model"] = "policy") -> ModelWeights:
+        """The weights as (name, tensor of `dtype`); iterating it is a collective.
+
+        The reward model's is good until `load` or the stage that first makes one.
+        """
+        module = {"policy": lambda: self._policy.causal_lm, "reward_model": self._held_reward_model}[model]()
+        return ModelWeights(module, DTYPES[dtype])
 
     def save(self, directory: Path) -> None:
-        """Checkpoint policy, optimizer, schedule and reference. A collective."""
-        _, trainer = self._stage()
-        checkpoint.save(directory, trainer, self._reference)
+        """Checkpoint all models, optimizers and schedules. A collective."""
+        stage = self._begun()
+        if self._reward_model is not None:
+            checkpoint.save_shape(directory, self._reward_model)
+        checkpoint.save(directory, self._models(stage), stage.trainers)
 
-    def load(self, directory: Path, algorithm: Algorithm, optimizer: OptimizerConfig, total_updates: int) -> None:
-        """Continue a stage from `save`, on any number of ranks. A collective."""
-        self.begin_stage(algorithm, optimizer, total_updates)
-        checkpoint.load(directory, self._stage()[1], self._reference)
+    def load(self, directory: Path, spec: StageSpec) -> None:
+        """Continue a stage from `save`, on any number of ranks, with the reward model that was held. A collective."""
+        blank = checkpoint.blank_reward_model(directory)
+        self._reward_model = None if blank is None else shard(blank, self._mesh, self._compute_dtype)
+        self.begin_stage(spec)
+        stage = self._begun()
+        checkpoint.load(directory, self._models(stage), stage.trainers)
 
     def export(self, directory: Path) -> None:
         """Write the policy as a transformers directory with its tokenizer. A collective; rank 0 writes."""
         checkpoint.export(directory, self._policy, self._model_dir)
+
+    def export_reward_model(self, directory: Path) -> None:
+        """Write the reward model as `reward.model.load` and transformers read it. A collective; rank 0 writes."""
+        checkpoint.export_reward_model(directory, self._held_reward_model(), self._model_dir)
 
     def describe(self) -> dict:
         """Facts about this rank's part of the group."""
@@ -122,15 +137,30 @@ class LearnerWorker:
         """Leave the group."""
         dist.destroy_process_group()
 
-    def _stage(self) -> tuple[Algorithm, Trainer]:
-        if self._algorithm is None or self._trainer is None:
-            raise RuntimeError("no stage: call begin_stage or load first")
-        return self._algorithm, self._trainer
+    def _policy_stage(self, spec: StageSpec) -> PolicyStage:
+        reference = self._frozen_copy() if Need.REFERENCE in spec.row.needs else None
+        critic = None
+        if Need.CRITIC in spec.row.needs:
+            critic = self._grown("process", members=1, seed=spec.seed)
+            zero_heads(critic)
+        return PolicyStage(spec, self._pack, self._policy, reference, critic)
 
-    def _pack(self, batch: Sequence[ScoredSample], advantages: Advantages) -> PackedBatch:
-        budget = self._config.max_tokens_per_microbatch
-        packed = pack(batch, advantages, max_tokens=budget, rank=self._rank, world_size=self._world_size)
-        return replace(packed, micro_batches=tuple(micro.to(self._device) for micro in packed.micro_batches))
+    def _reward_model_stage(self, spec: StageSpec) -> RewardModelStage:
+        if self._reward_model is None and spec.reward_model:
+            given = load_given(spec.reward_model, self._model_dir)
+            _check(given, spec)
+            self._reward_model = shard(given, self._mesh, self._compute_dtype)
+        elif self._reward_model is None:
+            self._reward_model = self._grown(spec.row.supervision, members=spec.members, seed=spec.seed)
+        _check(self._reward_model, spec)
+        return RewardModelStage(spec, self._pack, self._reward_model)
+
+    def _grown(self, kind: Literal["outcome", "process"], *, members: int, seed: int) -> ScalarModel:
+        """A sharded scalar model on the current policy's backbone, with new heads."""
+        model = scalar_models.build(self._model_dir, kind, members=members, seed=seed, dtype=torch.float32)
+        model = shard(model, self._mesh, self._compute_dtype)
+        take_backbone(model, self._policy)
+        return model
 
     def _frozen_copy(self) -> PolicyModel:
         """The current policy as a second sharded model in the compute dtype."""
@@ -140,11 +170,30 @@ class LearnerWorker:
             mine.to_local().copy_(theirs.detach().to_local())
         return copy
 
+    def _pack(self, batch: Sequence[ScoredSample], advantages: Advantages, **how) -> PackedBatch:
+        budget = self._config.max_tokens_per_microbatch
+        packed = pack(batch, advantages, max_tokens=budget, rank=self._rank, world_size=self._world_size, **how)
+        return replace(packed, micro_batches=tuple(micro.to(self._device) for micro in packed.micro_batches))
 
-def _over_updates(reports: list[dict[str, float]]) -> dict[str, float]:
-    """One report of several updates."""
-    metrics = {}
-    for name in {name: None for report in reports for name in report}:
-        values = [report[name] for report in reports if name in report]
-        metrics[name] = math.fsum(values) if name in ("skipped", "no_signal") else math.fsum(values) / len(values)
-    return metrics | {"learning_rate": reports[-1]["learning_rate"]}
+    def _begun(self) -> PolicyStage | RewardModelStage:
+        if self._stage is None:
+            raise RuntimeError("no stage: call begin_stage or load first")
+        return self._stage
+
+    def _held_reward_model(self) -> ScalarModel:
+        if self._reward_model is None:
+            raise RuntimeError("no reward model: none has been trained or loaded")
+        return self._reward_model
+
+    def _models(self, stage: PolicyStage | RewardModelStage) -> dict[str, torch.nn.Module]:
+        held = {"policy": self._policy} | stage.models
+        return held if self._reward_model is None else held | {"reward_model": self._reward_model}
+
+
+def _check(model: ScalarModel, spec: StageSpec) -> None:
+    """Raises ValueError unless the stage trains such a reward model."""
+    found, expected = (model.kind, len(model.members)), (spec.row.supervision, spec.members)
+    if found != expected:
+        raise ValueError(
+            f"reward model: found one for {found[0]} of {found[1]} members, expected one for {expected[0]} of {expected[1]}"
+        )

@@ -1,14 +1,67 @@
 """Configuration of the reward stage."""
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rollout.config import Strict
 
 
+def member_directories(path: Path) -> list[Path]:
+    """The directories of the models in `path`: itself, or one for each member of an ensemble."""
+    members = sorted(path.glob("member-*"), key=lambda place: int(place.name.removeprefix("member-")))
+    return [path] if (path / "config.json").exists() or not members else members
+
+
+class RewardModelConfig(Strict):
+    """A trained reward model, or several as an ensemble: where it comes from, how it scores, and on what."""
+
+    path: tuple[Path, ...] = ()
+    """Directories of trained models with the policy's tokenizer, one or more as an ensemble; empty: an earlier stage of the
+    run trains it."""
+    members: int = Field(1, gt=0)
+    """How many models a stage trains together, from different heads. With `path`, its directories decide."""
+    combine: Literal["mean", "minimum", "mean_minus_spread"] = "mean"
+    """How an ensemble's scores become one."""
+    spread_weight: float = Field(1.0, ge=0.0)
+    """k of mean_minus_spread: mean - k * standard deviation over the members (population)."""
+    step_boundary: str = Field("newline", min_length=1)
+    """Where a step of an output ends, for process models: newline, blank_line, or the text that ends a step."""
+    process_reward: Literal["probability", "logit"] = "probability"
+    """A step's reward: the probability that it is right, or its logit. An outcome model's reward is the logit."""
+    replay_share: float = Field(0.1, ge=0.0, lt=1.0)
+    """The share of a later stage's training examples that comes from earlier stages of reward-model training (the paper's)."""
+    replay_groups: int = Field(4096, gt=0)
+    """Groups that the history holds."""
+    max_tokens_per_batch: int = Field(16384, gt=0)
+    """Tokens of one forward pass, padding included. A single longer sequence goes alone."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where the worker has one."""
+    gpus_per_worker: float = Field(0.0, ge=0.0)
+    """GPUs (or a share of one) for each reward actor."""
+    cores_per_worker: int | None = Field(None, gt=0)
+    """CPU threads of a reward actor; by default what the process was given."""
+
+    @property
+    def count(self) -> int:
+        """Models of the ensemble."""
+        return sum(len(member_directories(path)) for path in self.path) or self.members
+
+    @model_validator(mode="after")
+    def _agree(self):
+        if self.path and self.members != 1:
+            raise ValueError(f"members: found {self.members}, but the directories of `path` decide; leave members out")
+        if self.device == "cuda" and self.gpus_per_worker == 0:
+            raise ValueError("device is cuda but gpus_per_worker is 0, expected a GPU or a share of one for each worker")
+        if self.device == "cpu" and self.gpus_per_worker > 0:
+            raise ValueError(f"device is cpu but gpus_per_worker is {self.gpus_per_worker:g}, expected 0")
+        return self
+
+
 class RewardConfig(Strict):
-    """The rule reward: correctness of the final answer plus well-formedness."""
+    """The rule reward, correctness of the final answer plus well-formedness, and the reward model where one is used."""
 
     workers: int = Field(1, gt=0)
     """Reward actors."""
@@ -20,3 +73,8 @@ class RewardConfig(Strict):
     """Weight of the component `format`: the output ends by itself and states a final answer in the asked form."""
     max_error_share: float = Field(0.1, ge=0.0, le=1.0)
     """Stop the run when a larger share of a batch ends in judge errors."""
+    flip_share: float = Field(0.0, ge=0.0, lt=1.0)
+    """For studies of noisy rewards: the chance that the rule's reward takes a right answer for wrong or a wrong one for right.
+    The component `correct` stays the true one, `observed` is what the reward used."""
+    model: RewardModelConfig | None = None
+    """For stages whose reward is an outcome or a process model; None stands for the defaults."""

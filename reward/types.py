@@ -19,7 +19,8 @@ class RewardEvent:
 class Verdict:
     """What the judge concluded. A failure to judge is never a number.
 
-    Example: Verdict(status="score", reward=1.1, components={"correct": 1.0, "format": 1.0}, extracted="42", reason="")
+    Example: Verdict(status="score", reward=1.1, components={"correct": 1.0, "format": 1.0}, extracted="42",
+    reason="", reward_version=None)
     """
 
     status: Literal["score", "unscorable", "error"]
@@ -32,6 +33,8 @@ class Verdict:
     """The final answer found in the text."""
     reason: str
     """Why it is unscorable, or the error's traceback; empty for a score."""
+    reward_version: int | None
+    """Version of the reward model that scored; None where only the rule judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ class ModelConfig(Strict):
     """Where the policy starts: a Hugging Face directory, or a small model that the project initialises itself."""
 
     path: Path | None = None
-    """A Hugging Face model directory (or hub name), with its tokenizer."""
+    """A Hugging Face model directory, with its tokenizer."""
     init: Literal["small-llama"] | None = None
     """Initialise a small Llama with a tokenizer for the built-in task, from the run's seed."""
 
@@ -32,6 +32,8 @@ class SourceConfig(Strict):
 
     task: Literal["chained-arithmetic"] | None = None
     """A built-in procedural task."""
+    operations: int = Field(3, gt=0)
+    """For a task: how many operations a question has."""
     file: Path | None = None
     """A .jsonl or .parquet file."""
     hub: str | None = None
@@ -42,6 +44,14 @@ class SourceConfig(Strict):
     """Template for the reference answer."""
     response: str | None = None
     """Template for the demonstrated output; needed by demonstrations."""
+    chosen: str | None = None
+    """Template for the better output; needed by preferences."""
+    rejected: str | None = None
+    """Template for the worse output; needed by preferences."""
+    steps: str | None = None
+    """Column with the list of an output's steps; needed by labelled steps."""
+    labels: str | None = None
+    """Column with the list of their labels, numbers in [0, 1]; needed by labelled steps."""
     rows: int | None = Field(None, gt=0)
     """Use this many rows; for a task, how many questions to make (its default otherwise)."""
     imperfect: float = Field(0.0, ge=0.0, lt=1.0)
@@ -71,6 +81,10 @@ class DataConfig(Strict):
     questions: SourceConfig
     demonstrations: SourceConfig | None = None
     """Rows for stages that train on demonstrations."""
+    preferences: SourceConfig | None = None
+    """Pairs of a better and a worse output, for stages that read pairs from a file."""
+    labelled_steps: SourceConfig | None = None
+    """Outputs whose steps have labels, for a process model trained from a file."""
     evaluation: SourceConfig | None = None
     """Held-out questions. Without it, `hold_out` of the questions are set aside."""
     hold_out: int = Field(200, gt=0)

@@ -9,13 +9,15 @@ may not import `reward`.
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rollout import tasks
 from rollout.config import DataConfig, PromptConfig, SourceConfig
-from rollout.prompts import encode_response, end_token_id, render
+from rollout.given import LabelledOutput, LabelledSet, Preference, PreferenceSet, given, read_steps
+from rollout.order import Order
+from rollout.prompts import encode_response, encode_steps, end_token_id, render
 from rollout.rows import Row, fill, load_rows, reject
-from rollout.types import FinishReason, Question, Sample
+from rollout.types import Question, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,34 +29,19 @@ GoldCheck = Callable[[str], str | None]
 """A reference answer -> why it cannot be judged, or None when it can."""
 
 
-class _Order:
-    """Ordinals to rows: every row once per epoch."""
-
-    def __init__(self, size: int, seed: int):
-        self._size, self._seed = size, seed
-        self._epoch, self._rows = -1, []
-
-    def row(self, ordinal: int) -> int:
-        epoch, place = divmod(ordinal, self._size)
-        if epoch != self._epoch:
-            rows = list(range(self._size))
-            random.Random(f"{self._seed}/epoch {epoch}").shuffle(rows)
-            self._epoch, self._rows = epoch, rows
-        return self._rows[place]
-
-
 class QuestionSet:
     """Questions by ordinal. `len` is the number of questions in an epoch."""
 
     def __init__(self, questions: Sequence[Question], seed: int):
         self._questions = list(questions)
-        self._order = _Order(len(self._questions), seed)
+        self._order = Order(len(self._questions), seed)
 
     def __len__(self) -> int:
         return len(self._questions)
 
-    def question(self, ordinal: int) -> Question:
-        return replace(self._questions[self._order.row(ordinal)], ordinal=ordinal)
+    def question(self, ordinal: int, row: int | None = None) -> Question:
+        """The question of an ordinal: the fixed order's, unless a selection names another row."""
+        return replace(self._questions[self._order.row(ordinal) if row is None else row], ordinal=ordinal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +59,7 @@ class DemonstrationSet:
 
     def __init__(self, demonstrations: Sequence[Demonstration], seed: int):
         self._demonstrations = list(demonstrations)
-        self._order = _Order(len(self._demonstrations), seed)
+        self._order = Order(len(self._demonstrations), seed)
 
     def __len__(self) -> int:
         return len(self._demonstrations)
@@ -80,19 +67,7 @@ class DemonstrationSet:
     def sample(self, ordinal: int, stage: str) -> Sample:
         """The demonstration as a Sample: version 0, every token trained, no log-probabilities, a group of its own."""
         shown = self._demonstrations[self._order.row(ordinal)]
-        return Sample(
-            ordinal=ordinal,
-            group_id=f"{stage}/{ordinal}",
-            index=0,
-            attempt=0,
-            prompt_ids=shown.question.prompt_ids,
-            output_ids=shown.output_ids,
-            sampled_mask=(True,) * len(shown.output_ids),
-            logprobs=(),
-            text=shown.text,
-            versions=((0, 0),),
-            finish_reason=FinishReason.STOP,
-        )
+        return given(shown.question, shown.output_ids, shown.text, group_id=f"{stage}/{ordinal}", ordinal=ordinal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +78,12 @@ class Data:
     evaluation: list[Question]
     """Ordinals 0, 1, ... in the order of their source."""
     demonstrations: DemonstrationSet | None
+    preferences: PreferenceSet | None
+    labelled_steps: LabelledSet | None
     removed_questions: int
     """Training questions left out because an evaluation question has the same text."""
-    removed_demonstrations: int
+    removed_outputs: int
+    """Demonstrations, preferences and labelled outputs left out for the same reason."""
 
 
 def load_data(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", seed: int, gold_check: GoldCheck) -> Data:
@@ -125,18 +103,31 @@ def load_data(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", seed: in
     train = _without(questions, held_out)
     if not train:
         raise ValueError(f"no training question is left: all {len(questions)} have the text of an evaluation question")
-    shown, kept = [], []
-    if config.demonstrations is not None:
-        shown = loader.demonstrations(_rows(config.demonstrations, seed, "demonstrations"), config.demonstrations)
-        kept = [x for x in shown if _key(x.question) not in held_out]
+    removed = 0
+
+    def left(source: SourceConfig | None, name: str, load: Callable) -> list:
+        """What a source gives, without rows whose question is an evaluation question."""
+        nonlocal removed
+        if source is None:
+            return []
+        rows = load(_rows(source, seed, name), source)
+        kept = [x for x in rows if _key(x.question) not in held_out]
         if not kept:
-            raise ValueError(f"no demonstration is left: all {len(shown)} have the text of an evaluation question")
+            raise ValueError(f"data.{name}: none is left: all {len(rows)} have the text of an evaluation question")
+        removed += len(rows) - len(kept)
+        return kept
+
+    demonstrations = left(config.demonstrations, "demonstrations", loader.demonstrations)
+    preferences = left(config.preferences, "preferences", loader.preferences)
+    labelled = left(config.labelled_steps, "labelled_steps", loader.labelled_steps)
     return Data(
         train=QuestionSet(train, seed),
         evaluation=[replace(question, ordinal=place) for place, question in enumerate(evaluation)],
-        demonstrations=DemonstrationSet(kept, seed) if kept else None,
+        demonstrations=DemonstrationSet(demonstrations, seed) if demonstrations else None,
+        preferences=PreferenceSet(preferences, seed) if preferences else None,
+        labelled_steps=LabelledSet(labelled, seed) if labelled else None,
         removed_questions=len(questions) - len(train),
-        removed_demonstrations=len(shown) - len(kept),
+        removed_outputs=removed,
     )
 
 
@@ -145,7 +136,7 @@ def _rows(source: SourceConfig, seed: int, purpose: str) -> list[Row]:
         return load_rows(source)
     held_out = purpose == "evaluation"
     count = source.rows or (TASK_EVALUATION_ROWS if held_out else TASK_TRAINING_ROWS)
-    rng = random.Random(f"{seed}/mistakes")
+    rng, lengths = random.Random(f"{seed}/mistakes"), (source.operations, source.operations)
     return [
         Row(
             where=f"{source.task}/{purpose}:{number}",
@@ -155,7 +146,7 @@ def _rows(source: SourceConfig, seed: int, purpose: str) -> list[Row]:
                 "response": tasks.demonstration(item, source.imperfect, rng),
             },
         )
-        for number, item in enumerate(tasks.items(f"{seed}/{purpose}", count, held_out), start=1)
+        for number, item in enumerate(tasks.items(f"{seed}/{purpose}", count, held_out, lengths), start=1)
     ]
 
 
@@ -203,6 +194,33 @@ class _Loader:
             for question, text, ids in zip(questions, texts, encoded, strict=True)
         ]
 
+    def preferences(self, rows: Sequence[Row], source: SourceConfig) -> list[Preference]:
+        if source.chosen is None or source.rejected is None:
+            raise ValueError("data.preferences: expected the templates `chosen` and `rejected`")
+        questions = self._ask(rows, source, [""] * len(rows))
+        outputs = []
+        for template, role in ((source.chosen, "chosen"), (source.rejected, "rejected")):
+            texts = fill(rows, template, role)
+            ids = self._each(rows, texts, lambda text: encode_response(self._tokenizer, text, self._prompt))
+            outputs.append(zip(ids, texts, strict=True))
+        return [
+            Preference(question=question, better=better, worse=worse)
+            for question, better, worse in zip(questions, *outputs, strict=True)
+        ]
+
+    def labelled_steps(self, rows: Sequence[Row], source: SourceConfig) -> list[LabelledOutput]:
+        if source.steps is None or source.labels is None:
+            raise ValueError("data.labelled_steps: expected the columns `steps` and `labels`")
+        given_steps = read_steps(rows, source.steps, source.labels)
+        questions = self._ask(rows, source, [""] * len(rows))
+        encoded = self._each(
+            rows, [steps for steps, _ in given_steps], lambda steps: encode_steps(self._tokenizer, steps, self._prompt)
+        )
+        return [
+            LabelledOutput(question=question, ids=ids, text="\n".join(steps), labels=tuple(zip(ends, labels, strict=True)))
+            for question, (steps, labels), (ids, ends) in zip(questions, given_steps, encoded, strict=True)
+        ]
+
     def _ask(self, rows: Sequence[Row], source: SourceConfig, golds: Sequence[str]) -> list[Question]:
         texts = fill(rows, source.question, "question")
         prompts = self._each(rows, texts, lambda text: render(self._tokenizer, text, self._prompt))
@@ -213,9 +231,7 @@ class _Loader:
             for row, text, gold, ids in zip(rows, texts, golds, prompts, strict=True)
         ]
 
-    def _each(
-        self, rows: Sequence[Row], texts: Sequence[str], encode: Callable[[str], tuple[int, ...]]
-    ) -> list[tuple[int, ...]]:
+    def _each(self, rows: Sequence[Row], texts: Sequence[Any], encode: Callable[[Any], tuple]) -> list[tuple]:
         done, problems = [], []
         for row, text in zip(rows, texts, strict=True):
             try:

@@ -6,6 +6,7 @@ All errors are ValueErrors without a place: the caller knows the row. What is th
 tokenizer, so a tokenizer is not to be changed after its first use here.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,24 @@ def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str, config: Pro
     if not text.strip():
         raise ValueError("the response is empty")
     return (*_encode(tokenizer, text, split_special_tokens=True), end_token_id(tokenizer, config))
+
+
+def encode_steps(
+    tokenizer: "PreTrainedTokenizerBase", steps: Sequence[str], config: PromptConfig
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids of an output given as steps, one a line and ended, and the position of each step's last token.
+
+    Every step is put into tokens by itself, so its end is known and not looked for.
+    """
+    ids: list[int] = []
+    ends = []
+    for place, step in enumerate(steps):
+        last = place == len(steps) - 1
+        ids += _encode(tokenizer, step if last else step + "\n", split_special_tokens=True)
+        if last:
+            ids.append(end_token_id(tokenizer, config))
+        ends.append(len(ids) - 1)
+    return tuple(ids), tuple(ends)
 
 
 @lru_cache(maxsize=8)

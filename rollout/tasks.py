@@ -1,7 +1,7 @@
 """The built-in task, chained arithmetic, and a small model for it: the project runs with nothing downloaded.
 
 A question is a sum such as `17 + 8 - 9 + 3`; the worked output has one step a line and ends in `#### N`; every value on the
-way lies in 10..39. Held-out items are disjoint from training items by construction: an item is held out if and only if
+way lies in 10..29. Held-out items are disjoint from training items by construction: an item is held out if and only if
 the blake2b digest of its question text, modulo 8, is 0.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SMALLEST, LARGEST = 10, 39
+SMALLEST, LARGEST = 10, 29
 LARGEST_OPERAND = 9
 TASK_CHARACTERS = "\n #+-=0123456789"
 
@@ -83,7 +83,7 @@ def demonstration(item: Item, imperfect: float, rng: random.Random) -> str:
     """A worked output in which, with probability `imperfect` at each step that carries or borrows, that is forgotten.
 
     The step is then off by ten, and the rest follows from the wrong value: well-formed, with a wrong answer. A mistake
-    that would take a later value out of 10..39 is not made.
+    that would take a later value out of 10..29 is not made.
     """
     value, lines = item.start, []
     for place, (sign, operand) in enumerate(item.operations):

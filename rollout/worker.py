@@ -7,6 +7,7 @@ decoded once, here, for scorers and people.
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -61,7 +62,10 @@ class RolloutWorker:
             TokenRequest(
                 prompt_ids=lease.question.prompt_ids,
                 seed=sample_seed(self.run_seed, lease.group_id, index),
-                sampling=sampling,
+                # A prompt may hold part of an output, which leaves less room for new tokens.
+                sampling=replace(
+                    sampling, max_new_tokens=min(sampling.max_new_tokens, self.max_model_len - len(lease.question.prompt_ids))
+                ),
             )
             for lease, index in members
         ]

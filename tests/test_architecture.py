@@ -94,6 +94,7 @@ for name in sys.argv[3:]:
 from pathlib import Path
 from learner.algorithms import resolve
 from learner.config import LearnerConfig, OptimizerConfig
+from learner.stage import StageSpec
 from learner.worker import LearnerWorker
 from reward.config import RewardConfig
 from reward.scorer import RuleScorer
@@ -109,7 +110,8 @@ samples = [
 ]
 worker = LearnerWorker(LearnerConfig(), Path(sys.argv[1]), rendezvous=sys.argv[2])
 before = worker.logprobs([(1, 7, 8, 9, 10, 2), (1, 7, 8, 9, 11, 2)])
-worker.begin_stage(resolve("grpo", {}, {}), OptimizerConfig(learning_rate=1e-3), 1)
+rate = OptimizerConfig(learning_rate=1e-3)
+worker.begin_stage(StageSpec(row=resolve("grpo", reward="rule"), optimizer=rate, total_updates=1))
 report = worker.step(RuleScorer(RewardConfig()).score([question], samples), updates=1, temperature=1.0)
 after = worker.logprobs([(1, 7, 8, 9, 10, 2), (1, 7, 8, 9, 11, 2)])
 worker.close()

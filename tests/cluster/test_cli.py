@@ -55,14 +55,16 @@ def test_help_answers_within_a_second_and_imports_nothing_heavy(command):
 
 
 def test_describe_prints_every_row_of_the_table():
-    from learner.algorithms import TABLE
+    from learner.algorithms import REWARD_MODELS, TABLE
 
-    rows = json.loads(invoke("describe", "--json").stdout)
-    assert list(rows) == list(TABLE)
+    tables = json.loads(invoke("describe", "--json").stdout)
+    rows = tables["algorithms"]
+    assert list(rows) == list(TABLE) and list(tables["reward_models"]) == list(REWARD_MODELS)
     assert rows["grpo"]["data_source"] == "policy_samples"
-    assert rows["grpo"]["gradient_coefficient"] == TABLE["grpo"].weighting.formula
-    text = invoke("describe").stdout
-    assert all(row.weighting.formula in text and name in text for name, row in TABLE.items())
+    assert rows["grpo"]["gradient_coefficient"] == TABLE["grpo"].formula
+    text = " ".join(invoke("describe").stdout.replace("│", " ").split())
+    assert all(name in text for name in (*TABLE, *REWARD_MODELS))
+    assert "[not clipped at 0.2] (pi/pi_old) A + 0.04 (pi_ref/pi - 1)" in text
 
 
 def test_a_wrong_recipe_exits_with_2_and_a_message_without_a_traceback():
@@ -92,7 +94,8 @@ def test_a_run_that_ends_well_prints_its_summary_and_exits_with_0(ends):
 
 
 def test_every_other_end_has_its_exit_code(ends):
-    from cluster.pipeline import RunFailed, Stopped
+    from cluster.pipeline import Stopped
+    from cluster.sampling import RunFailed
 
     endings = [
         (ConfigError(["seed: 0 -> 1"]), 2, "error: seed: 0 -> 1", False),

@@ -25,6 +25,7 @@ stages:
     questions_per_step: 2
     samples_per_question: 4
     optimizer: {learning_rate: 1e-4}
+    reward: rule
 """
 
 
@@ -62,7 +63,7 @@ def test_defaults_are_filled_in(recipe):
 
 
 def test_unnamed_stages_of_one_algorithm_are_told_apart_by_their_place(recipe):
-    config = load(edited(recipe, "algorithm: sft", "algorithm: grpo\n    samples_per_question: 2"))
+    config = load(edited(recipe, "algorithm: sft", "algorithm: grpo\n    reward: rule\n    samples_per_question: 2"))
     assert [stage.name for stage in config.stages] == ["grpo-1", "grpo-2"]
 
 

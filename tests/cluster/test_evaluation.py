@@ -47,7 +47,7 @@ def test_each_share_has_the_value_of_its_definition():
         ("sampled", 0): ["#### 1", "#### 1", "#### 1", "#### 9"],
         ("sampled", 1): ["#### 2", "#### 7", "no answer", "~\n#### 7"],
     }  # fmt: skip
-    result, _ = run(answers)
+    result, *_ = run(answers)
     assert (result.n, result.samples, result.unjudged) == (2, 4, 0)
     assert result.greedy_accuracy == 0.5
     assert result.accuracy == pytest.approx((3 / 4 + 1 / 4) / 2)
@@ -67,7 +67,7 @@ def test_an_output_without_a_verdict_is_counted_and_in_no_average():
         ("sampled", 0): ["#### 1", "", None, "#### 5"],
         ("sampled", 1): ["#### 2", "#### 2", "#### 2", "#### 2"],
     }  # fmt: skip
-    result, records = run(answers)
+    result, records, _ = run(answers)
     assert result.unjudged == 3
     assert result.greedy_accuracy == 1.0
     assert result.accuracy == pytest.approx((1 / 2 + 1.0) / 2)
@@ -77,20 +77,21 @@ def test_an_output_without_a_verdict_is_counted_and_in_no_average():
 
 def test_nothing_judged_is_none_and_not_zero():
     answers = {(kind, i): [None] * 2 for kind in ("greedy", "sampled") for i in (0, 1)}
-    result, _ = run(answers, samples=2)
+    result, *_ = run(answers, samples=2)
     assert (result.accuracy, result.greedy_accuracy, result.pass_at, result.unjudged) == (None, None, {}, 6)
     assert "sampled -" in result.line()
 
 
 def test_records_hold_every_output_with_its_verdict():
     answers = {("greedy", 0): ["#### 1"], ("sampled", 0): ["#### 1", "#### 4"]}
-    _, (record,) = run(answers, samples=2, questions=QUESTIONS[:1])
+    _, (record,), sampled = run(answers, samples=2, questions=QUESTIONS[:1])
     assert {key: record[key] for key in ("id", "ordinal", "question", "gold")} == {
         "id": "q:0", "ordinal": 0, "question": "0 + 1?", "gold": "1",
     }  # fmt: skip
     wrong = {"index": 1, "text": "#### 4", "extracted": "4", "status": "score", "correct": False, "reason": ""}
     assert record["sampled"][1] == wrong
     assert record["greedy"][0]["correct"] is True
+    assert [s.sample.text for s in sampled] == ["#### 1", "#### 4"]
 
 
 def test_the_summary_is_flat_and_has_every_power_of_two():

@@ -9,9 +9,10 @@ import pytest
 from cluster.config import RunConfig
 from cluster.ledger import Ledger, history, incarnations
 from cluster.metrics import JsonlSink, Sinks, read_jsonl
-from cluster.pipeline import Loop, RunFailed, Stopped
+from cluster.pipeline import Loop, Stopped
 from cluster.records import evaluation_rows
 from cluster.resume import Checkpoints
+from cluster.sampling import RunFailed
 from reward.config import RewardConfig
 from reward.scorer import RuleScorer, gold_problem
 from rollout.data import load_data
@@ -21,6 +22,7 @@ from rollout.types import FinishReason, Sample, sample_seed
 SFT = {"algorithm": "sft", "steps": 2, "questions_per_step": 4, "optimizer": {"learning_rate": 1e-3}}
 GRPO = {
     "algorithm": "grpo",
+    "reward": "rule",
     "steps": 4,
     "questions_per_step": 2,
     "samples_per_question": 3,
@@ -55,6 +57,7 @@ class FakeRoles:
     def __init__(self, tokenizer, die_at=None, fail_step=None):
         self.tokenizer, self.die_at, self.fail_step = tokenizer, die_at, fail_step
         self.weights, self.held, self.steps, self.deaths, self.info = 0, {0: 0, 1: 0}, 0, 0, {}
+        self.reward_version = 0
         self.calls, self.reward = 0, RuleScorer(RewardConfig())
 
     def slots(self):
@@ -81,7 +84,7 @@ class FakeRoles:
                 )  # fmt: skip
         return out
 
-    def judge(self, questions, samples, name):
+    def judge(self, questions, samples, name, reward):
         return self.reward.score(questions, samples)
 
     def learn(self, method, *args, **options):
@@ -126,9 +129,9 @@ def drive(config, data, roles, stopping=lambda: False):
         offset=state.get("ledger_offset", 0),
     )
     sinks = Sinks([JsonlSink(run_dir / "metrics.jsonl", resume_step=state.get("step", 0))])
-    loop = Loop(config, data, roles, ledger, sinks, stopping)
+    loop = Loop(config, data, roles.tokenizer, roles, ledger, sinks)
     try:
-        loop.run(found)
+        loop.run(stopping, found)
     finally:
         sinks.close()
         ledger.close()

@@ -48,7 +48,7 @@ def scored(
     if events is None:
         events = [] if reward is None or not output else [(len(output) - 1, reward)]
     status = "score" if events or reward is not None else "unscorable"
-    verdict = Verdict(status=status, reward=reward, components={}, extracted=None, reason="")
+    verdict = Verdict(status=status, reward=reward, components={}, extracted=None, reason="", reward_version=None)
     return ScoredSample(sample=sample, events=tuple(RewardEvent(position=p, value=v) for p, v in events), verdict=verdict)
 
 

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
+from transformers import AutoModelForCausalLM
 
-from learner.algorithms import resolve
+from learner.algorithms import TABLE, Need, resolve, resolve_reward_model
+from learner.weights import ModelWeights
+from reward.model import build
 from tests.learner.builders import adamw, free_address, grpo, new_worker, random_batch, scored
+from tests.learner.slow import HEAD_SEED, batch_of, labelled_batch
+from tests.learner.stages import fill, gradients, stage, weights
 
 DEADLINE_S = 120
 
@@ -44,13 +49,12 @@ def script(worker, out: Path) -> dict:
     rounding stays rounding.
     """
     result = {"describe": worker.describe()}
-    worker.begin_stage(grpo(), smooth(1e9), 8)
+    worker.begin_stage(stage(grpo(), smooth(1e9), 8))
     result["reports"] = [train(worker, 0)]
-    parameters = worker._policy.causal_lm.named_parameters()
-    result["moments"] = {name: worker._trainer.optimizer.state[p]["exp_avg"].full_tensor() for name, p in parameters}
+    result["gradients"] = gradients(worker)
     norm = result["reports"][0].metrics["grad_norm"]
     for limit in (1.001, 0.5):
-        worker.begin_stage(grpo(), smooth(limit * norm), 8)
+        worker.begin_stage(stage(grpo(), smooth(limit * norm), 8))
         result["reports"].append(train(worker, 0))
     worker.save(out / "checkpoint")
     result["reports"].append(train(worker, 2))
@@ -58,7 +62,7 @@ def script(worker, out: Path) -> dict:
     result["resumed"] = resume(worker, out, norm)
     result["logprobs"] = worker.logprobs([[5, 6, 7], [9, 2], [3] * 9])
     worker.export(out / "export")
-    return result | uneven(worker)
+    return result | {"stages": stages(worker, out)} | uneven(worker)
 
 
 def smooth(max_grad_norm: float):
@@ -69,24 +73,90 @@ def train(worker, seed: int):
     return worker.step(random_batch(seed, groups=4), updates=1, temperature=0.9)
 
 
-def weights(worker) -> dict:
-    return {name: tensor.clone() for name, tensor in worker.source("float32")}
-
-
 def resume(worker, out: Path, norm: float) -> dict:
     """Continue from the checkpoint that `script` wrote."""
-    worker.load(out / "checkpoint", grpo(), smooth(0.5 * norm), 8)
+    worker.load(out / "checkpoint", stage(grpo(), smooth(0.5 * norm), 8))
     return {"report": train(worker, 2), "weights": weights(worker)}
+
+
+def ppo_stage():
+    row = resolve("ppo", {}, {"old": "learner"})
+    return stage(row, smooth(1e9), 8, critic_optimizer=smooth(1e9))
+
+
+def stages(worker, out: Path) -> dict:
+    """A reward model of two members, then PPO with all four models, its checkpoint and its continuation."""
+    row = resolve_reward_model("process_model")
+    worker.begin_stage(stage(row, smooth(1e9), 8, members=2, seed=1))
+    reports = [worker.step(labelled_batch(), updates=2, temperature=1.0)]
+    worker.begin_stage(ppo_stage())
+    reports.append(worker.step(batch_of("token"), updates=2, temperature=1.0))
+    worker.save(out / "stages")
+    reports.append(worker.step(batch_of("token", seed=1), updates=2, temperature=1.0))
+    result = {"reports": reports, "scores": worker.scores(labelled_batch()), **held(worker)}
+    worker.export_reward_model(out / "reward_model")
+    return result | {"continued": continue_stages(worker, out)}
+
+
+def continue_stages(worker, out: Path) -> dict:
+    """Continue from the checkpoint that `stages` wrote."""
+    worker.load(out / "stages", ppo_stage())
+    return {"report": worker.step(batch_of("token", seed=1), updates=2, temperature=1.0), **held(worker)}
+
+
+def held(worker) -> dict:
+    critic = {name: x.clone() for name, x in ModelWeights(worker._stage.models["critic"], torch.float32)}
+    return {"policy": weights(worker), "reward_model": weights(worker, "reward_model"), "critic": critic}
 
 
 def uneven(worker) -> dict:
     """Batches that leave a rank without rows: one with a single token, one with none, and a row that is not finite."""
-    worker.begin_stage(resolve("sft", {}, {}), adamw(), 8)
+    worker.begin_stage(stage(resolve("sft", {}, {}), adamw(), 8))
     token = worker.step([scored("a", 0, [5], [6])], updates=1, temperature=1.0)
     nothing = worker.step([scored("a", 0, [5], [6], mask=[False])], updates=1, temperature=1.0)
-    worker.begin_stage(grpo(kl=0.0), adamw(), 8)
+    worker.begin_stage(stage(grpo(kl=0.0), adamw(), 8))
     before = weights(worker)
     bad = [scored("b", i, [5], [6], reward=float(i), logprobs=[x]) for i, x in enumerate((math.nan, -1.0))]
     skipped = worker.step(bad, updates=2, temperature=1.0)
     same = all(torch.equal(before[name], x) for name, x in weights(worker).items())
     return {"token": token, "nothing": nothing, "skipped": skipped, "unchanged_by_skips": same}
+
+
+OPTIMIZER = {"learning_rate": 0.0, "max_grad_norm": 1e9}
+"""Gradients as they are, and models that stay for the next row."""
+MEMBERS = 3
+
+
+def all_gradients(worker, out: Path, reference_dir: Path) -> dict:
+    """The first gradient of every row and model, and of reward models with either objective, of one and of several members."""
+    found = {}
+    reference = AutoModelForCausalLM.from_pretrained(reference_dir, dtype=torch.float32)
+    for name, row in TABLE.items():
+        critic = {"critic_optimizer": adamw(**OPTIMIZER)} if Need.CRITIC in row.needs else {}
+        worker.begin_stage(stage(row, adamw(**OPTIMIZER), 1, **critic))
+        held = worker._stage.models
+        if "reference" in held:
+            fill(held["reference"].causal_lm, dict(reference.named_parameters()))
+        if "critic" in held:
+            head = build(worker._model_dir, "process", members=1, seed=HEAD_SEED, dtype=torch.float32).heads[0]
+            fill(held["critic"].heads[0], dict(head.named_parameters()))
+        batch = batch_of(row.weighting.unit, process=row.reward == "process_model")
+        found[name, "report"] = worker.step(batch, updates=1, temperature=1.0)
+        found |= {(name, model): gradients(worker, model) for model in worker._stage.trainers}
+    return found | reward_model_gradients(worker)
+
+
+def reward_model_gradients(worker) -> dict:
+    found = {}
+    for members in (1, MEMBERS):
+        for name, batch in REWARD_MODEL_BATCHES.items():
+            worker._reward_model = None
+            row = resolve_reward_model(name)
+            worker.begin_stage(stage(row, adamw(**OPTIMIZER), 1, members=members, seed=HEAD_SEED))
+            found[name, members, "report"] = worker.step(batch, updates=1, temperature=1.0)
+            found[name, members, "scores"] = worker.scores(batch)
+            found[name, members] = gradients(worker, "reward_model")
+    return found
+
+
+REWARD_MODEL_BATCHES = {"outcome_model": batch_of("pair", seed=3), "process_model": labelled_batch()}

@@ -1,10 +1,14 @@
 """Save, load and export are exact."""
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner.algorithms import resolve
+from learner.algorithms import resolve, resolve_reward_model
+from reward import model as scalar_models
 from tests.learner.builders import adamw, grpo, random_batch
+from tests.learner.slow import batch_of, labelled_batch
+from tests.learner.stages import assert_equal, stage, weights
 
 PLAN = adamw(learning_rate=3e-3, warmup_updates=2, schedule="cosine")
 
@@ -13,51 +17,46 @@ def trained(worker, seeds):
     return [worker.step(random_batch(seed), updates=2, temperature=0.9) for seed in seeds]
 
 
-def weights(worker):
-    return {name: tensor.clone() for name, tensor in worker.source("float32")}
-
-
 def test_three_steps_equal_one_step_a_checkpoint_and_two_steps(start, model_dir, tmp_path):
     unbroken = start(model_dir)
-    unbroken.begin_stage(grpo(), PLAN, 6)
+    unbroken.begin_stage(stage(grpo(), PLAN, 6))
     expected = trained(unbroken, [0, 1, 2])
     expected_weights = weights(unbroken)
 
     first = start(model_dir)
-    first.begin_stage(grpo(), PLAN, 6)
+    first.begin_stage(stage(grpo(), PLAN, 6))
     trained(first, [0])
     first.save(tmp_path)
     second = start(model_dir)
-    second.load(tmp_path, grpo(), PLAN, 6)
+    second.load(tmp_path, stage(grpo(), PLAN, 6))
     assert trained(second, [1, 2]) == expected[1:]
-    found = weights(second)
-    assert all(torch.equal(found[name], x) for name, x in expected_weights.items())
+    assert_equal(weights(second), expected_weights)
 
 
 def test_a_checkpoint_before_the_first_update_is_exact(start, tied_dir, tmp_path):
     worker = start(tied_dir)
-    worker.begin_stage(grpo(), PLAN, 6)
+    worker.begin_stage(stage(grpo(), PLAN, 6))
     worker.save(tmp_path)
     expected = trained(worker, [0])
     resumed = start(tied_dir)
-    resumed.load(tmp_path, grpo(), PLAN, 6)
+    resumed.load(tmp_path, stage(grpo(), PLAN, 6))
     assert trained(resumed, [0]) == expected
 
 
 def test_a_stage_without_reference_saves_none(start, model_dir, tmp_path):
     worker = start(model_dir)
-    worker.begin_stage(resolve("sft", {}, {}), PLAN, 6)
+    worker.begin_stage(stage(resolve("sft", {}, {}), PLAN, 6))
     trained(worker, [0])
     worker.save(tmp_path)
     expected = trained(worker, [1])
     resumed = start(model_dir)
-    resumed.load(tmp_path, resolve("sft", {}, {}), PLAN, 6)
+    resumed.load(tmp_path, stage(resolve("sft", {}, {}), PLAN, 6))
     assert trained(resumed, [1]) == expected
 
 
 def test_an_export_loads_in_transformers_with_the_same_logprobs(start, tied_dir, tmp_path):
     worker = start(tied_dir)
-    worker.begin_stage(grpo(), PLAN, 6)
+    worker.begin_stage(stage(grpo(), PLAN, 6))
     trained(worker, [0])
     worker.export(tmp_path / "out")
     ids = [5, 6, 7, 2]
@@ -68,3 +67,58 @@ def test_an_export_loads_in_transformers_with_the_same_logprobs(start, tied_dir,
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("7").input_ids == [7]
     again = start(tmp_path / "out")
     torch.testing.assert_close(torch.tensor(again.logprobs([ids])[0]), found, rtol=0, atol=1e-6)
+
+
+PPO = stage(resolve("ppo"), PLAN, 6, critic_optimizer=PLAN)
+REWARD_MODEL = stage(resolve_reward_model("process_model"), PLAN, 6, members=2, seed=3)
+
+
+def steps(worker, seeds):
+    """Reports of a step on each batch, and everything a stage holds afterwards."""
+    labelled = "reward_model" in worker._stage.trainers
+    batches = [labelled_batch(seed) if labelled else batch_of("token", seed=seed) for seed in seeds]
+    reports = [worker.step(batch, updates=2, temperature=1.0) for batch in batches]
+    models = worker._models(worker._stage)
+    return reports, {f"{name}.{key}": p.full_tensor().clone() for name, m in models.items() for key, p in m.named_parameters()}
+
+
+@pytest.mark.parametrize("specs", [[PPO], [REWARD_MODEL], [REWARD_MODEL, PPO], [REWARD_MODEL, PPO, REWARD_MODEL]])
+def test_a_kill_in_any_stage_resumes_to_the_bit_with_every_model_that_was_held(start, model_dir, tmp_path, specs):
+    worker = start(model_dir)
+    for spec in specs:
+        worker.begin_stage(spec)
+        steps(worker, [0])
+    worker.save(tmp_path)
+    reports, models = steps(worker, [1, 2])
+
+    resumed = start(model_dir)
+    resumed.load(tmp_path, specs[-1])
+    found_reports, found_models = steps(resumed, [1, 2])
+    assert found_reports == reports
+    assert_equal(found_models, models)
+    held = {name.split(".")[0] for name in models}
+    assert ("reward_model" in held) == (REWARD_MODEL in specs) and ("critic" in held) == (specs[-1] is PPO)
+
+
+def test_a_stage_before_the_first_reward_model_forgets_one_made_after_the_checkpoint(start, model_dir, tmp_path):
+    worker = start(model_dir)
+    worker.begin_stage(PPO)
+    worker.save(tmp_path)
+    worker.begin_stage(REWARD_MODEL)
+    worker.load(tmp_path, PPO)
+    with pytest.raises(RuntimeError, match="no reward model"):
+        worker.scores(labelled_batch())
+
+
+def test_an_exported_reward_model_scores_in_the_reward_stage_as_in_the_learner(start, model_dir, tmp_path):
+    worker = start(model_dir, max_tokens_per_microbatch=64)
+    worker.begin_stage(REWARD_MODEL)
+    steps(worker, [0])
+    worker.export_reward_model(tmp_path / "rm")
+    batch = labelled_batch(1)
+    model = scalar_models.load([tmp_path / "rm"], torch.float32)
+    positions = [[len(x.sample.prompt_ids) + e.position for e in x.events] for x in batch]
+    sequences = [x.sample.prompt_ids + x.sample.output_ids for x in batch]
+    expected = scalar_models.score(model, sequences, positions, max_tokens=256)
+    for found, rows in zip(worker.scores(batch), expected, strict=True):
+        assert [list(row) for row in found] == [pytest.approx(row, abs=1e-4) for row in rows]

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from learner.credit import GroupRelative, Ones
-from learner.packing import pack
+from learner.packing import by_sample, by_slot, pack
 from learner.policy import visible
+from learner.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
 from tests.learner.builders import random_batch, scored
 
 
 def tokens_of(packed_ranks):
-    """Every trained token of all ranks as {slot: its fields, and the id and position that predict it}."""
+    """Every trained token of all ranks as {slot: its fields, itself at its place, and the id and position that predict it}."""
     found = {}
     for packed in packed_ranks:
         for micro in packed.micro_batches:
@@ -20,25 +21,34 @@ def tokens_of(packed_ranks):
             for n, slot in enumerate(micro.slot_N.tolist()):
                 source = micro.source_N[n]
                 fields = (micro.target_N, micro.advantage_N, micro.token_weight_N, micro.behaviour_logprob_N, micro.sample_N)
+                fields += (micro.group_N, ids[micro.place_N], positions[micro.place_N])
                 assert slot not in found
                 found[slot] = (*(x[n].item() for x in fields), ids[source].item(), positions[source].item())
     return found
 
 
-def expected_tokens(batch, advantages):
+def paper(groups, members, length, tokens):
+    return 1 / groups / members / length
+
+
+def expected_tokens(batch, advantages, weight=paper):
     """The same, one token at a time from the definition."""
     kept = [i for i, row in enumerate(advantages) if row is not None]
     groups = {batch[i].sample.group_id for i in kept}
+    tokens = sum(sum(batch[i].sample.sampled_mask) for i in kept)
+    order = list(dict.fromkeys(item.sample.group_id for item in batch))
     found, slot = {}, 0
     for i in kept:
         sample = batch[i].sample
         in_group = sum(batch[j].sample.group_id == sample.group_id for j in kept)
         for t, token in enumerate(sample.output_ids):
             if sample.sampled_mask[t]:
-                before = (sample.prompt_ids + sample.output_ids)[len(sample.prompt_ids) + t - 1]
-                weight = 1 / len(groups) / in_group / sum(sample.sampled_mask)
-                reals = (advantages[i][t], weight, sample.logprobs[t])
-                found[slot] = (token, *map(pytest.approx, reals), i, before, len(sample.prompt_ids) + t - 1)
+                place = len(sample.prompt_ids) + t
+                before = (sample.prompt_ids + sample.output_ids)[place - 1]
+                weighs = weight(len(groups), in_group, sum(sample.sampled_mask), tokens)
+                reals = (advantages[i][t], weighs, sample.logprobs[t])
+                where = (i, order.index(sample.group_id), token, place, before, place - 1)
+                found[slot] = (token, *map(pytest.approx, reals), *where)
                 slot += 1
     return found
 
@@ -56,6 +66,84 @@ def test_every_sampled_token_is_trained_once_with_its_weight_and_predictor(max_t
     assert len({len(packed.micro_batches) for packed in ranks}) == 1
 
 
+WEIGHTS = [
+    (Plain(), paper),
+    (SequenceClipped(), paper),
+    (Cispo(), lambda groups, members, length, tokens: 1 / tokens),
+    (Plain(average="sum"), lambda groups, members, length, tokens: 1 / groups / members),
+    (Clipped(average="constant", constant_length=50), lambda groups, members, length, tokens: 1 / groups / members / 50),
+    (Preference(), lambda groups, members, length, tokens: 1 / groups / length),
+    (Preference(average="sum"), lambda groups, members, length, tokens: 1 / groups),
+]
+
+
+@pytest.mark.parametrize(("weighting", "weight"), WEIGHTS)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_weight_is_that_of_its_average_over_the_whole_batch_however_it_is_packed(weighting, weight, together):
+    batch = random_batch(seed=3, groups=5)
+    advantages = GroupRelative()(batch)
+    for out in (2, 7, 8, 9, 10, 11):
+        advantages[out] = None
+    expected = expected_tokens(batch, advantages, weight)
+    for max_tokens, world_size in ((1, 1), (30, 2), (200, 3), (4096, 1)):
+        options = {"weigh": weighting.token_weight, "together": together, "max_tokens": max_tokens}
+        ranks = [pack(batch, advantages, **options, rank=r, world_size=world_size) for r in range(world_size)]
+        assert tokens_of(ranks) == expected
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("max_tokens", [1, 10, 17, 25, 64, 4096])
+def test_pairs_are_never_split(max_tokens, world_size):
+    batch = random_batch(seed=1, groups=9, size=2)
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0)).tolist()
+    batch = [batch[i] for i in order]
+    options = {"together": True, "max_tokens": max_tokens, "world_size": world_size}
+    ranks = [pack(batch, Ones()(batch), **options, rank=r) for r in range(world_size)]
+    homes = {}
+    for r, packed in enumerate(ranks):
+        for m, micro in enumerate(packed.micro_batches):
+            rows, width = micro.input_ids_BT.shape
+            assert rows * width <= max_tokens or rows == 1
+            for group, place in zip(micro.group_N.tolist(), micro.place_N.tolist(), strict=True):
+                homes.setdefault(group, set()).add((r, m, place // width))
+    assert sorted(homes) == list(range(9))
+    assert all(len(places) == 1 for places in homes.values())
+    assert tokens_of(ranks) == expected_tokens(batch, Ones()(batch))
+
+
+def test_a_group_of_several_prompts_cannot_be_kept_together():
+    batch = [scored("a", 0, [5], [6]), scored("a", 1, [5], [7]), scored("b", 0, [5], [6]), scored("b", 1, [8], [7])]
+    with pytest.raises(ValueError, match="group b: found several prompts, expected one"):
+        pack(batch, Ones()(batch), together=True, max_tokens=100)
+    assert pack(batch, Ones()(batch), max_tokens=100).trained_tokens == 4
+
+
+def test_values_of_tokens_go_to_slots_and_back():
+    batch = random_batch()
+    advantages = GroupRelative()(batch)
+    advantages[4] = None
+    values = [row and tuple(10.0 * i + t for t in range(len(row))) for i, row in enumerate(advantages)]
+    flat = by_slot(batch, values)
+    back = by_sample(batch, advantages, flat)
+    masks = [item.sample.sampled_mask for item in batch]
+    assert back == [
+        row and tuple(x if s else 0.0 for x, s in zip(row, m, strict=True)) for row, m in zip(values, masks, strict=True)
+    ]
+    whole = torch.tensor(flat)
+    for micro in pack(batch, advantages, max_tokens=40).micro_batches:
+        assert torch.equal((whole[micro.slot_N] // 10).long(), micro.sample_N)
+        tokens = [batch[i].sample.output_ids[t] for i, t in zip(micro.sample_N, (whole[micro.slot_N] % 10).int(), strict=True)]
+        assert tokens == micro.target_N.tolist()
+
+
+def test_values_that_do_not_fit_the_batch_are_refused():
+    batch = [scored("a", 3, [5], [6, 7], mask=[True, False])]
+    with pytest.raises(ValueError, match="group a, index 3: found 1 values, expected 2, one per token"):
+        by_slot(batch, [(1.0,)])
+    with pytest.raises(ValueError, match="found 2 values, expected 1, one per trained token of the batch"):
+        by_sample(batch, [(1.0, 1.0)], [1.0, 2.0])
+
+
 def test_the_worked_example_of_the_type_holds():
     batch = [scored("g", 0, [7, 8], [5, 2]), scored("g", 1, [7, 8], [6])]
     (micro,) = pack(batch, Ones()(batch), max_tokens=100).micro_batches
@@ -63,6 +151,7 @@ def test_the_worked_example_of_the_type_holds():
     assert micro.position_ids_BT.tolist() == [[0, 1, 2, 3, 2]]
     assert micro.segment_BT.tolist() == [[0, 0, 1, 1, 2]]
     assert micro.source_N.tolist() == [1, 2, 1]
+    assert micro.place_N.tolist() == [2, 3, 4]
     assert micro.target_N.tolist() == [5, 2, 6]
     assert micro.token_weight_N.tolist() == [0.25, 0.25, 0.5]
     assert micro.behaviour_logprob_N.isnan().all()

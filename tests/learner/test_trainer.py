@@ -10,23 +10,12 @@ from learner.algorithms import resolve
 from learner.credit import GroupRelative
 from learner.trainer import learning_rate
 from tests.learner.builders import adamw, grpo, random_batch, scored, slow_gradients
-
-
-def weights(worker):
-    return {name: tensor.clone() for name, tensor in worker.source("float32")}
+from tests.learner.stages import assert_close, assert_equal, fill, gradients, stage, weights
 
 
 def gradients_of(worker, batch, temperature=1.0):
-    """What the first update applies, read from AdamW's first moment, which is then (1 - beta1) x gradient."""
     worker.step(batch, updates=1, temperature=temperature)
-    state = worker._trainer.optimizer.state
-    return {name: state[p]["exp_avg"].full_tensor() / 0.1 for name, p in worker._policy.causal_lm.named_parameters()}
-
-
-def set_reference(worker, directory):
-    other = dict(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).named_parameters())
-    for name, p in worker._reference.causal_lm.named_parameters():
-        p.to_local().copy_(other[name].detach())
+    return gradients(worker)
 
 
 def test_warm_up_and_schedules_end_where_they_say():
@@ -42,12 +31,12 @@ def test_warm_up_and_schedules_end_where_they_say():
 def test_the_gradient_is_the_slow_references(start, model_dir, other_dir, temperature):
     batch = random_batch(groups=4)
     worker = start(model_dir, max_tokens_per_microbatch=48, logprob_chunk_tokens=8)
-    worker.begin_stage(grpo(), adamw(max_grad_norm=1e9), 5)
-    set_reference(worker, other_dir)
+    worker.begin_stage(stage(grpo(), adamw(max_grad_norm=1e9), 5))
+    other = AutoModelForCausalLM.from_pretrained(other_dir, dtype=torch.float32)
+    fill(worker._stage.models["reference"].causal_lm, dict(other.named_parameters()))
     found = gradients_of(worker, batch, temperature)
     expected = slow_gradients(model_dir, other_dir, batch, GroupRelative()(batch), temperature=temperature)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name].double(), gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item())
+    assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +45,11 @@ def test_the_gradient_is_the_slow_references(start, model_dir, other_dir, temper
 def test_micro_batches_chunks_and_order_never_change_the_update(start, model_dir, config):
     batch = random_batch(groups=4)
     plain = start(model_dir)
-    plain.begin_stage(grpo(), adamw(max_grad_norm=1e9), 5)
+    plain.begin_stage(stage(grpo(), adamw(max_grad_norm=1e9), 5))
     expected = gradients_of(plain, batch)
     worker = start(model_dir, **config)
-    worker.begin_stage(grpo(), adamw(max_grad_norm=1e9), 5)
-    for name, gradient in gradients_of(worker, batch[::-1]).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * expected[name].abs().max().item())
+    worker.begin_stage(stage(grpo(), adamw(max_grad_norm=1e9), 5))
+    assert_close(gradients_of(worker, batch[::-1]), expected)
 
 
 def test_a_gradient_over_the_threshold_is_scaled_to_it_and_one_below_is_left(start, model_dir):
@@ -70,7 +58,7 @@ def test_a_gradient_over_the_threshold_is_scaled_to_it_and_one_below_is_left(sta
         worker = start(model_dir)
         if norms:
             limit *= norms[0]
-        worker.begin_stage(grpo(), adamw(max_grad_norm=limit), 5)
+        worker.begin_stage(stage(grpo(), adamw(max_grad_norm=limit), 5))
         applied = gradients_of(worker, batch)
         norms.append(math.sqrt(sum(g.square().sum().item() for g in applied.values())))
     assert norms[1] == pytest.approx(norms[0], rel=1e-6)
@@ -79,13 +67,13 @@ def test_a_gradient_over_the_threshold_is_scaled_to_it_and_one_below_is_left(sta
 
 def test_a_non_finite_update_is_skipped_and_three_in_a_row_stop(start, model_dir):
     worker = start(model_dir)
-    worker.begin_stage(grpo(), adamw(), 10)
+    worker.begin_stage(stage(grpo(), adamw(), 10))
     good = random_batch()
     bad = [*good, *(scored("bad", i, [5], [6], reward=float(i), logprobs=[x]) for i, x in enumerate([math.nan, -1.0]))]
     before = weights(worker)
     metrics = worker.step(bad, updates=2, temperature=1.0).metrics
     assert metrics["skipped"] == 2 and "grad_norm" not in metrics
-    assert all(torch.equal(before[name], x) for name, x in weights(worker).items())
+    assert_equal(weights(worker), before)
     assert worker.step(good, updates=1, temperature=1.0).metrics["skipped"] == 0
     assert not torch.equal(before["lm_head.weight"], weights(worker)["lm_head.weight"])
     with pytest.raises(RuntimeError, match="3 updates in a row"):
@@ -99,19 +87,19 @@ def equal_rewards(batch):
 
 def test_without_signal_the_step_is_skipped_and_the_schedule_advances(start, model_dir):
     worker = start(model_dir)
-    worker.begin_stage(grpo(kl=0.0), adamw(learning_rate=1.0, warmup_updates=4), 10)
+    worker.begin_stage(stage(grpo(kl=0.0), adamw(learning_rate=1.0, warmup_updates=4), 10))
     before = weights(worker)
     for batch in (equal_rewards(random_batch()), [scored("g", i, [5], [6]) for i in range(3)]):
         report = worker.step(batch, updates=1, temperature=1.0)
         assert (report.metrics["no_signal"], report.metrics["skipped"]) == (1, 0)
-    assert all(torch.equal(before[name], x) for name, x in weights(worker).items())
+    assert_equal(weights(worker), before)
     assert report.tokens == 0 and report.advantages == [None] * 3
     assert worker.step(random_batch(), updates=1, temperature=1.0).metrics["learning_rate"] == 0.75
 
 
 def test_equal_rewards_still_feel_the_kl_term(start, model_dir):
     worker = start(model_dir)
-    worker.begin_stage(grpo(), adamw(), 10)
+    worker.begin_stage(stage(grpo(), adamw(), 10))
     worker.step(random_batch(), updates=1, temperature=1.0)
     metrics = worker.step(equal_rewards(random_batch()), updates=1, temperature=1.0).metrics
     assert metrics["no_signal"] == 0 and metrics["grad_norm"] > 0
@@ -119,15 +107,15 @@ def test_equal_rewards_still_feel_the_kl_term(start, model_dir):
 
 def test_a_learning_rate_of_zero_leaves_every_bit(start, model_dir):
     worker = start(model_dir)
-    worker.begin_stage(grpo(), adamw(learning_rate=0.0, weight_decay=0.1), 10)
+    worker.begin_stage(stage(grpo(), adamw(learning_rate=0.0, weight_decay=0.1), 10))
     before = weights(worker)
     worker.step(random_batch(), updates=3, temperature=1.0)
-    assert all(torch.equal(before[name], x) for name, x in weights(worker).items())
+    assert_equal(weights(worker), before)
 
 
 def test_a_step_of_adamw_moves_every_weight_by_the_learning_rate(start, model_dir):
     worker = start(model_dir)
-    worker.begin_stage(resolve("sft", {}, {}), adamw(learning_rate=1e-5), 10)
+    worker.begin_stage(stage(resolve("sft", {}, {}), adamw(learning_rate=1e-5), 10))
     before = weights(worker)
     worker.step(random_batch(), updates=1, temperature=1.0)
     moved = (weights(worker)["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]).abs()

@@ -4,8 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learner.algorithms import resolve
+from learner.algorithms import resolve, resolve_reward_model
+from reward.model import build
 from tests.learner.builders import adamw, random_batch
+from tests.learner.stages import assert_equal, stage
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -25,7 +27,7 @@ def test_names_and_values_are_those_of_the_checkpoint(start, model_dir):
 
 def test_a_tied_head_is_sent_under_its_own_name(start, tied_dir):
     worker = start(tied_dir)
-    worker.begin_stage(resolve("sft", {}, {}), adamw(), 3)
+    worker.begin_stage(stage(resolve("sft", {}, {}), adamw(), 3))
     worker.step(random_batch(), updates=1, temperature=1.0)
     streamed = dict(worker.source("float32"))
     assert "lm_head.weight" not in load_file(tied_dir / "model.safetensors")
@@ -34,10 +36,25 @@ def test_a_tied_head_is_sent_under_its_own_name(start, tied_dir):
 
 def test_the_stream_is_current_after_scoring_and_training(start, model_dir):
     worker = start(model_dir)
-    worker.begin_stage(resolve("sft", {}, {}), adamw(), 3)
+    worker.begin_stage(stage(resolve("sft", {}, {}), adamw(), 3))
     source = worker.source("float32")
     before = dict(source)["model.norm.weight"].clone()
     worker.logprobs([[5, 6]])
     assert torch.equal(dict(source)["model.norm.weight"], before)
     worker.step(random_batch(), updates=1, temperature=1.0)
     assert not torch.equal(dict(source)["model.norm.weight"], before)
+
+
+def test_a_reward_model_streams_the_same_way_under_the_names_that_load_it(start, model_dir):
+    worker = start(model_dir)
+    worker.begin_stage(stage(resolve_reward_model("outcome_model"), adamw(), 3, members=2, seed=4))
+    source = worker.source("bfloat16", "reward_model")
+    declared = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
+    assert [(name, x.dtype, tuple(x.shape)) for name, x in source] == declared
+    built = build(model_dir, "outcome", members=2, seed=4, dtype=torch.bfloat16).state_dict()
+    assert_equal(dict(source), built)
+
+
+def test_a_worker_without_a_reward_model_has_no_stream_of_one(start, model_dir):
+    with pytest.raises(RuntimeError, match="no reward model"):
+        start(model_dir).source("float32", "reward_model")

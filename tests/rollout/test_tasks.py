@@ -72,7 +72,8 @@ def test_imperfect_demonstrations_stay_well_formed_and_are_wrong_about_as_often_
             left, right = (int(x) % 10 for x in re.findall(r"\d+", line)[:2])
             chances += left + right > 9 if "+" in line else left < right
             wrong += off != 0
-    assert 0.25 < wrong / chances < 0.33
+    # Some mistakes would leave the range and are not made.
+    assert 0.2 < wrong / chances < 0.3
 
 
 def test_the_tokenizer_gives_back_the_exact_text_one_token_per_character():

@@ -50,7 +50,14 @@ def test_members_reach_the_engine_in_order_with_seeds_of_their_own(tiny_model_di
     _, _, requests = run(tiny_model_dir, [lease(3, (1, 0)), lease(4, (0,))], [completion()] * 3)
     assert [r.seed for r in requests] == [sample_seed(5, g, i) for g, i in (("grpo/3", 1), ("grpo/3", 0), ("grpo/4", 0))]
     assert len({r.seed for r in requests}) == 3
-    assert all(r.prompt_ids == (1, 7, 14, 8) and r.sampling is SAMPLING for r in requests)
+    assert all(r.prompt_ids == (1, 7, 14, 8) and r.sampling == SAMPLING for r in requests)
+
+
+def test_a_prompt_that_holds_part_of_an_output_leaves_room_for_the_rest_only(tiny_model_dir):
+    long = Question(ordinal=0, id="q:0", text="3 + 4 ?", gold="7", prompt_ids=(1,) * 61)
+    order = Lease(question=long, group_id="judge/0/0/step-1", indices=(0,), attempt=0)
+    _, _, (request,) = run(tiny_model_dir, [order], [completion()])
+    assert request.sampling == Sampling(temperature=1.0, max_new_tokens=3)
 
 
 def test_a_retry_draws_the_same_seeds_and_another_run_does_not(tiny_model_dir):

@@ -1,0 +1,114 @@
+"""From a step's groups to what a reward model is trained on: labels or pairs, and the share of history mixed in.
+
+Labels come from the rule, from completions of every step's prefix (Math-Shepherd), or with the outputs.
+"""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from cluster.sources import Driver, by_ordinal
+from cluster.stages import StageConfig
+from learner.algorithms import FileLabels, MonteCarloLabels, RuleLabels
+from reward.config import RewardModelConfig
+from reward.labels import from_completions, outcome_labels, pairs, step_labels, with_step_labels
+from reward.replay import Replay
+from reward.steps import StepFinder
+from reward.types import ScoredSample
+from rollout.types import Lease, Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Batch = Sequence[ScoredSample]
+_GROUPS = TypeAdapter(list[list[ScoredSample]])
+
+
+class Labeller:
+    """Labels the groups of the run's reward-model stages; what is fresh in one is history for the next."""
+
+    def __init__(self, driver: Driver, tokenizer: "PreTrainedTokenizerBase"):
+        model = driver.config.reward.model or RewardModelConfig()
+        self.driver = driver
+        self.finder = StepFinder(tokenizer, model.step_boundary)
+        self.replay = Replay(model.replay_groups, model.replay_share, driver.config.seed)
+        self.fresh: list[list[ScoredSample]] = []
+        """Labelled groups of the stage under way."""
+
+    def examples(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question], step: int) -> list[ScoredSample]:
+        """The labelled outputs or pairs of a step's groups, and after them the history's share."""
+        label = {FileLabels: self._as_given, RuleLabels: self._by_rule, MonteCarloLabels: self._by_completions}
+        groups: dict[str, list[ScoredSample]] = {}
+        for item in label[type(stage.resolved().labels)](stage, batch, questions):
+            groups.setdefault(item.sample.group_id, []).append(item)
+        self.fresh += groups.values()
+        return [item for group in self.replay.mix(list(groups.values()), step) for item in group]
+
+    def held_out(self, stage: StageConfig, scored: Batch, questions: Sequence[Question]) -> list[ScoredSample]:
+        """Outputs of held-out questions with the labels of the rule, to measure the model on."""
+        if stage.resolved().supervision == "outcome":
+            return outcome_labels(scored)
+        return step_labels(questions, scored, self.finder)
+
+    def finish(self) -> None:
+        """The stage is done: what was fresh becomes history."""
+        self.replay.add(self.fresh)
+        self.fresh = []
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"replay": self.replay.state(), "fresh": _GROUPS.dump_python(self.fresh, mode="json")}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.replay.restore(state["replay"])
+        self.fresh = _GROUPS.validate_json(json.dumps(state["fresh"]))
+
+    def _as_given(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> Batch:
+        return batch
+
+    def _by_rule(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
+        if stage.pairs:
+            rng = random.Random(f"{self.driver.config.seed}/{batch[0].sample.group_id}/pairs")
+            return pairs(batch, per_group=stage.pairs_per_question, rng=rng)
+        if stage.resolved().supervision == "outcome":
+            return outcome_labels(batch)
+        return step_labels(list(questions.values()), batch, self.finder)
+
+    def _by_completions(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
+        """Every step but the last is as good as the answers that the policy reaches from its end; the last as its own."""
+        labels = stage.resolved().labels
+        orders: list[Lease] = []
+        places: dict[int, tuple[int, int]] = {}
+        for i, item in enumerate(batch):
+            sample, ends = item.sample, self.finder.ends(item.sample.output_ids)
+            for step, end in enumerate(ends[:-1]):
+                places[len(orders)] = (i, step)
+                prefix = replace(
+                    questions[sample.ordinal], ordinal=len(orders), prompt_ids=sample.prompt_ids + sample.output_ids[: end + 1]
+                )
+                group = f"{sample.group_id}/{sample.index}/step-{step}"
+                orders.append(Lease(question=prefix, group_id=group, indices=tuple(range(labels.completions)), attempt=0))
+        samples = self.driver.ask(orders, "complete", booked=False)
+        judged = by_ordinal(self.driver.judge([order.question for order in orders], samples, "rule"))
+        marks: dict[tuple[int, int], list[int | None]] = {places[n]: [_mark(s) for s in group] for n, group in judged.items()}
+        out = []
+        for i, item in enumerate(batch):
+            ends = self.finder.ends(item.sample.output_ids)
+            per_step = [marks.get((i, step), []) for step in range(len(ends) - 1)] + [[_mark(item)]]
+            out.append(with_step_labels(item, ends, from_completions(per_step, labels.soft)))
+        return [item for item in out if item is not None]
+
+
+def _mark(scored: ScoredSample) -> int | None:
+    """1 or 0 by the rule; None where it could not judge."""
+    return int(scored.verdict.components["correct"]) if "correct" in scored.verdict.components else None
+
+
+def used(examples: Batch, batch: Batch) -> list[bool]:
+    """Which outputs of a batch are in the examples made of it; a pair is named after its group."""
+    inside = {(item.sample.group_id.partition("/pair-")[0], item.sample.output_ids) for item in examples}
+    return [(item.sample.group_id, item.sample.output_ids) in inside for item in batch]

@@ -1,0 +1,210 @@
+"""Where a stage's groups come from: given with the questions, sampled once before the first step, or sampled at every step.
+
+Every source hands out scored groups for ordinals. Which one a stage has follows from its row's data source (`source_of`).
+"""
+
+import logging
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import TypeAdapter
+
+from cluster.config import RunConfig
+from cluster.stages import StageConfig
+from learner.algorithms import DataSource, RewardSource
+from reward.labels import pairs
+from reward.types import RewardEvent, ScoredSample, Verdict
+from rollout.data import Data
+from rollout.order import Order
+from rollout.selection import Selector, Uniform
+from rollout.types import Lease, Question, Sample
+
+log = logging.getLogger("cohort")
+
+Groups = Iterable[tuple[int, list[ScoredSample]]]
+"""(ordinal, scored group)."""
+CHUNK = 64
+"""Questions that are asked together where a stage's outputs are all made before its first step."""
+GIVEN = Verdict(
+    status="unscorable", reward=None, components={}, extracted=None, reason="given, not judged", reward_version=None
+)
+
+
+class Driver(Protocol):
+    """What a source needs of the run's loop."""
+
+    config: RunConfig
+    data: Data
+
+    def ask(self, leases: Sequence[Lease], what: str, *, booked: bool = True) -> list[Sample]:
+        """All outputs of the leases, sampled by the serving version."""
+
+    def judge(self, questions: Sequence[Question], samples: Sequence[Sample], reward: RewardSource) -> list[ScoredSample]:
+        """Scores in the order of the samples."""
+
+    def record(self, event: str, samples: Iterable[Sample], **fields) -> None:
+        """Book an event of these samples."""
+
+
+def leases(questions: Sequence[Question], stage: str, size: int, suffix: str = "") -> list[Lease]:
+    members = tuple(range(size))
+    return [Lease(question=q, group_id=f"{stage}/{q.ordinal}{suffix}", indices=members, attempt=0) for q in questions]
+
+
+def by_ordinal(scored: Iterable[ScoredSample]) -> dict[int, list[ScoredSample]]:
+    groups: dict[int, list[ScoredSample]] = {}
+    for one in sorted(scored, key=lambda s: s.sample.index):
+        groups.setdefault(one.sample.ordinal, []).append(one)
+    return groups
+
+
+@dataclass(kw_only=True)
+class PolicySamples:
+    """Outputs of the serving policy for questions in the fixed order, or as a selection chooses them."""
+
+    driver: Driver
+    stage: StageConfig
+    seen: dict[str, float] = field(default_factory=dict)
+    """What a selection has learnt of the questions; part of a checkpoint."""
+    questions: dict[int, Question] = field(default_factory=dict)
+    """Of the last call, by ordinal."""
+
+    def groups(self, ordinals: Sequence[int]) -> Groups:
+        """Sample and judge; a group without spread is replaced by another question's, `max_refills` times at most."""
+        train = self.driver.data.train
+        self.questions, rows = {}, self._rows(ordinals)
+        groups = self._ask([train.question(n, row) for n, row in zip(ordinals, rows, strict=True)], "")
+        if rows[0] is not None:
+            self._observe(ordinals, rows, groups)
+        for refill in range(1, self.stage.max_refills + 1):
+            flat = [n for n in ordinals if len({s.verdict.reward for s in groups[n]}) == 1]
+            if not flat:
+                break
+            self.driver.record("dropped", (s.sample for n in flat for s in groups[n]), reason="no spread in the group")
+            draws = [random.Random(f"{self.driver.config.seed}/{self.stage.name}/{n}/refill {refill}") for n in flat]
+            again = [train.question(n, rng.randrange(len(train))) for n, rng in zip(flat, draws, strict=True)]
+            groups |= self._ask(again, f".{refill}")
+        return groups.items()
+
+    def _ask(self, questions: Sequence[Question], suffix: str) -> dict[int, list[ScoredSample]]:
+        self.questions |= {q.ordinal: q for q in questions}
+        samples = self.driver.ask(leases(questions, self.stage.name, self.stage.samples_per_question, suffix), "generate")
+        scored = self.driver.judge(questions, samples, self.stage.reward_source)
+        self.driver.record("scored", samples)
+        return {q.ordinal: [] for q in questions} | by_ordinal(scored)
+
+    def _rows(self, ordinals: Sequence[int]) -> list[int | None]:
+        if isinstance(self.stage.selection, Uniform):
+            return [None] * len(ordinals)
+        selector = Selector(
+            self.stage.selection, len(self.driver.data.train), f"{self.driver.config.seed}/{self.stage.name}", self.seen
+        )
+        return selector.rows(ordinals[0] // self.stage.questions_per_step, len(ordinals))
+
+    def _observe(self, ordinals: Sequence[int], rows: Sequence[int], groups: dict[int, list[ScoredSample]]) -> None:
+        for n, row in zip(ordinals, rows, strict=True):
+            judged = [s.verdict.components["correct"] for s in groups[n] if "correct" in s.verdict.components]
+            if judged:
+                self.seen[str(row)] = sum(judged) / len(judged)
+
+
+@dataclass(kw_only=True)
+class Given:
+    """Demonstrations, preferences or labelled steps, read from the run's data; nobody judges them."""
+
+    driver: Driver
+    stage: StageConfig
+
+    def groups(self, ordinals: Sequence[int]) -> Groups:
+        groups = [(n, self._group(n)) for n in ordinals]
+        for event in ("leased", "generated", "scored"):
+            self.driver.record(event, (s.sample for _, group in groups for s in group))
+        return groups
+
+    def _group(self, ordinal: int) -> list[ScoredSample]:
+        data, name = self.driver.data, self.stage.name
+        if self.stage.given == "demonstrations":
+            return [ScoredSample(sample=data.demonstrations.sample(ordinal, name), events=(), verdict=GIVEN)]
+        if self.stage.given == "preferences":
+            judged = zip(data.preferences.pair(ordinal, name), (1.0, 0.0), strict=True)
+            return [_with_events(sample, [(len(sample.output_ids) - 1, value)]) for sample, value in judged]
+        return [_with_events(*data.labelled_steps.output(ordinal, name))]
+
+
+@dataclass(kw_only=True)
+class InitialSamples:
+    """Outputs of the policy that the stage starts from, made once and judged; pairs of them where pairs are trained.
+
+    They are kept in the run directory: a resumed stage trains on the same.
+    """
+
+    driver: Driver
+    stage: StageConfig
+
+    def groups(self, ordinals: Sequence[int]) -> Groups:
+        out = []
+        for n in ordinals:
+            group = self._made[self._order.row(n)]
+            renamed = (replace(s.sample, ordinal=n, group_id=f"{self.stage.name}/{n}", index=i) for i, s in enumerate(group))
+            out.append((n, [replace(s, sample=sample) for s, sample in zip(group, renamed, strict=True)]))
+        for event in ("leased", "generated", "scored"):
+            self.driver.record(event, (s.sample for _, group in out for s in group))
+        return out
+
+    @cached_property
+    def _order(self) -> Order:
+        return Order(len(self._made), self.driver.config.seed)
+
+    @cached_property
+    def _made(self) -> list[list[ScoredSample]]:
+        path = self.driver.config.output / "offline" / f"{self.stage.name}.jsonl"
+        if not path.exists():
+            self._make(path)
+        with path.open("rb") as file:
+            made = [_GROUP.validate_json(line) for line in file]
+        if not made:
+            raise ValueError(f"stage {self.stage.name}: no question has both a better and a worse output, so there is no pair")
+        return made
+
+    def _make(self, path: Path) -> None:
+        stage, train = self.stage, self.driver.data.train
+        count = stage.offline_questions or min(len(train), stage.steps * stage.questions_per_step)
+        made: list[list[ScoredSample]] = []
+        for start in range(0, count, CHUNK):
+            questions = [train.question(n) for n in range(start, min(start + CHUNK, count))]
+            asked = leases(questions, f"{stage.name}/initial", stage.samples_per_question)
+            scored = self.driver.judge(questions, self.driver.ask(asked, "generate", booked=False), stage.reward_source)
+            for group in by_ordinal(scored).values():
+                made += self._pairs(group) if stage.pairs else [group]
+            log.info("stage %s: sampled outputs for %d of %d questions", stage.name, start + len(questions), count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".new")
+        beside.write_bytes(b"".join(_GROUP.dump_json(group) + b"\n" for group in made))
+        beside.rename(path)
+
+    def _pairs(self, group: list[ScoredSample]) -> list[list[ScoredSample]]:
+        rng = random.Random(f"{self.driver.config.seed}/{group[0].sample.group_id}/pairs")
+        flat = pairs(group, per_group=self.stage.pairs_per_question, rng=rng)
+        return [flat[i : i + 2] for i in range(0, len(flat), 2)]
+
+
+_GROUP = TypeAdapter(list[ScoredSample])
+
+
+def _with_events(sample: Sample, events: Iterable[tuple[int, float]]) -> ScoredSample:
+    return ScoredSample(sample=sample, events=tuple(RewardEvent(position=p, value=v) for p, v in events), verdict=GIVEN)
+
+
+Source = PolicySamples | Given | InitialSamples
+
+
+def source_of(driver: Driver, stage: StageConfig) -> Source:
+    """The source that a stage's row and its `from_file` ask for."""
+    if stage.given:
+        return Given(driver=driver, stage=stage)
+    online = stage.resolved().data_source is DataSource.POLICY_SAMPLES
+    return (PolicySamples if online else InitialSamples)(driver=driver, stage=stage)

@@ -1,0 +1,38 @@
+"""What a learner needs to know of a stage. Imports no torch: the configuration builds it."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from learner.algorithms import Algorithm, Need, RewardModelRow
+from learner.config import OptimizerConfig
+from rollout.config import Strict
+
+
+class StageSpec(Strict):
+    """One stage of training: a row of one of the two tables, and how its models are stepped."""
+
+    row: Algorithm | RewardModelRow
+    optimizer: OptimizerConfig
+    """Of the policy, or of the reward model in a stage that trains one."""
+    total_updates: int = Field(ge=0)
+    """Optimizer steps of the whole stage, which the schedules run over."""
+    critic_optimizer: OptimizerConfig | None = None
+    """Of the critic; where the row needs one, and only there."""
+    value_clip: float = Field(0.2, gt=0.0)
+    """How far from the old value the critic's loss follows it, in units of the return."""
+    members: int = Field(1, gt=0)
+    """Of the reward model: models that are trained side by side, each on its own bootstrap sample."""
+    reward_model: tuple[Path, ...] = ()
+    """Directories that the reward model starts from; without them it starts from the policy's backbone. Read only by the run's
+    first stage of a reward model, since the later ones train that one on."""
+    seed: int = 0
+    """Of the reward model's new heads and its bootstrap samples."""
+
+    @model_validator(mode="after")
+    def _critic_has_an_optimizer(self):
+        needed = isinstance(self.row, Algorithm) and Need.CRITIC in self.row.needs
+        if needed != (self.critic_optimizer is not None):
+            found = "none" if self.critic_optimizer is None else "one"
+            raise ValueError(f"critic_optimizer: found {found}, expected {'one' if needed else 'none'}: the row decides")
+        return self

@@ -1,0 +1,76 @@
+"""The history of a reward model's training examples, mixed into fresh ones for continual training (algorithm 1 of the paper).
+
+The paper says "10% historical data" and not of what: here a share of the training examples, history included.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from reward.types import ScoredSample
+
+Group = list[ScoredSample]
+"""Labelled samples that belong together: the outputs of one question, or a pair."""
+_GROUPS = TypeAdapter(list[Group])
+
+
+class Replay:
+    """Past groups, bounded, each as likely to be kept as any other (reservoir sampling, Vitter's algorithm R)."""
+
+    def __init__(self, capacity_groups: int, share: float = 0.1, seed: int = 0):
+        """Raises ValueError for a capacity below 1 or a share outside [0, 1)."""
+        if capacity_groups < 1 or not 0 <= share < 1:
+            raise ValueError(f"replay of {capacity_groups} groups, share {share}; expected at least 1, and 0 <= share < 1")
+        self._capacity, self._share, self._seed = capacity_groups, Fraction(str(share)), seed
+        self._groups: list[Group] = []
+        self._seen = 0
+        self._fresh = self._replayed = 0
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def mix(self, fresh_groups: Sequence[Group], step: int) -> list[Group]:
+        """The fresh groups, then different groups of the history, the same for the same seed, step and state.
+
+        As many as bring the share of all examples mixed so far, this call included, nearest to `share`; what a call cannot
+        give is owed to the next. While the history is empty nothing is added and nothing is owed.
+        """
+        if not self._groups:
+            return list(fresh_groups)
+        self._fresh += sum(map(len, fresh_groups))
+        wanted = self._share * self._fresh / (1 - self._share)
+        added: list[Group] = []
+        for group in random.Random(f"replay/{self._seed}/{step}").sample(self._groups, len(self._groups)):
+            if wanted - self._replayed < Fraction(len(group), 2):
+                break
+            added.append(group)
+            self._replayed += len(group)
+        return [*fresh_groups, *added]
+
+    def add(self, groups: Sequence[Group]) -> None:
+        """Offer a finished stage's fresh groups to the history."""
+        for group in groups:
+            self._seen += 1
+            place = random.Random(f"reservoir/{self._seed}/{self._seen}").randrange(self._seen)
+            if len(self._groups) < self._capacity:
+                self._groups.append(group)
+            elif place < self._capacity:
+                self._groups[place] = group
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the constructor's arguments, for JSON."""
+        return {
+            "groups": _GROUPS.dump_python(self._groups, mode="json"),
+            "seen": self._seen,
+            "fresh": self._fresh,
+            "replayed": self._replayed,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`, also after JSON."""
+        self._groups = _GROUPS.validate_json(json.dumps(state["groups"]))
+        self._seen, self._fresh, self._replayed = state["seen"], state["fresh"], state["replayed"]

@@ -1,0 +1,98 @@
+"""Outputs that a file gives with a judgement, by ordinal: preference pairs, and outputs whose steps have labels."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rollout.order import Order
+from rollout.rows import Row, reject
+from rollout.types import FinishReason, Question, Sample
+
+
+def given(question: Question, ids: tuple[int, ...], text: str, *, group_id: str, ordinal: int, index: int = 0) -> Sample:
+    """A given output as a Sample: version 0, every token trained, no log-probabilities."""
+    return Sample(
+        ordinal=ordinal,
+        group_id=group_id,
+        index=index,
+        attempt=0,
+        prompt_ids=question.prompt_ids,
+        output_ids=ids,
+        sampled_mask=(True,) * len(ids),
+        logprobs=(),
+        text=text,
+        versions=((0, 0),),
+        finish_reason=FinishReason.STOP,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """A question with a better and a worse output, each as (token ids, text)."""
+
+    question: Question
+    better: tuple[tuple[int, ...], str]
+    worse: tuple[tuple[int, ...], str]
+
+
+class PreferenceSet:
+    """Preferences by ordinal."""
+
+    def __init__(self, preferences: Sequence[Preference], seed: int):
+        self._preferences = list(preferences)
+        self._order = Order(len(self._preferences), seed)
+
+    def __len__(self) -> int:
+        return len(self._preferences)
+
+    def pair(self, ordinal: int, stage: str) -> tuple[Sample, Sample]:
+        """(better, worse), one group."""
+        row = self._preferences[self._order.row(ordinal)]
+        group = {"group_id": f"{stage}/{ordinal}", "ordinal": ordinal}
+        return given(row.question, *row.better, **group), given(row.question, *row.worse, **group, index=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledOutput:
+    """An output with the last token of every step and the step's label in [0, 1]."""
+
+    question: Question
+    ids: tuple[int, ...]
+    text: str
+    labels: tuple[tuple[int, float], ...]
+
+
+class LabelledSet:
+    """Outputs with labelled steps by ordinal."""
+
+    def __init__(self, outputs: Sequence[LabelledOutput], seed: int):
+        self._outputs = list(outputs)
+        self._order = Order(len(self._outputs), seed)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def output(self, ordinal: int, stage: str) -> tuple[Sample, tuple[tuple[int, float], ...]]:
+        row = self._outputs[self._order.row(ordinal)]
+        return given(row.question, row.ids, row.text, group_id=f"{stage}/{ordinal}", ordinal=ordinal), row.labels
+
+
+def read_steps(rows: Sequence[Row], steps: str, labels: str) -> list[tuple[list[str], list[float]]]:
+    """The lists in the columns `steps` and `labels`. Raises ValueError, naming the rows, for anything else."""
+    out, problems = [], []
+    for row in rows:
+        texts, values = row.columns.get(steps), row.columns.get(labels)
+        texts_fit = isinstance(texts, list) and texts and all(isinstance(x, str) and x.strip() for x in texts)
+        if not texts_fit:
+            problems.append((row.where, f"column {steps!r} is {texts!r:.60}; expected a list of steps, none blank"))
+        elif not isinstance(values, list) or len(values) != len(texts) or not all(map(_label, values)):
+            expected = f"a list of {len(texts)} numbers in 0..1, one a step"
+            problems.append((row.where, f"column {labels!r} is {values!r:.60}; expected {expected}"))
+        else:
+            out.append((texts, [float(x) for x in values]))
+    reject(problems, "the labelled steps do not fit")
+    return out
+
+
+def _label(value: object) -> bool:
+    return isinstance(value, (bool, int, float)) and math.isfinite(value) and 0 <= value <= 1

@@ -1,0 +1,87 @@
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.labelling import Labeller, used
+from cluster.stages import StageConfig
+from reward.config import RewardConfig
+from reward.scorer import RuleScorer
+from rollout.tasks import character_tokenizer
+from rollout.types import FinishReason, Question, Sample
+
+TOKENIZER = character_tokenizer()
+QUESTION = Question(ordinal=4, id="q:4", text="19 + 4 - 2", gold="21", prompt_ids=(1, 5, 6))
+RIGHT, SLIP = "19+4=23\n23-2=21\n#### 21", "19+4=13\n13-2=11\n#### 11"
+
+
+def output(text, index=0, group="judge/4") -> Sample:
+    ids = (*TOKENIZER.encode(text, add_special_tokens=False), TOKENIZER.eos_token_id)
+    return Sample(
+        ordinal=4, group_id=group, index=index, attempt=0, prompt_ids=QUESTION.prompt_ids, output_ids=ids, text=text,
+        sampled_mask=(True,) * len(ids), logprobs=(-0.5,) * len(ids), versions=((1, 0),), finish_reason=FinishReason.STOP,
+    )  # fmt: skip
+
+
+class Driver:
+    """Completes a prefix rightly as often as `chances` says for the text so far."""
+
+    def __init__(self, chances):
+        self.config = SimpleNamespace(seed=0, reward=RewardConfig())
+        self.chances, self.orders = chances, []
+
+    def ask(self, leases, what, *, booked=True):
+        self.orders += leases
+        out = []
+        for lease in leases:
+            so_far = TOKENIZER.decode(lease.question.prompt_ids[len(QUESTION.prompt_ids) :])
+            for i in lease.indices:
+                text = "#### 21" if i < self.chances[so_far] else "#### 20"
+                made = output(text, i, lease.group_id)
+                out.append(Sample(**{f: getattr(made, f) for f in made.__slots__} | {"ordinal": lease.question.ordinal}))
+        return out
+
+    def judge(self, questions, samples, reward):
+        return RuleScorer(self.config.reward).score(questions, samples)
+
+
+def stage(algorithm="process_model", **fields):
+    needed = {"steps": 1, "questions_per_step": 1, "samples_per_question": 2, "optimizer": {"learning_rate": 1e-3}}
+    return StageConfig.model_validate({"algorithm": algorithm, **needed, **fields})
+
+
+def labels(examples):
+    return [[(event.position, event.value) for event in item.events] for item in examples]
+
+
+def batch(driver):
+    return driver.judge([QUESTION], [output(RIGHT, 0), output(SLIP, 1)], "rule")
+
+
+@pytest.mark.parametrize(("soft", "expected"), [(False, [1.0, 1.0, 1.0]), (True, [0.75, 1.0, 1.0])])
+def test_a_step_is_as_good_as_the_answers_reached_from_its_end(soft, expected):
+    driver = Driver({"19+4=23\n": 3, RIGHT[:16]: 4, "19+4=13\n": 1, SLIP[:16]: 0})
+    cell = {"cell": "monte_carlo", "completions": 4, "soft": soft}
+    labeller = Labeller(driver, TOKENIZER)
+    right, slip = labels(labeller.examples(stage(labels=cell), batch(driver), {4: QUESTION}, 0))
+    assert right == list(zip((7, 15, 23), expected, strict=True))
+    assert slip == [(7, 0.25 if soft else 1.0), (15, 0.0), (23, 0.0)], "the last step is the answer's own"
+    assert [len(lease.indices) for lease in driver.orders] == [4] * 4
+    assert len({lease.group_id for lease in driver.orders}) == 4
+
+
+def test_the_rule_labels_steps_from_the_first_mistake_on_as_wrong():
+    driver = Driver({})
+    right, slip = labels(Labeller(driver, TOKENIZER).examples(stage(), batch(driver), {4: QUESTION}, 0))
+    assert [value for _, value in right] == [1.0, 1.0, 1.0] and [value for _, value in slip] == [0.0, 0.0, 0.0]
+
+
+def test_what_a_stage_labelled_is_history_for_the_next_and_survives_a_checkpoint():
+    driver = Driver({})
+    labeller, again = Labeller(driver, TOKENIZER), Labeller(driver, TOKENIZER)
+    fresh = labeller.examples(stage("outcome_model"), batch(driver), {4: QUESTION}, 0)
+    assert [item.sample.group_id for item in fresh] == ["judge/4/pair-0"] * 2 and fresh[0].events[0].value == 1.0
+    assert used(fresh, batch(driver)) == [True, True]
+    again.restore(labeller.state())
+    assert again.fresh == labeller.fresh and len(again.replay) == 0
+    labeller.finish()
+    assert len(labeller.replay) == 1 and not labeller.fresh

@@ -1,0 +1,102 @@
+"""Full gradients in one process, one output at a time in float64, from the textbook losses and plain forward passes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from reward.model import ScalarModel, build
+from reward.types import ScoredSample
+from tests.learner import textbook
+from tests.learner.builders import VOCABULARY, plain_logprobs, scored
+from tests.learner.textbook import Output
+
+HEAD_SEED = 5
+"""Of the critic's head, which a worker starts at zero."""
+
+
+def batch_of(unit: str, process: bool = False, seed: int = 0) -> list[ScoredSample]:
+    """Ragged groups, or pairs, with one-token outputs and tool tokens; one output of a group is unscorable."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=draw))
+
+    batch = []
+    for g in range(5):
+        prompt = torch.randint(3, VOCABULARY, (3 + g,), generator=draw).tolist()
+        for index in range(2 if unit == "pair" else 4):
+            length = 1 if index == g % 4 else integer(2, 9)
+            output = torch.randint(3, VOCABULARY, (length,), generator=draw).tolist()
+            mask = [True] + [bool(x) for x in torch.rand(length - 1, generator=draw) > 0.2]
+            ends = sorted({integer(0, length), length - 1}) if process else [length - 1]
+            events = [] if (unit, g, index) == ("token", 1, 2) else [(t, float((index + g) % 2) + 0.1 * t) for t in ends]
+            logprobs = (-4 + 0.3 * torch.randn(length, generator=draw)).tolist()
+            batch.append(scored(f"g/{g}", index, prompt, output, events=events, mask=mask, logprobs=logprobs))
+    return batch
+
+
+def labelled_batch(seed: int = 0) -> list[ScoredSample]:
+    """Outputs with soft labels at the ends of one or two steps; one output has none."""
+    batch = batch_of("token", process=True, seed=seed)
+    draw = torch.Generator().manual_seed(seed)
+    labels = [tuple(replace(e, value=float(torch.randint(5, (), generator=draw)) / 4) for e in item.events) for item in batch]
+    return [replace(item, events=events) for item, events in zip(batch, labels, strict=True)]
+
+
+def slow_scalars(model: ScalarModel, item: ScoredSample, positions: list[int]) -> torch.Tensor:
+    """(K, positions) scalars of one output alone; position -1 is the prompt's last token."""
+    ids = torch.tensor([item.sample.prompt_ids + item.sample.output_ids])
+    at = torch.tensor(positions) + len(item.sample.prompt_ids)
+    return model(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None], at)
+
+
+def policy_gradients(name: str, directory: Path, reference_dir: Path, batch: list[ScoredSample]) -> tuple[dict, dict]:
+    """Of the row's textbook loss by the policy's parameters and, where it has one, of the value loss by the critic's."""
+    policy = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
+    frozen = AutoModelForCausalLM.from_pretrained(reference_dir, dtype=torch.float64)
+    critic = build(directory, "process", members=1, seed=HEAD_SEED, dtype=torch.float64)
+    outputs, values = [], []
+    for item in batch:
+        values.append(slow_scalars(critic, item, list(range(-1, len(item.sample.output_ids) - 1)))[0])
+        with torch.no_grad():
+            reference = plain_logprobs(frozen, item.sample, 1.0)
+        old = torch.tensor(item.sample.logprobs, dtype=torch.float64)
+        logprob = plain_logprobs(policy, item.sample, 1.0)
+        outputs.append(Output(item=item, logprob=logprob, old=old, reference=reference, value=values[-1].detach()))
+    textbook.LOSSES[name](outputs).backward()
+
+    def value_loss(output, _):
+        value = next(v for v, o in zip(values, outputs, strict=True) if o is output)[output.mask]
+        returns = textbook.gae(output) + output.value[output.mask]
+        return (0.5 * (value - returns) ** 2).mean()
+
+    textbook.over_outputs(outputs, value_loss).backward()
+    return tuple({key: p.grad for key, p in model.named_parameters()} for model in (policy, critic))
+
+
+def ranking_gradients(model: ScalarModel, batch: list[ScoredSample], counts: list[list[int]]) -> dict:
+    """-log sigmoid(r+ - r-), the mean over pairs of neighbours; `counts[k][i]` for member k and output i."""
+    loss, pairs = 0.0, list(zip(batch[::2], batch[1::2], strict=True))
+    for number, pair in enumerate(pairs):
+        worse, better = sorted(pair, key=lambda item: item.events[0].value)
+        plus, minus = (slow_scalars(model, item, [len(item.sample.output_ids) - 1])[:, 0] for item in (better, worse))
+        seen_K = torch.tensor([count[2 * number] for count in counts])
+        loss = loss - (seen_K * torch.log(torch.sigmoid(plus - minus))).sum() / len(pairs)
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def label_gradients(model: ScalarModel, batch: list[ScoredSample], counts: list[list[int]]) -> dict:
+    """-y log p - (1 - y) log(1 - p), p = sigmoid(score), the mean over labels; `counts[k][i]` for member k and output i."""
+    loss, labels = 0.0, sum(len(item.events) for item in batch)
+    for i, item in enumerate(batch):
+        if item.events:
+            p_KN = torch.sigmoid(slow_scalars(model, item, [event.position for event in item.events]))
+            y_N = torch.tensor([event.value for event in item.events], dtype=torch.float64)
+            entropy_KN = -y_N * p_KN.log() - (1 - y_N) * (1 - p_KN).log()
+            seen_K = torch.tensor([count[i] for count in counts])
+            loss = loss + (seen_K * entropy_KN.sum(1)).sum() / labels
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters()}

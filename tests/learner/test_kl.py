@@ -1,0 +1,109 @@
+"""KL estimators against exact enumeration on a five-token softmax: what each is worth as a number and as a gradient."""
+
+import pytest
+import torch
+
+from learner.gae import GAE, Signals
+from learner.types import MicroBatch
+from learner.weighting import Clipped
+from tests.learner.builders import scored
+
+
+def softmaxes() -> list[torch.Tensor]:
+    """Log-probabilities of the current policy (from logits with gradient), the old one and the reference."""
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return [*(logits * 0.7).unbind()]
+
+
+@pytest.fixture
+def policies():
+    logits, old, reference = softmaxes()
+    logits = logits.clone().requires_grad_()
+    return logits, logits.log_softmax(-1), old.log_softmax(-1), reference.log_softmax(-1)
+
+
+def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return (p.exp() * (p - q)).sum()
+
+
+def gradient(value: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.grad(value, logits, retain_graph=True)[0]
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def every_token(old_N: torch.Tensor, reference_N: torch.Tensor) -> MicroBatch:
+    """One trained token for each of the five, without advantage, so that KL is all that acts."""
+    tokens, none = torch.arange(5), torch.empty(0)
+    return MicroBatch(
+        **dict.fromkeys(("input_ids_BT", "position_ids_BT", "segment_BT", "source_N", "place_N"), none),
+        **dict.fromkeys(("target_N", "sample_N", "group_N", "slot_N"), tokens),
+        **dict.fromkeys(("behaviour_logprob_N", "old_logprob_N"), old_N),
+        advantage_N=torch.zeros(5, dtype=torch.float64),
+        token_weight_N=torch.ones(5, dtype=torch.float64),
+        reference_logprob_N=reference_N,
+        value_target_N=None,
+        old_value_N=None,
+    )
+
+
+def test_on_policy_the_estimators_have_these_values_and_gradients(policies):
+    logits, now, _, reference = policies
+    k1 = now - reference
+    k2, k3 = k1**2 / 2, torch.exp(-k1) + k1 - 1
+    chance = now.exp().detach()
+    close((chance * k1).sum(), kl(now, reference))
+    close((chance * k3).sum(), kl(now, reference))
+    assert abs((chance * k2).sum() - kl(now, reference)) > 1e-3
+    assert k3.min() >= 0
+    close(gradient((chance * k1).sum(), logits), torch.zeros(5, dtype=torch.float64))
+    close(gradient((chance * k2).sum(), logits), gradient(kl(now, reference), logits))
+    close(gradient((chance * k3).sum(), logits), gradient(kl(reference, now), logits))
+
+
+def test_the_papers_kl_term_is_worth_kl_to_the_reference_and_pulls_along_the_other_one(policies):
+    logits, now, _, reference = policies
+    micro = every_token(now.detach(), reference)
+    coefficient_N, _ = Clipped(kl=1.0)(now.detach(), micro)
+    expected_gradient = gradient((now.exp().detach() * coefficient_N * now).sum(), logits)
+    close(expected_gradient, -gradient(kl(reference, now), logits))
+    values = [Clipped(kl=1.0)(now.detach()[n : n + 1], _token(micro, n))[1]["kl"] for n in range(5)]
+    close((now.exp() * torch.stack(values)).sum(), kl(now, reference))
+
+
+def _token(micro: MicroBatch, n: int) -> MicroBatch:
+    fields = {name: getattr(micro, name) for name in micro.__dataclass_fields__}
+    return MicroBatch(**{name: None if x is None else x[n : n + 1] for name, x in fields.items()})
+
+
+def test_with_the_ratio_its_gradient_is_that_of_kl_to_the_reference_however_old_the_samples(policies):
+    logits, now, old, reference = policies
+    coefficient_N, sums = Clipped(kl=1.0, kl_ratio=True)(now.detach(), every_token(old, reference))
+    close(gradient((old.exp() * coefficient_N * now).sum(), logits), -gradient(kl(now, reference), logits))
+    without_N, _ = Clipped(kl=1.0)(now.detach(), every_token(old, reference))
+    for divergence in (kl(now, reference), kl(reference, now)):
+        pull = gradient((old.exp() * without_N * now).sum(), logits)
+        assert (pull + gradient(divergence, logits)).abs().max() > 1e-3
+
+
+def test_with_the_ratio_the_penalty_is_worth_kl_however_old_the_samples(policies):
+    _, now, old, reference = policies
+    micro = every_token(old, reference)
+    cell = Clipped(kl=1.0, kl_ratio=True)
+    penalties = [-cell(now.detach()[n : n + 1], _token(micro, n))[1]["objective"] for n in range(5)]
+    close((old.exp() * torch.stack(penalties)).sum(), kl(now, reference))
+
+
+def test_the_penalty_in_the_reward_is_worth_kl_over_samples_of_the_old_policy(policies):
+    _, _, old, reference = policies
+    credit = GAE(kl=0.5, whiten=False)
+    batch = [scored("g", n, [5], [n], reward=0.0) for n in range(5)]
+    signals = Signals(
+        values=[(0.0,)] * 5,
+        old_logprobs=[(x,) for x in old.tolist()],
+        reference_logprobs=[(x,) for x in reference.tolist()],
+    )
+    rewards = torch.tensor([row[0] for row in credit(batch, signals)], dtype=torch.float64)
+    close((old.exp() * rewards).sum(), -0.5 * kl(old, reference))
