@@ -53,20 +53,20 @@ def show(name: str, summary: dict) -> None:
     print(f"{name}: {', '.join(pairs)}; {minutes:.1f} minutes, {summary['tokens_per_second']:.0f} tokens/s", flush=True)
 
 
-def learns(name: str, summary: dict, limit_s: float = 600) -> bool:
+def learns(name: str, summary: dict, minutes: float) -> bool:
     """+20 points sampled, greedy not lower, and a well-formed warm start, so that the gain is not formatting."""
     show(name, summary)
     return (
         summary["accuracy_after"] - summary["accuracy_before"] >= 0.20
         and summary["greedy_accuracy_after"] >= summary["greedy_accuracy_before"]
         and summary["well_formed_before"] >= 0.95
-        and sum(summary["seconds"].values()) <= limit_s
+        and sum(summary["seconds"].values()) <= 60 * minutes
     )
 
 
 def quickstart(args) -> bool:
     runs = {seed: finished(args.runs / f"quickstart-{seed}", "quickstart", f"seed={seed}") for seed in args.seeds}
-    passed = [learns(f"seed {seed}", summary) for seed, summary in runs.items()]
+    passed = [learns(f"seed {seed}", summary, args.minutes) for seed, summary in runs.items()]
     return all(passed)
 
 
@@ -75,7 +75,7 @@ def two_by_two(args) -> bool:
     sharded = all("Shard" in p for p in summary["actors"]["learner-0"]["placements"].values())
     print(f"parameters sharded over 2 ranks: {sharded}")
     # Two engines and two ranks share the same two cores, so the ten minutes are not asked here.
-    return learns("2 workers, 2 ranks", summary, limit_s=1200) and sharded
+    return learns("2 workers, 2 ranks", summary, minutes=20) and sharded
 
 
 def zero_rate(args) -> bool:
@@ -110,14 +110,14 @@ def smollm2(args) -> bool:
     means = sorted(sum(rng.choices(gains, k=len(gains))) / len(gains) for _ in range(10_000))
     low, high = means[250], means[9749]
     steps = [r for r in rows(run_dir / "metrics.jsonl") if r["stage"] == "grpo"]
-    other = sum(r["seconds_other"] for r in steps) / sum(r["seconds_step"] for r in steps)
+    # Checkpoints are written between steps: they count as other too.
+    spent = sum(summary["seconds"][phase] for phase in ("generate", "score", "train", "sync"))
+    other = summary["seconds"]["other"] / (spent + summary["seconds"]["other"])
     warm = sum(r["seconds_step"] for r in rows(run_dir / "metrics.jsonl") if r["stage"] == "sft") / 60
     rl = (sum(r["seconds_step"] for r in steps) + summary["seconds"]["evaluate"]) / 60
     gain = sum(gains) / len(gains)
     print(f"{len(gains)} held-out questions: gain {gain:+.3f}, paired bootstrap 95% [{low:+.3f}, {high:+.3f}]")
-    print(
-        f"warm start {warm:.1f} minutes; GRPO and evaluation {rl:.1f} minutes; other than the four phases {other:.1%} of a step"
-    )
+    print(f"warm start {warm:.1f} minutes; GRPO and evaluation {rl:.1f} minutes; other than the four phases: {other:.1%}")
     return gain >= 0.05 and low > 0 and len(gains) >= 200 and rl <= 90 and other < 0.10
 
 
@@ -130,6 +130,7 @@ def main() -> int:
         sub.add_argument("--runs", type=Path, default=Path("runs/claims"))
         if claim is quickstart:
             sub.add_argument("--seeds", type=int, nargs="+", default=[0])
+            sub.add_argument("--minutes", type=float, default=10, help="at most, for each seed")
         if claim is smollm2:
             for option in ("model", "demonstrations", "questions"):
                 sub.add_argument(f"--{option}", type=Path, required=True)

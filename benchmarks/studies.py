@@ -1,6 +1,7 @@
 """Studies of the methods against each other, on the built-in task and the small model, from one warm start a seed.
 
     python benchmarks/studies.py rows        every recipe against its warm start: PASS when the gain is over two standard errors
+    python benchmarks/studies.py judges      outcome model: 80% of held-out pairs; process model: 85% balanced accuracy of steps
     python benchmarks/studies.py figure5     RFT, Online RFT, GRPO with either supervision: accuracy by questions seen
     python benchmarks/studies.py figure6     iterative GRPO: accuracy after 0, 1, 2 iterations
     python benchmarks/studies.py figure7     Maj@K and Pass@K, K = 1..64, before and after GRPO, temperature 0.7
@@ -15,6 +16,7 @@ benchmarks/<study>.json and .png and prints what it found.
 import argparse
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from claims import finished, rows
+
+from learner.algorithms import TABLE
 
 HERE = Path(__file__).resolve().parent
 COHORT = Path(sys.executable).with_name("cohort")
@@ -40,7 +44,10 @@ class Runs:
         run, policy = self.root / f"warm-{seed}", self.root / f"warm-{seed}-policy"
         if not policy.exists():
             finished(run, "sft", f"seed={seed}")
-            subprocess.run([str(COHORT), "export", str(run), str(policy)], check=True, timeout=600)
+            beside = policy.with_name(policy.name + ".new")
+            shutil.rmtree(beside, ignore_errors=True)
+            subprocess.run([str(COHORT), "export", str(run), str(beside)], check=True, timeout=600)
+            beside.rename(policy)
         return policy
 
     def run(self, name: str, recipe: str, seed: int, *overrides: str) -> Path:
@@ -92,12 +99,26 @@ def curve(places: Sequence[Path], x, y: str = "accuracy") -> list[tuple[float, f
 
 def questions_seen(run: Path, evaluation: dict) -> float:
     """By the policy: steps of stages that train it, times their questions."""
-    seen = {row["step"]: row for row in rows(run / "metrics.jsonl")}
-    stages = {s["name"]: s for s in summary(run)["stages"]}
-    trained = [row for step, row in seen.items() if step <= evaluation["step"]]
-    return sum(
-        stages[row["stage"]]["questions_per_step"] for row in trained if "ranking_loss" not in row and "label_loss" not in row
-    )
+    seen = 0
+    left = evaluation["step"]
+    for stage in summary(run)["stages"]:
+        steps = min(left, stage["steps"])
+        left -= steps
+        seen += steps * stage["questions_per_step"] * (stage["algorithm"] in TABLE)
+    return seen
+
+
+def judges(runs: Runs) -> tuple[dict, list[str], bool]:
+    """Outcome and process models on held-out outputs."""
+    data, words, passed = {}, [], True
+    for recipe, measure, least in (("outcome_model", "pair_accuracy", 0.80), ("process_model", "balanced_accuracy", 0.85)):
+        found = [rows(place / "reward_model.jsonl")[-1] for place in runs.all(recipe, recipe)]
+        values, areas = [row[measure] for row in found], [row["auroc"] for row in found]
+        passed &= min(values) >= least
+        data[recipe] = {measure: values, "auroc": areas, "mean": spread(values)[0], "standard_error": spread(values)[1]}
+        shown = ", ".join(f"{value:.3f}" for value in values)
+        words.append(f"{recipe}: {measure} {shown} (at least {least}); AUROC {', '.join(f'{area:.3f}' for area in areas)}")
+    return data, words, passed
 
 
 def figure5(runs: Runs) -> tuple[dict, list[str], bool]:
@@ -145,7 +166,7 @@ def figure7(runs: Runs) -> tuple[dict, list[str], bool]:
 
 def noise(runs: Runs) -> tuple[dict, list[str], bool]:
     """Held-out true accuracy after training on flipped rewards."""
-    data, words = {"plain": [], "denoised": []}, []
+    data, words = {"plain": [], "without std": [], "denoised": []}, []
     for share in (0.0, 0.1, 0.3):
         cells = {
             "plain": "{}",
@@ -156,8 +177,8 @@ def noise(runs: Runs) -> tuple[dict, list[str], bool]:
                 f"noise-{label}-{share:g}", "grpo_rule", f"reward.flip_share={share}", f"stages.grpo.credit={cell}"
             )
             data[label].append((share, *spread([summary(p)["accuracy_after"] for p in places])))
-        (_, plain, a), (_, robust, b) = data["plain"][-1], data["denoised"][-1]
-        words.append(f"{share:.0%} flipped: plain {plain:.3f} ± {a:.3f}, denoised {robust:.3f} ± {b:.3f}")
+        shown = ", ".join(f"{label} {points[-1][1]:.3f} ± {points[-1][2]:.3f}" for label, points in data.items())
+        words.append(f"{share:.0%} flipped: {shown}")
     return data, words, True
 
 
@@ -189,7 +210,7 @@ def transfer(runs: Runs) -> tuple[dict, list[str], bool]:
 
 
 STUDIES = {
-    "rows": rows_study, "figure5": figure5, "figure6": figure6, "figure7": figure7,
+    "rows": rows_study, "judges": judges, "figure5": figure5, "figure6": figure6, "figure7": figure7,
     "noise": noise, "selection": selection, "transfer": transfer,
 }  # fmt: skip
 AXES = {
@@ -206,9 +227,9 @@ def draw(study: str, data: dict) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    if study == "rows":
+    if study not in AXES:
         axes.barh(list(data), [d["mean"] for d in data.values()], xerr=[d["standard_error"] for d in data.values()], capsize=3)
-        axes.set_xlabel("gain in held-out accuracy over the warm start")
+        axes.set_xlabel("gain in held-out accuracy over the warm start" if study == "rows" else "accuracy on held-out outputs")
     else:
         for label, points in data.items():
             x, mean, error = zip(*points, strict=True)

@@ -18,7 +18,7 @@ import ray
 from cluster.sync import CommitFailed, FanOut, PrepareFailed
 from learner.config import LearnerConfig
 from learner.stage import StageSpec
-from reward.config import RewardConfig
+from reward.config import RewardConfig, RewardModelConfig
 from rollout.config import RolloutConfig
 from rollout.types import Lease, PolicyVersion, Sampling
 
@@ -145,7 +145,9 @@ class RewardActor:
     def load_model(self, model_dir: Path, kind: str, index: int, count: int) -> dict[str, Any]:
         """Make room for the reward model, on this actor's share of the node's cores (the index-th of `count` here)."""
         # Before torch is loaded, as in LearnerActor.start.
-        os.environ["OMP_NUM_THREADS"] = str(len(share_of_cores(index, count, self.config.model.cores_per_worker)))
+        os.environ["OMP_NUM_THREADS"] = str(
+            len(share_of_cores(index, count, (self.config.model or RewardModelConfig()).cores_per_worker))
+        )
         assert "torch" not in sys.modules
         self.worker.load_model(model_dir, kind)
         return self.describe()

@@ -39,18 +39,23 @@ class HeldOut:
         result, records, sampled = evaluate(
             self.questions, samples=size, label=LABEL, sampling=self.sampling, generate=self._generate, score=self._judge
         )
-        self._sampled = loop.version, sampled
+        self._sampled = loop.serving.version, sampled
         write_rows(loop.dir / "evaluations" / f"step_{loop.step}.jsonl", records)
-        row = {"step": loop.step, "version": loop.version, "stage": loop.config.stages[loop.stage].name, **result.summary()}
+        row = {
+            "step": loop.step,
+            "version": loop.serving.version,
+            "stage": loop.config.stages[loop.stage].name,
+            **result.summary(),
+        }
         write_rows(loop.dir / "evaluations.jsonl", [*evaluation_rows(loop.dir), row])
-        log.info("step %d, v%d: %s", loop.step, loop.version, result.line())
+        log.info("step %d, v%d: %s", loop.step, loop.serving.version, result.line())
 
     def assess(self, stage: StageConfig) -> None:
         """Quality of the learner's reward model on outputs of the serving version, into reward_model.jsonl."""
         loop, size = self.loop, self.loop.config.evaluation.samples_per_question
-        if self._sampled is None or self._sampled[0] != loop.version:
+        if self._sampled is None or self._sampled[0] != loop.serving.version:
             groups = ask(self.questions, f"{LABEL}/sampled", size, self.sampling, self._generate, self._judge)
-            self._sampled = loop.version, [s for group in groups.values() for s in group]
+            self._sampled = loop.serving.version, [s for group in groups.values() for s in group]
         examples = loop.labeller.held_out(stage, self._sampled[1], self.questions)
         scores = loop.roles.learn("scores", examples)[0]
         supervision = stage.resolved().supervision
@@ -66,11 +71,11 @@ class HeldOut:
         log.info("step %d, reward model %d on held-out outputs: %s", loop.step, version, shown)
 
     def _generate(self, leases: list[Lease], sampling: Sampling) -> list[Sample]:
-        version = self.loop.version
+        version = self.loop.serving.version
         return self.loop.sampler.sample(leases, sampling, f"evaluate v{version}", version=version)
 
     def _judge(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]:
-        return self.loop.sampler.judge(questions, samples, f"evaluate v{self.loop.version}", "rule")
+        return self.loop.sampler.judge(questions, samples, f"evaluate v{self.loop.serving.version}", "rule")
 
 
 Scores = Sequence[Sequence[Sequence[float]]]
@@ -95,7 +100,7 @@ def outcome_quality(examples: Sequence[ScoredSample], scores: Scores, config: Re
 
 def process_quality(examples: Sequence[ScoredSample], scores: Scores, config: RewardModelConfig) -> Measures:
     """Accuracy of step labels at probability 0.5, plain and balanced, AUROC, and the calibration error."""
-    labels = [int(event.value) for item in examples for event in item.events]
+    labels = [int(event.value > 0.5) for item in examples for event in item.events]
     combined = [combine([probability(x) for x in step], config) for steps in scores for step in steps]
     judged = [min(1.0, max(0.0, score)) for score, _ in combined]
     said = [int(p > 0.5) for p in judged]

@@ -22,6 +22,9 @@ from rollout.config import DataConfig, ModelConfig, RolloutConfig, Strict
 IMMUTABLE = (
     *("name", "output", "seed", "model", "data"),
     *(f"stages.*.{key}" for key in ("name", "algorithm", "questions_per_step", "samples_per_question")),
+    *(f"stages.*.{key}" for key in ("reward", "labels", "from_file", "selection", "offline_questions", "pairs_per_question")),
+    *(f"reward.{key}" for key in ("answer_format", "correct", "format", "flip_share")),
+    *(f"reward.model.{key}" for key in ("path", "members", "step_boundary", "replay_share", "replay_groups")),
 )
 """Keys that a resumed run may not change: with another value the trained history would no longer be this run's."""
 
@@ -128,19 +131,23 @@ def contradictions(config: RunConfig) -> list[tuple[Loc, str]]:
 def _reward_model_contradictions(config: RunConfig) -> list[tuple[Loc, str]]:
     """A reward model must be there before it judges, and a run has one kind of it."""
     out: list[tuple[Loc, str]] = []
-    given, trained = config.reward.model is not None and bool(config.reward.model.path), None
+    there, kind = config.reward.model is not None and bool(config.reward.model.path), supervision(config)
     for i, stage in enumerate(config.stages):
-        row = stage.resolved()
-        if not stage.trains_policy:
-            if trained not in (None, row.supervision):
-                why = f"trains a model for {row.supervision} supervision, an earlier stage one for {trained}; expected one kind"
-                out.append((("stages", i, "algorithm"), why))
-            trained = trained or row.supervision
-        elif row.reward in SUPERVISION and not given and SUPERVISION[row.reward] != trained:
-            why = f"the reward is '{row.reward}'; expected reward.model.path, an earlier stage that trains one, or reward: rule"
+        asked = _supervision(stage)
+        if asked not in (None, kind):
+            why = f"has a reward model for {asked} supervision, an earlier stage one for {kind}; expected one kind"
             out.append((("stages", i, "algorithm"), why))
-    if config.reward.model is not None and supervision(config) is None:
+        there = there or not stage.trains_policy
+        if asked and not there:
+            expected = "expected reward.model.path, an earlier stage that trains one, or reward: rule"
+            why = f"the reward is '{stage.resolved().reward}'; {expected}"
+            out.append((("stages", i, "algorithm"), why))
+    if config.reward.model is not None and kind is None:
         out.append((("reward", "model"), "given, but no stage trains a reward model or is rewarded by one"))
+    boundary = config.reward.model.step_boundary if config.reward.model else "newline"
+    if config.data.labelled_steps and boundary != "newline":
+        why = f"found '{boundary}', but the steps of data.labelled_steps end with a newline; expected newline"
+        out.append((("reward", "model", "step_boundary"), why))
     return out
 
 
@@ -148,15 +155,14 @@ SUPERVISION = {"outcome_model": "outcome", "process_model": "process"}
 """What the model behind a reward judges."""
 
 
+def _supervision(stage: StageConfig) -> str | None:
+    row = stage.resolved()
+    return SUPERVISION.get(row.reward) if stage.trains_policy else row.supervision
+
+
 def supervision(config: RunConfig) -> str | None:
     """What the run's reward model judges, outcome or process; None for a run without one."""
-    for stage in config.stages:
-        row = stage.resolved()
-        if not stage.trains_policy:
-            return row.supervision
-        if row.reward in SUPERVISION:
-            return SUPERVISION[row.reward]
-    return None
+    return next((kind for stage in config.stages if (kind := _supervision(stage))), None)
 
 
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:

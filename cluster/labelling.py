@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -17,6 +18,7 @@ from learner.algorithms import FileLabels, MonteCarloLabels, RuleLabels
 from reward.config import RewardModelConfig
 from reward.labels import from_completions, outcome_labels, pairs, step_labels, with_step_labels
 from reward.replay import Replay
+from reward.step_rules import rule_labels
 from reward.steps import StepFinder
 from reward.types import ScoredSample
 from rollout.types import Lease, Question
@@ -35,9 +37,12 @@ class Labeller:
         model = driver.config.reward.model or RewardModelConfig()
         self.driver = driver
         self.finder = StepFinder(tokenizer, model.step_boundary)
+        self._rule = partial(rule_labels, answer_format=driver.config.reward.answer_format)
         self.replay = Replay(model.replay_groups, model.replay_share, driver.config.seed)
         self.fresh: list[list[ScoredSample]] = []
         """Labelled groups of the stage under way."""
+        self.trained = 0
+        """Labels that the stage has trained on."""
 
     def examples(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question], step: int) -> list[ScoredSample]:
         """The labelled outputs or pairs of a step's groups, and after them the history's share."""
@@ -49,23 +54,26 @@ class Labeller:
         return [item for group in self.replay.mix(list(groups.values()), step) for item in group]
 
     def held_out(self, stage: StageConfig, scored: Batch, questions: Sequence[Question]) -> list[ScoredSample]:
-        """Outputs of held-out questions with the labels of the rule, to measure the model on."""
-        if stage.resolved().supervision == "outcome":
+        """Outputs of held-out questions, labelled as the stage's are (those of a file by the rule), to measure the model on."""
+        row = stage.resolved()
+        if row.supervision == "outcome":
             return outcome_labels(scored)
-        return step_labels(questions, scored, self.finder)
+        if isinstance(row.labels, MonteCarloLabels):
+            return self._by_completions(stage, scored, {q.ordinal: q for q in questions})
+        return step_labels(questions, scored, self.finder, self._rule)
 
     def finish(self) -> None:
         """The stage is done: what was fresh becomes history."""
         self.replay.add(self.fresh)
-        self.fresh = []
+        self.fresh, self.trained = [], 0
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"replay": self.replay.state(), "fresh": _GROUPS.dump_python(self.fresh, mode="json")}
+        return {"replay": self.replay.state(), "fresh": _GROUPS.dump_python(self.fresh, mode="json"), "trained": self.trained}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.replay.restore(state["replay"])
-        self.fresh = _GROUPS.validate_json(json.dumps(state["fresh"]))
+        self.fresh, self.trained = _GROUPS.validate_json(json.dumps(state["fresh"])), state["trained"]
 
     def _as_given(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> Batch:
         return batch
@@ -75,8 +83,8 @@ class Labeller:
             rng = random.Random(f"{self.driver.config.seed}/{batch[0].sample.group_id}/pairs")
             return pairs(batch, per_group=stage.pairs_per_question, rng=rng)
         if stage.resolved().supervision == "outcome":
-            return outcome_labels(batch)
-        return step_labels(list(questions.values()), batch, self.finder)
+            return outcome_labels(batch, "observed" if self.driver.config.reward.flip_share else "correct")
+        return step_labels(list(questions.values()), batch, self.finder, self._rule)
 
     def _by_completions(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
         """Every step but the last is as good as the answers that the policy reaches from its end; the last as its own."""
@@ -108,7 +116,8 @@ def _mark(scored: ScoredSample) -> int | None:
     return int(scored.verdict.components["correct"]) if "correct" in scored.verdict.components else None
 
 
-def used(examples: Batch, batch: Batch) -> list[bool]:
-    """Which outputs of a batch are in the examples made of it; a pair is named after its group."""
-    inside = {(item.sample.group_id.partition("/pair-")[0], item.sample.output_ids) for item in examples}
+def used(examples: Batch, trained: Sequence[float | None], batch: Batch) -> list[bool]:
+    """Which outputs of a batch are in a trained example made of it (None is not trained); a pair is named after its group."""
+    chosen = (item.sample for item, mark in zip(examples, trained, strict=True) if mark is not None)
+    inside = {(sample.group_id.partition("/pair-")[0], sample.output_ids) for sample in chosen}
     return [(item.sample.group_id, item.sample.output_ids) in inside for item in batch]

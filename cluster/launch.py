@@ -172,8 +172,8 @@ def summarise(loop: Loop) -> dict:
         "stages": [s.model_dump(include={"name", "algorithm", "steps", "questions_per_step"}) for s in config.stages],
         **scores,
         "seconds": {phase: round(s, 2) for phase, s in loop.seconds.items()},
-        "tokens_per_second": round(loop.sampler.tokens / sampling, 1) if sampling else None,
+        "tokens_per_second": round(loop.sampled_tokens / sampling, 1) if sampling else None,
         "reward_models": evaluation_rows(loop.dir, "reward_model.jsonl"),
-        "versions": loop.digests, "actors": loop.roles.info, "replaced_workers": loop.roles.deaths,
+        "versions": loop.serving.digests, "actors": loop.roles.info, "replaced_workers": loop.roles.deaths,
         "software": {name: version(name) for name in ("cohort-rl", "torch", "transformers", "ray")},
     }  # fmt: skip

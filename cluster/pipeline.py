@@ -34,10 +34,10 @@ from cluster.records import attempts, batch_metrics, evaluation_rows, sample_row
 from cluster.resume import Checkpoints
 from cluster.roles import Roles
 from cluster.sampling import RunFailed, Sampler
+from cluster.serving import Serving
 from cluster.sources import PolicySamples, source_of
 from cluster.stages import StageConfig
-from cluster.sync import Canary, publish, publish_reward_model
-from learner.algorithms import DataSource, RewardSource
+from learner.algorithms import Need, RewardSource
 from reward.types import ScoredSample
 from rollout.data import Data
 from rollout.types import Lease, Question, Sample, Sampling
@@ -59,8 +59,8 @@ class Loop:
         self, config: RunConfig, data: Data, tokenizer: "PreTrainedTokenizerBase", roles: Roles, ledger: Ledger, sinks: Sinks
     ):
         self.config, self.data, self.roles, self.ledger, self.sinks = config, data, roles, ledger, sinks
-        self.dir = config.output
-        self.checkpoints = Checkpoints(config.output, keep=config.keep_checkpoints)
+        self.dir = config.output.resolve()  # the actors have working directories of their own
+        self.checkpoints = Checkpoints(self.dir, keep=config.keep_checkpoints)
         self.sampler = Sampler(roles, ledger, self._bring_up, config.reward.max_error_share)
         self.sampling = Sampling(temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens)
         self.labeller = Labeller(self, tokenizer)
@@ -69,10 +69,9 @@ class Loop:
         """The stage under way, and how many of its steps are finished."""
         self.seen: dict[str, float] = {}
         """What the stage's selection of questions has learnt of them."""
-        self.version, self.published = 0, True
-        """The version that serves, and whether it is the learner's weights."""
-        self.digests: dict[str, str] = {}
         self.seconds = dict.fromkeys((*PHASES, "other", "evaluate", "start"), 0.0)
+        self.sampled_tokens = 0
+        """Sampled to train on, evaluations left out."""
 
     @property
     def step(self) -> int:
@@ -82,11 +81,10 @@ class Loop:
     def run(self, stopping: Callable[[], bool], resume_from: tuple[Path, dict] | None = None) -> None:
         """Take up the state, then run every stage to its end, evaluating between."""
         self.stopping = stopping
-        self.canary = self._calibrate()
+        self.serving = Serving(self.roles, self.data.evaluation, self.config.rollout.dtype)
         if resume_from is not None:
             self._restore(*resume_from)
-        first = self.config.stages[0].resolved().data_source
-        if self.step == 0 and (first is not DataSource.DEMONSTRATIONS or len(self.config.stages) == 1):
+        if self.step == 0 and (self.config.stages[0].given != "demonstrations" or len(self.config.stages) == 1):
             self.evaluate()
         while True:
             stage = self.config.stages[self.stage]
@@ -111,20 +109,20 @@ class Loop:
             steps=stage.steps, done=self.done,
         )  # fmt: skip
         while buffer.done < stage.steps:
-            began, before, sampled = time.monotonic(), dict(self.seconds), self.sampler.tokens
-            version = self.version
+            began, before, sampled = time.monotonic(), dict(self.seconds), self.sampled_tokens
+            version = self.serving.version
             for ordinal, group in source.groups(buffer.admit()):
                 buffer.put(ordinal, group)
             batch = buffer.take()
             examples = batch if stage.trains_policy else self.labeller.examples(stage, batch, source.questions, self.step)
             with self.timed("train"):
                 name = f"train step {self.step + 1} v{version}"
-                temperature = self.config.rollout.temperature if stage.follows_policy else 1.0
-                report = self.roles.learn("step", examples, stage.updates_per_batch, temperature, name=name)[0]
-            self.published = self.published and not stage.trains_policy
+                report = self.roles.learn("step", examples, stage.updates_per_batch, self._temperature(stage), name=name)[0]
+            self.serving.published = self.serving.published and not stage.trains_policy
             advantages = report.advantages
             if not stage.trains_policy:
-                advantages = [0.0 if trained else None for trained in used(examples, batch)]
+                advantages = [0.0 if trained else None for trained in used(examples, report.advantages, batch)]
+                self.labeller.trained += report.tokens
             fates = self._settle(batch, advantages)
             buffer.finish_step()
             self.done = buffer.done
@@ -136,16 +134,21 @@ class Loop:
             took["step"] = time.monotonic() - began
             took["other"] = took["step"] - sum(took[phase] for phase in PHASES)
             self.seconds["other"] += took["other"]
-            if tokens := self.sampler.tokens - sampled:
+            if tokens := self.sampled_tokens - sampled:
                 metrics["tokens_per_second"] = tokens / took["generate"]
             self.sinks.write(self.step, metrics | {f"seconds_{phase}": s for phase, s in took.items()})
             self._after_step(stage)
 
     def ask(self, leases: Sequence[Lease], what: str, *, booked: bool = True) -> list[Sample]:
-        """All outputs of the leases at the run's temperature, sampled by the serving version."""
-        name = f"{what} step {self.step + 1} v{self.version}"
+        """All outputs of the leases at the run's temperature, sampled by the serving version, which must be the learner's."""
+        version = self.serving.version
+        if not self.serving.published:
+            raise RunFailed(f"{what}: the engines hold version {version}, and the learner has gone on from it")
+        name = f"{what} step {self.step + 1} v{version}"
         with self.timed("generate"):
-            return self.sampler.sample(leases, self.sampling, name, version=self.version, booked=booked)
+            samples = self.sampler.sample(leases, self.sampling, name, version=version, booked=booked)
+        self.sampled_tokens += sum(len(s.output_ids) for s in samples)
+        return samples
 
     def judge(self, questions: Sequence[Question], samples: Sequence[Sample], reward: RewardSource) -> list[ScoredSample]:
         """Scores in the order of the samples."""
@@ -163,6 +166,11 @@ class Loop:
             with self.timed("evaluate"):
                 self.held_out.evaluate()
 
+    @property
+    def policy(self) -> str:
+        """Identifies the serving weights."""
+        return self.serving.policy
+
     @contextmanager
     def timed(self, phase: str):
         """Adds the block's wall-clock seconds to the phase; time of a phase within it is not counted twice."""
@@ -172,88 +180,62 @@ class Loop:
 
     def save(self) -> None:
         state = {
-            "stage": self.stage, "done": self.done, "step": self.step, "version": self.version, "published": self.published,
-            "reward_version": self.roles.reward_version, "ledger_offset": self.ledger.offset(),
-            "incarnation": self.ledger.incarnation, "digests": self.digests, "seconds": self.seconds,
-            "sampled_tokens": self.sampler.tokens, "seen": self.seen, "labels": self.labeller.state(),
+            "stage": self.stage, "done": self.done, "step": self.step, "serving": self.serving.state(),
+            "ledger_offset": self.ledger.offset(), "incarnation": self.ledger.incarnation, "seconds": self.seconds,
+            "sampled_tokens": self.sampled_tokens, "seen": self.seen, "labels": self.labeller.state(),
         }  # fmt: skip
         self.checkpoints.save(self.step, lambda directory: self.roles.learn("save", directory), state)
 
     def _restore(self, place: Path, state: dict) -> None:
         """The learner takes its state, and engines and reward actors the same versions with the same bytes as before."""
         self.stage, self.done, self.seen = state["stage"], state["done"], state["seen"]
-        self.seconds, self.sampler.tokens = state["seconds"], state["sampled_tokens"]
+        self.seconds, self.sampled_tokens = state["seconds"], state["sampled_tokens"]
         self.labeller.restore(state["labels"])
         stage = self.config.stages[self.stage]
         self.roles.learn("load", place / "learner", stage.spec(self.config.reward.model, self.config.seed))
-        self.published = state["published"]
-        if state["version"]:
-            self.version = state["version"] - 1
-            serving, self.published = self.published, False
-            self._publish()
-            self._same_digest(place, str(self.version), state, serving)
-            self.published = serving
-        self.roles.reward_version = state["reward_version"]
-        if state["reward_version"] and stage.trains_policy:  # while one is trained, nobody is judged by it
-            self.roles.reward_version -= 1
-            self._publish_reward_model()
-            self._same_digest(place, f"reward model {self.roles.reward_version}", state, True)
-        self.digests = dict(state["digests"])
-
-    def _same_digest(self, place: Path, name: str, state: dict, published: bool) -> None:
-        if published and self.digests[name] != state["digests"][name]:
-            raise RunFailed(f"{place}: version {name} does not have the digest that was published before")
-
-    def _publish(self) -> float:
-        """Make the learner's weights the serving version, if they are not; returns the canary's mean difference in nats."""
-        if self.published:
-            return 0.0
         with self.timed("sync"):
-            digest, difference = publish(self.roles, self.version + 1, self.canary)
-        self.version, self.published = self.version + 1, True
-        self.digests[str(self.version)] = digest
-        return difference
-
-    def _publish_reward_model(self) -> None:
-        with self.timed("sync"):
-            digest = publish_reward_model(self.roles, self.roles.reward_version + 1)
-        self.digests[f"reward model {self.roles.reward_version}"] = digest
+            # While a reward model is trained, nobody is judged by it.
+            self.serving.restore(place, state["serving"], judged=stage.trains_policy)
 
     def _finish_reward_model(self, stage: StageConfig) -> None:
         """The trained reward model serves, is measured on held-out outputs, and is written for transformers."""
-        self._publish_reward_model()
+        if not self.labeller.trained:
+            raise RunFailed(
+                f"stage {stage.name}: none of its outputs had a label or made a pair, so no reward model was trained"
+            )
+        with self.timed("sync"):
+            self.serving.publish_reward_model()
         with self.timed("evaluate"):
             self.held_out.assess(stage)
         with self.timed("other"):
             self.roles.learn("export_reward_model", self.dir / "reward_model")
         self.labeller.finish()
 
-    def _bring_up(self, slot: int) -> None:
-        """Give a fresh engine the serving version."""
-        if self.version:
-            with self.timed("sync"):
-                publish(self.roles, self.version, self.canary, [slot])
+    def _publish(self) -> float:
+        """Make the learner's weights the serving version; returns the canary's mean difference in nats."""
+        with self.timed("sync"):
+            return self.serving.publish()
 
-    def _calibrate(self) -> Canary:
-        """The canary's tolerance, from the weights on disk that engines and learner both start with."""
-        vocabulary = 1 + max(max(q.prompt_ids) for q in self.data.evaluation)
-        spread = [[(7919 * (i + 1) * (j + 1)) % vocabulary for i in range(32)] for j in range(2)]
-        sequences = [list(q.prompt_ids[-64:]) for q in self.data.evaluation[:4] if len(q.prompt_ids) > 1] + spread
-        engines, errors = self.roles.score(self.roles.slots(), sequences)
-        if errors:
-            raise RunFailed(f"the engines do not answer: {errors}")
-        return Canary.calibrate(sequences, engines, self.roles.learner_logprobs(sequences), self.config.rollout.dtype)
+    def _bring_up(self, slot: int) -> None:
+        with self.timed("sync"):
+            self.serving.bring_up(slot)
 
     def _after_step(self, stage: StageConfig) -> None:
         last = self.done == stage.steps
+        if not last and stage.trains_policy and self.config.evaluation.every and self.step % self.config.evaluation.every == 0:
+            self._publish()
+            self.evaluate()
         if last or self.step % self.config.checkpoint_every == 0 or self.stopping():
             with self.timed("other"):
                 self.save()
         if self.stopping():
             raise Stopped(f"stopped by a signal after step {self.step}; `cohort resume {self.dir}` goes on from here")
-        if not last and stage.trains_policy and self.config.evaluation.every and self.step % self.config.evaluation.every == 0:
-            self._publish()
-            self.evaluate()
+
+    def _temperature(self, stage: StageConfig) -> float:
+        """A ratio compares with the distribution that outputs were drawn from; what is only fitted, is fitted at 1."""
+        row = stage.resolved()
+        ratio = stage.trains_policy and {Need.BEHAVIOUR_LOGPROBS, Need.OLD_LOGPROBS} & row.needs
+        return self.config.rollout.temperature if ratio or stage.follows_policy else 1.0
 
     def _settle(self, batch: Sequence[ScoredSample], advantages: Sequence[float | None]) -> list[str]:
         """The end of every sample's life: trained, or dropped because it has no credit. Returns the fates."""

@@ -29,6 +29,10 @@ def bundles(config: RunConfig, *, cpus: float, gpus: float) -> list[Bundle]:
     """One bundle an actor. Without GPUs the roles share the cores, so each claims a fraction; with GPUs each has its own."""
     roles = [("rollout", i) for i in range(config.rollout.workers)]
     roles += [("learner", i) for i in range(config.learner.ranks)] + [("reward", i) for i in range(config.reward.workers)]
+    if gpus == 0 and config.reward.model and config.reward.model.gpus_per_worker:
+        raise PlacementError(
+            f"reward.model.gpus_per_worker: {config.reward.model.gpus_per_worker:g}, and the cluster has no GPU"
+        )
     if gpus == 0:
         # Ray counts in ten-thousandths of a core.
         share = int(min(1.0, CPU_SHARE * cpus / len(roles)) * 1e4) / 1e4

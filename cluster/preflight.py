@@ -19,6 +19,7 @@ from reward.rules import well_formed
 from reward.scorer import gold_problem
 from reward.tokenizer import check_tokenizer
 from rollout.data import Data, load_data
+from rollout.selection import Uniform
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -162,6 +163,10 @@ def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> 
     given = {"demonstrations": data.demonstrations, "preferences": data.preferences, "labelled_steps": data.labelled_steps}
     for stage in config.stages:
         rows = len(given[stage.given] if stage.given else data.train)
+        rows = min(rows, stage.offline_questions or rows)
+        if not isinstance(stage.selection, Uniform) and stage.questions_per_step > rows:
+            found = f"a step takes {stage.questions_per_step} different questions, and there are {rows}"
+            report.problems.append(f"stage {stage.name}: {found}; expected more questions, or selection: {{cell: uniform}}")
         epochs = stage.steps * stage.questions_per_step / rows
         report.facts.append(f"stage {stage.name}: {epochs:.2g} epochs of {rows} rows")
         if stage.questions_per_step > rows:

@@ -70,7 +70,7 @@ def summary_table(summary: dict) -> Table:
         table.add_row(name.replace("_", " "), _show(before), _show(after), change)
     for phase, seconds in summary.get("seconds", {}).items():
         table.add_row(f"seconds {phase}", "", f"{seconds:.1f}", "")
-    if "tokens_per_second" in summary:
+    if summary.get("tokens_per_second") is not None:
         table.add_row("tokens per second", "", f"{summary['tokens_per_second']:.0f}", "")
     return table
 

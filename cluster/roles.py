@@ -40,6 +40,8 @@ class Roles:
         self.reward: dict[int, Any] = {}
         self.reward_version = 0
         """Of the reward model that the reward actors hold; 0 is the one from reward.model.path, or none."""
+        self.stale: set[int] = set()
+        """Reward slots that lack the reward model which the run trained."""
         self.learner: dict[int, Any] = {}
         self.nodes: dict[int, str] = {}
         self.judge_nodes: dict[int, str] = {}
@@ -104,6 +106,8 @@ class Roles:
         todo = {i: groups[g] for i, g in enumerate(groups)}
         asked = {q.ordinal: q for q in questions}
         scored: dict[tuple[str, int], ScoredSample] = {}
+        if by == "model" and self.stale and self.reward_version:
+            publish_reward_model(self, self.reward_version, sorted(self.stale))
         while todo:
             parts = {s: [x for i, g in todo.items() if i % len(self.reward) == s for x in g] for s in self.reward}
             calls = {
@@ -119,6 +123,8 @@ class Roles:
                 if by == "model" and self.reward_version:
                     publish_reward_model(self, self.reward_version, [slot])
             todo = {i: g for i, g in todo.items() if any((x.group_id, x.index) not in scored for x in g)}
+        if by == "model" and (wrong := {x.verdict.reward_version for x in scored.values()} - {self.reward_version}):
+            raise RoleFailed(f"{name}: judged by reward model {sorted(wrong, key=str)}, and {self.reward_version} serves")
         return [scored[x.group_id, x.index] for x in samples]
 
     def learn(self, method: str, *args, name: str | None = None, deadline_s: float | None = None) -> list[Any]:
@@ -144,6 +150,7 @@ class Roles:
     def send_reward_model(self, version: int, slots: Sequence[int]) -> tuple[str, dict[int, str]]:
         judges = {slot: (self.reward[slot], self.judge_nodes[slot]) for slot in slots}
         digest, failed, _ = self._send("reward_model", version, judges, f"publish reward model {version}")
+        self.stale -= judges.keys() - failed.keys()
         return digest, failed
 
     def _send(self, model: Model, version: int, receivers: Receivers, name: str) -> tuple[str, dict[int, str], bool]:
@@ -160,6 +167,7 @@ class Roles:
     def replace_judge(self, slot: int, why: str) -> None:
         """A fresh reward actor in the slot; a reward model that the run trained must be sent to it before it is asked."""
         self._bury("reward", slot, self.reward[slot], why)
+        self.stale.add(slot)
         self._spawn_judge(slot)
         self.judge_nodes |= self._all({slot: self.reward[slot].locate.remote()}, "reward")
         self.info[f"reward-{slot}"] = self._all({slot: self._start_judge(slot)}, "reward")[slot]

@@ -21,8 +21,6 @@ class Sampler:
     def __init__(self, roles: Roles, ledger: Ledger, bring_up: Callable[[int], None], max_error_share: float):
         """`bring_up(slot)` gives a fresh engine the serving version."""
         self.roles, self.ledger, self._bring_up, self._max_error_share = roles, ledger, bring_up, max_error_share
-        self.tokens = 0
-        """Sampled so far."""
 
     def sample(
         self, leases: Sequence[Lease], sampling: Sampling, name: str, *, version: int, booked: bool = False
@@ -30,7 +28,7 @@ class Sampler:
         """All outputs of the leases. An ordinal always goes to the same slot, so that a wave can be repeated token for token.
 
         A slot that fails is replaced, brought to the serving version, and given its whole wave again under the next attempt.
-        What is not `booked` in the ledger must come without rejections.
+        Outputs that are not `booked` in the ledger may be missing, like judgements, up to the share that the run allows.
         """
         slots = self.roles.slots()
         waves: dict[int, list[Lease]] = {}
@@ -45,8 +43,8 @@ class Sampler:
                 out += samples
                 if booked:
                     self._book(samples, rejections)
-                elif rejections:
-                    raise RunFailed(f"{name}: {rejections[0].reason}")
+                elif len(rejections) > self._max_error_share * (len(samples) + len(rejections)):
+                    raise RunFailed(f"{name}: {len(rejections)} unusable outputs, the first: {rejections[0].reason}")
             waves = {slot: [replace(x, attempt=x.attempt + 1) for x in waves[slot]] for slot in errors}
             for slot, why in errors.items():
                 self.roles.replace(slot, why)
@@ -55,8 +53,9 @@ class Sampler:
                     again = {x.group_id: x.indices for x in waves[slot]}
                     attempt = waves[slot][0].attempt
                     self.ledger.record("leased", again, attempt=attempt, version=version, why=why[:200])
-        self.tokens += sum(len(s.output_ids) for s in out)
-        return out
+        # Whichever slot answered first: what comes of the outputs depends on their order.
+        order = {(lease.group_id, i): n for n, (lease, i) in enumerate((x, i) for x in leases for i in x.indices)}
+        return sorted(out, key=lambda s: order[s.group_id, s.index])
 
     def judge(
         self, questions: Sequence[Question], samples: Sequence[Sample], name: str, reward: RewardSource

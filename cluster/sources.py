@@ -3,13 +3,15 @@
 Every source hands out scored groups for ordinals. Which one a stage has follows from its row's data source (`source_of`).
 """
 
+import hashlib
+import json
 import logging
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from pydantic import TypeAdapter
 
@@ -39,6 +41,12 @@ class Driver(Protocol):
 
     config: RunConfig
     data: Data
+    dir: Path
+    """The run directory."""
+
+    @property
+    def policy(self) -> str:
+        """Identifies the serving weights."""
 
     def ask(self, leases: Sequence[Lease], what: str, *, booked: bool = True) -> list[Sample]:
         """All outputs of the leases, sampled by the serving version."""
@@ -81,7 +89,7 @@ class PolicySamples:
         if rows[0] is not None:
             self._observe(ordinals, rows, groups)
         for refill in range(1, self.stage.max_refills + 1):
-            flat = [n for n in ordinals if len({s.verdict.reward for s in groups[n]}) == 1]
+            flat = [n for n in ordinals if len({s.verdict.reward for s in groups[n]} - {None}) < 2]
             if not flat:
                 break
             self.driver.record("dropped", (s.sample for n in flat for s in groups[n]), reason="no spread in the group")
@@ -100,16 +108,19 @@ class PolicySamples:
     def _rows(self, ordinals: Sequence[int]) -> list[int | None]:
         if isinstance(self.stage.selection, Uniform):
             return [None] * len(ordinals)
-        selector = Selector(
-            self.stage.selection, len(self.driver.data.train), f"{self.driver.config.seed}/{self.stage.name}", self.seen
-        )
-        return selector.rows(ordinals[0] // self.stage.questions_per_step, len(ordinals))
+        return self._selector().rows(ordinals[0] // self.stage.questions_per_step, len(ordinals))
+
+    def _selector(self) -> Selector:
+        seed = f"{self.driver.config.seed}/{self.stage.name}"
+        return Selector(self.stage.selection, len(self.driver.data.train), seed, self.seen)
 
     def _observe(self, ordinals: Sequence[int], rows: Sequence[int], groups: dict[int, list[ScoredSample]]) -> None:
+        selector = self._selector()
         for n, row in zip(ordinals, rows, strict=True):
-            judged = [s.verdict.components["correct"] for s in groups[n] if "correct" in s.verdict.components]
-            if judged:
-                self.seen[str(row)] = sum(judged) / len(judged)
+            right = [s.verdict.components["correct"] for s in groups[n] if "correct" in s.verdict.components]
+            if right:
+                selector.observe([row], [sum(right) / len(right)])
+        self.seen = selector.shares
 
 
 @dataclass(kw_only=True)
@@ -118,6 +129,7 @@ class Given:
 
     driver: Driver
     stage: StageConfig
+    questions: ClassVar[dict[int, Question]] = {}
 
     def groups(self, ordinals: Sequence[int]) -> Groups:
         groups = [(n, self._group(n)) for n in ordinals]
@@ -130,9 +142,10 @@ class Given:
         if self.stage.given == "demonstrations":
             return [ScoredSample(sample=data.demonstrations.sample(ordinal, name), events=(), verdict=GIVEN)]
         if self.stage.given == "preferences":
-            judged = zip(data.preferences.pair(ordinal, name), (1.0, 0.0), strict=True)
-            return [_with_events(sample, [(len(sample.output_ids) - 1, value)]) for sample, value in judged]
-        return [_with_events(*data.labelled_steps.output(ordinal, name))]
+            ranked = zip(data.preferences.pair(ordinal, name), (1.0, 0.0), strict=True)
+            return [_as_judged(sample, [(len(sample.output_ids) - 1, value)], value) for sample, value in ranked]
+        sample, labels = data.labelled_steps.output(ordinal, name)
+        return [_as_judged(sample, labels, sum(value for _, value in labels) / len(labels))]
 
 
 @dataclass(kw_only=True)
@@ -161,7 +174,7 @@ class InitialSamples:
 
     @cached_property
     def _made(self) -> list[list[ScoredSample]]:
-        path = self.driver.config.output / "offline" / f"{self.stage.name}.jsonl"
+        path = self.driver.dir / "offline" / f"{self.stage.name}-{self._origin()}.jsonl"
         if not path.exists():
             self._make(path)
         with path.open("rb") as file:
@@ -169,6 +182,12 @@ class InitialSamples:
         if not made:
             raise ValueError(f"stage {self.stage.name}: no question has both a better and a worse output, so there is no pair")
         return made
+
+    def _origin(self) -> str:
+        """What decides the outputs, as a digest: the policy, and how it is asked and judged."""
+        config = self.driver.config
+        settings = [self.stage.model_dump(mode="json"), config.reward.model_dump(mode="json"), config.rollout.temperature]
+        return hashlib.sha256(json.dumps([self.driver.policy, settings]).encode()).hexdigest()[:12]
 
     def _make(self, path: Path) -> None:
         stage, train = self.stage, self.driver.data.train
@@ -195,8 +214,10 @@ class InitialSamples:
 _GROUP = TypeAdapter(list[ScoredSample])
 
 
-def _with_events(sample: Sample, events: Iterable[tuple[int, float]]) -> ScoredSample:
-    return ScoredSample(sample=sample, events=tuple(RewardEvent(position=p, value=v) for p, v in events), verdict=GIVEN)
+def _as_judged(sample: Sample, events: Iterable[tuple[int, float]], reward: float) -> ScoredSample:
+    """An output with the judgement that its file gives."""
+    verdict = Verdict(status="score", reward=reward, components={}, extracted=None, reason="", reward_version=None)
+    return ScoredSample(sample=sample, events=tuple(RewardEvent(position=p, value=v) for p, v in events), verdict=verdict)
 
 
 Source = PolicySamples | Given | InitialSamples

@@ -152,6 +152,10 @@ def contradictions(stage: StageConfig, data: DataConfig) -> list[tuple[str, str]
     if stage.given and (name := stage.given) and data.model_dump()[name] is None:
         key = "from_file" if stage.from_file else "algorithm"
         out.append((key, f"'{stage.algorithm}' trains on {name}; expected data.{name}, found none"))
+    if stage.max_refills and not isinstance(stage.selection, Uniform):
+        out.append(
+            ("max_refills", f"given with selection {stage.selection.cell}; expected uniform: refills ignore what it learns")
+        )
     needs_critic = isinstance(row, Algorithm) and Need.CRITIC in row.needs
     if needs_critic != (stage.critic_optimizer is not None):
         why = "missing; expected the critic's optimizer" if needs_critic else f"given, but '{stage.algorithm}' has no critic"

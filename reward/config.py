@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rollout.config import Strict
 
@@ -43,6 +43,12 @@ class RewardModelConfig(Strict):
     """GPUs (or a share of one) for each reward actor."""
     cores_per_worker: int | None = Field(None, gt=0)
     """CPU threads of a reward actor; by default what the process was given."""
+
+    @field_validator("path")
+    @classmethod
+    def _from_anywhere(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        """Absolute: the actors have working directories of their own."""
+        return tuple(path.absolute() for path in value)
 
     @property
     def count(self) -> int:

@@ -25,10 +25,10 @@ class Steps(Protocol):
     def texts(self, output_ids: Sequence[int]) -> tuple[str, ...]: ...
 
 
-def outcome_labels(scored: Sequence[ScoredSample]) -> list[ScoredSample]:
-    """Each sample whose answer was judged, with its correctness at the last token."""
-    judged = (item for item in scored if "correct" in item.verdict.components and item.sample.output_ids)
-    return [_at_the_end(item, item.verdict.components["correct"]) for item in judged]
+def outcome_labels(scored: Sequence[ScoredSample], component: str = "correct") -> list[ScoredSample]:
+    """Each sample whose answer was judged, with its correctness (or another component of its verdict) at the last token."""
+    judged = (item for item in scored if component in item.verdict.components and item.sample.output_ids)
+    return [_at_the_end(item, item.verdict.components[component]) for item in judged]
 
 
 def pairs(scored: Sequence[ScoredSample], *, per_group: int, rng: random.Random) -> list[ScoredSample]:
@@ -44,7 +44,7 @@ def pairs(scored: Sequence[ScoredSample], *, per_group: int, rng: random.Random)
     made = []
     for group_id in sorted(groups):
         members = sorted(groups[group_id], key=lambda item: item.sample.index)
-        ranked = [(a, b) for a in members for b in members if a.verdict.reward > b.verdict.reward]
+        ranked = [(a, b) for a in members for b in members if a.verdict.reward > b.verdict.reward and differ(a, b)]
         for k, pair in enumerate(rng.sample(ranked, min(per_group, len(ranked)))):
             for index, item in enumerate(pair):
                 sample = replace(item.sample, group_id=f"{group_id}/pair-{k}", index=index)
@@ -81,6 +81,11 @@ def from_completions(correct: Sequence[Sequence[int | None]], soft: bool) -> lis
     """
     judged = [[mark for mark in marks if mark is not None] for marks in correct]
     return [(sum(marks) / len(marks) if soft else float(any(marks))) if marks else None for marks in judged]
+
+
+def differ(a: ScoredSample, b: ScoredSample) -> bool:
+    """Noisy rewards can rank an output above itself."""
+    return a.sample.output_ids != b.sample.output_ids
 
 
 def _at_the_end(item: ScoredSample, value: float) -> ScoredSample:

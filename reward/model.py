@@ -47,11 +47,6 @@ class ScalarModel(nn.Module):
         """Every member's score head."""
         return [_head(member) for member in self.members]
 
-    @property
-    def no_split_modules(self) -> set[str]:
-        """Class names of the decoder layers, the units of sharding."""
-        return {name for member in self.members for name in member._no_split_modules or ()}
-
 
 def _scalars(member: PreTrainedModel, input_ids_BT: Tensor, mask: Tensor, position_ids_BT: Tensor, at_N: Tensor) -> Tensor:
     hidden_BTD = member.base_model(

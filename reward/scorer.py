@@ -152,7 +152,8 @@ def gold_problem(gold: str) -> str | None:
 
 def _flipped(value: float, sample: Sample, share: float) -> float:
     """1 - value with the given chance, drawn once for each member of a group."""
-    draw = random.Random(f"flip/{sample.group_id}/{sample.index}").random()
+    # The prompt makes the draw another one under another seed of the run.
+    draw = random.Random(f"flip/{sample.group_id}/{sample.index}/{sample.prompt_ids}").random()
     return 1.0 - value if draw < share else value
 
 

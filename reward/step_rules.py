@@ -10,23 +10,24 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from reward.answers import extract, reference, same
+from reward.answers import AnswerFormat, extract, reference, same
 from rollout.types import Question
 
 _SUM = re.compile(r"\s*\d+(?:\s*[-+]\s*\d+)+\s*")
-_OPERATION = re.compile(r"(-?\d+)([-+])(\d+)=(-?\d+)")
-_STATED = re.compile(r"####(-?\d+)")
+# Python refuses to read numbers of thousands of digits, which a policy may well write.
+_OPERATION = re.compile(r"(-?\d{1,18})([-+])(\d{1,18})=(-?\d{1,18})")
+_STATED = re.compile(r"####(-?\d{1,18})")
 _MARK = re.compile(r"<<([^<>]*)>>")
 _EXPRESSION = re.compile(r"[-+*/().0-9 ]{1,200}")
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
-def rule_labels(question: Question, step_texts: Sequence[str]) -> list[float | None]:
+def rule_labels(question: Question, step_texts: Sequence[str], answer_format: AnswerFormat = "hash") -> list[float | None]:
     """The rule that fits: a sum as the question, marks in the gold answer or in the output; else no step has a label."""
     if _SUM.fullmatch(question.text):
         return arithmetic_steps(question.text, step_texts)
     if any(_MARK.search(text) for text in (question.gold, *step_texts)):
-        return calculator_steps(question.gold, step_texts)
+        return calculator_steps(question.gold, step_texts, answer_format)
     return [None] * len(step_texts)
 
 
@@ -63,11 +64,11 @@ def _is(operation: re.Match[str], value: int, change: int) -> bool:
     return (int(left), int(sign + operand), int(result)) == (value, change, value + change)
 
 
-def calculator_steps(gold: str, step_texts: Sequence[str]) -> list[float | None]:
+def calculator_steps(gold: str, step_texts: Sequence[str], answer_format: AnswerFormat = "hash") -> list[float | None]:
     """Steps with marks such as `<<48/2=24>>`: every mark must hold exactly, in fractions.
 
     A step without marks has the label of the step before it (none before the first mark); the last step's is whether the
-    answer behind `####` has the gold answer's value.
+    final answer, as `answer_format` finds it, has the gold answer's value.
     """
     if not step_texts:
         return []
@@ -76,7 +77,7 @@ def calculator_steps(gold: str, step_texts: Sequence[str]) -> list[float | None]
         marks = _MARK.findall(text)
         before = labels[-1] if labels else None
         labels.append(float(before != 0.0 and all(map(_holds, marks))) if marks else before)
-    return [*labels[:-1], float(same(reference(gold), extract("".join(step_texts), "hash")))]
+    return [*labels[:-1], float(same(reference(gold), extract("".join(step_texts), answer_format)))]
 
 
 def _holds(mark: str) -> bool:
@@ -92,7 +93,7 @@ def evaluate(expression: str) -> Fraction | None:
         return None
     try:
         return _value(ast.parse(plain, mode="eval").body, plain)
-    except (SyntaxError, ZeroDivisionError, KeyError):
+    except (SyntaxError, ZeroDivisionError, KeyError, ValueError):
         return None
 
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rollout.config import Strict
 
@@ -31,6 +31,12 @@ class ByDifficulty(Strict):
     cell: Literal["by_difficulty"] = "by_difficulty"
     least: float = Field(0.1, ge=0.0, le=1.0)
     most: float = Field(0.9, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _in_order(self):
+        if self.least > self.most:
+            raise ValueError(f"least is {self.least} and most {self.most}; expected least <= most")
+        return self
 
     def weight(self, share: float | None) -> float:
         return 1e6 if share is None else float(self.least <= share <= self.most)

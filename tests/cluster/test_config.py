@@ -194,10 +194,25 @@ def test_an_error_in_an_override_names_the_override(recipe, override, message):
         ("data.questions={file: a.jsonl}", "data.questions: model.init small-llama reads built-in tasks only"),
         ("data.prompt.system=hello", "data.prompt.system: given, but template: plain has no system message"),
         ("model.path=models/x", "model: give exactly one of model.path and model.init"),
+        ("stages.grpo.reward=outcome_model", "stages.1.algorithm: the reward is 'outcome_model'; expected reward.model.path"),
+        ("stages.grpo.algorithm=ppo", "stages.1.critic_optimizer: missing; expected the critic's optimizer"),
+        ("stages.grpo.critic_optimizer={learning_rate: 1}", "stages.1.critic_optimizer: given, but 'grpo' has no critic"),
+        ("stages.sft.max_refills=1", "stages.0.max_refills: given, but 'sft' does not read it"),
+        ("stages.grpo.offline_questions=4", "stages.1.offline_questions: given, but 'grpo' does not read it"),
+        ("stages.grpo.from_file=true", "stages.1.from_file: given, but 'grpo' does not read it"),
+        ("reward.model={}", "reward.model: given, but no stage trains a reward model or is rewarded by one"),
+        ("stages.grpo.credit={cell: leave_one_outt}", "stages.1.credit"),
+        ("stages.grpo.credit={cell: accepted, over: some}", "stages.1.credit.over: found"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused_with_the_reason(recipe, override, message):
     assert any(message in line for line in problems(recipe, override))
+
+
+def test_noise_robust_credit_needs_rewards_of_0_and_1(recipe):
+    denoised = "stages.grpo.credit={cell: denoised_group_relative, flip_to_right: 0.1, flip_to_wrong: 0.1}"
+    assert load(recipe, [denoised]).stages[1].resolved().credit.flip_to_right == 0.1
+    assert "estimates flips of 0/1 rewards" in problems(recipe, denoised, "reward.format=0.5")[0]
 
 
 def test_the_resolved_file_reads_back_to_the_same_configuration(recipe, tmp_path):

@@ -1,6 +1,7 @@
 """Iterative training, offline stages and reward-model stages, with fakes at the seams as in test_pipeline."""
 
 import hashlib
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from cluster.config import RunConfig, load
 from cluster.metrics import read_jsonl
 from cluster.resume import Checkpoints
+from cluster.sampling import RunFailed
 from learner.algorithms import RewardModelRow
 from reward.scorer import gold_problem
 from rollout.data import load_data
@@ -118,7 +120,7 @@ def test_a_tenth_of_the_later_examples_is_history_and_none_of_the_first(unbroken
 
 
 def test_the_weights_of_both_models_have_versions_with_digests(unbroken):
-    assert list(unbroken.digests) == ["reward model 1", "1", "2", "reward model 2", "3", "4"]
+    assert list(unbroken.serving.digests) == ["reward model 1", "1", "2", "reward model 2", "3", "4"]
     rows = read_jsonl(unbroken.dir / "reward_model.jsonl")
     assert [(r["step"], r["reward_version"], r["supervision"]) for r in rows] == [(3, 1, "outcome"), (8, 2, "outcome")]
     assert rows[0]["pairs"] > 0 and rows[0]["pair_accuracy"] == 0.5, "equal scores are half right"
@@ -134,7 +136,7 @@ def test_a_run_killed_in_any_phase_resumes_in_that_phase(tmp_path, data, tokeniz
     loop = drive(config, data, Judged(tokenizer))
     assert sample_files(loop.dir) == sample_files(unbroken.dir)
     assert trained(loop.dir) == trained(unbroken.dir)
-    assert loop.digests == unbroken.digests
+    assert loop.serving.digests == unbroken.serving.digests
     assert read_jsonl(loop.dir / "reward_model.jsonl") == read_jsonl(unbroken.dir / "reward_model.jsonl")
 
 
@@ -143,15 +145,16 @@ def test_offline_outputs_are_made_once_by_the_policy_that_the_stage_starts_from(
     config = configuration(tmp_path / "run", [rft])
     with pytest.raises(RuntimeError, match="killed"):
         drive(config, data, FakeRoles(tokenizer, fail_step=4))
-    made = (config.output / "offline" / "rft.jsonl").read_text()
+    (made,) = (config.output / "offline").iterdir()
+    before = made.read_text()
     loop = drive(config, data, FakeRoles(tokenizer))
-    assert (config.output / "offline" / "rft.jsonl").read_text() == made
+    assert [path.read_text() for path in (config.output / "offline").iterdir()] == [before]
     assert trained(loop.dir) == [(f"rft/{n}", i) for n in range(12) for i in range(3)]
     rows = [row for n in range(1, 7) for row in sample_files(loop.dir)[f"step_{n}.jsonl"]]
     texts = [[row["text"] for row in rows[i : i + 3]] for i in range(0, len(rows), 3)]
     epochs = [sorted(texts[i : i + 4]) for i in range(0, 12, 4)]
     assert epochs[0] == epochs[1] == epochs[2], "each epoch trains on the same outputs"
-    assert list(loop.digests) == ["1"], "the weights go out at the stage's end"
+    assert list(loop.serving.digests) == ["1"], "the weights go out at the stage's end"
 
 
 def test_pairs_are_a_better_and_a_worse_output_of_one_question(tmp_path, data, tokenizer):
@@ -161,6 +164,40 @@ def test_pairs_are_a_better_and_a_worse_output_of_one_question(tmp_path, data, t
     assert [(r["group"], r["index"], r["reward"]) for r in rows] == [
         (f"dpo/{n}", i, reward) for n in range(3) for i, reward in ((0, 1.0), (1, 0.0))
     ]
+
+
+GIVEN = {
+    "dpo": ("preferences", {"chosen": "#### {right}", "rejected": "#### {wrong}"}, [1.0, 0.0]),
+    "outcome_model": ("preferences", {"chosen": "#### {right}", "rejected": "#### {wrong}"}, [1.0, 0.0]),
+    "process_model": ("labelled_steps", {"steps": "steps", "labels": "labels"}, [0.5]),
+}
+
+
+@pytest.mark.parametrize("algorithm", GIVEN)
+def test_a_stage_from_a_file_trains_on_what_the_file_says(tmp_path, tokenizer, algorithm):
+    name, columns, rewards = GIVEN[algorithm]
+    rows = [{"question": f"1 + {i}", "right": 1 + i, "wrong": i, "steps": ["1", "2"], "labels": [1, 0]} for i in range(4)]
+    (tmp_path / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = {"algorithm": algorithm, "from_file": True, "steps": 2, "questions_per_step": 2}
+    source = {name: {"file": str(tmp_path / "given.jsonl"), **columns}}
+    questions = {"questions": {"task": "chained-arithmetic", "rows": 20}, "hold_out": 6, "prompt": {"template": "plain"}}
+    config = configuration(tmp_path / "run", [stage], model={"path": "models/any"}, data=questions | source)
+    roles = Judged(tokenizer)
+    loop = drive(config, load_data(config.data, tokenizer, 0, gold_problem), roles)
+    assert len(trained(loop.dir)) == 2 * 2 * len(rewards)
+    assert [row["reward"] for row in sample_files(loop.dir)["step_1.jsonl"]] == rewards * 2
+    if algorithm != "dpo":
+        assert all(len(item.events) == len(rewards) % 2 + 1 for batch in roles.batches for item in batch)
+
+
+def test_a_stage_without_any_label_fails_rather_than_serve_an_untrained_model(tmp_path, data, tokenizer):
+    class Perfect(Judged):
+        def judge(self, questions, samples, name, reward):
+            scored = super().judge(questions, samples, name, "rule")
+            return [replace(s, verdict=replace(s.verdict, reward=1.0)) for s in scored]
+
+    with pytest.raises(RunFailed, match="none of its outputs had a label or made a pair"):
+        drive(configuration(tmp_path / "run", [JUDGE]), data, Perfect(tokenizer))
 
 
 def test_a_group_without_spread_is_replaced_at_most_so_often(tmp_path, data, tokenizer):

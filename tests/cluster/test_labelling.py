@@ -80,7 +80,7 @@ def test_what_a_stage_labelled_is_history_for_the_next_and_survives_a_checkpoint
     labeller, again = Labeller(driver, TOKENIZER), Labeller(driver, TOKENIZER)
     fresh = labeller.examples(stage("outcome_model"), batch(driver), {4: QUESTION}, 0)
     assert [item.sample.group_id for item in fresh] == ["judge/4/pair-0"] * 2 and fresh[0].events[0].value == 1.0
-    assert used(fresh, batch(driver)) == [True, True]
+    assert used(fresh, [0.0, None], batch(driver)) == [True, False]
     again.restore(labeller.state())
     assert again.fresh == labeller.fresh and len(again.replay) == 0
     labeller.finish()

@@ -94,7 +94,7 @@ class FakeRoles:
                 raise RuntimeError("killed")
             seen = hashlib.sha256(repr([s.sample.output_ids for s in args[0]]).encode()).digest()
             self.weights = (self.weights * 31 + seen[0]) % 1000
-            return [SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(args[0]))]
+            return [SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(args[0]), tokens=len(args[0]))]
         if method == "save":
             args[0].mkdir()
             (args[0] / "weights").write_text(str(self.weights))
@@ -183,7 +183,7 @@ def test_every_sample_record_says_which_version_made_it_and_what_became_of_it(un
 
 def unbroken_version(loop):
     """The fake engine reports its weights as the version: those published as version 1."""
-    return (int(loop.digests["1"].removeprefix("digest of ")), 0)
+    return (int(loop.serving.digests["1"].removeprefix("digest of ")), 0)
 
 
 @pytest.mark.parametrize("fail_step", range(1, 7))
@@ -194,7 +194,7 @@ def test_a_run_killed_in_any_step_and_resumed_equals_the_unbroken_run(tmp_path, 
     loop = drive(config, data, FakeRoles(tokenizer))
     assert trained(loop.dir) == trained(unbroken.dir)
     assert sample_files(loop.dir) == sample_files(unbroken.dir)
-    assert loop.digests == unbroken.digests
+    assert loop.serving.digests == unbroken.serving.digests
     assert [r["step"] for r in read_jsonl(loop.dir / "metrics.jsonl")] == list(range(1, 7))
     assert evaluation_rows(loop.dir) == evaluation_rows(unbroken.dir)
 
@@ -205,7 +205,7 @@ def test_an_engine_that_dies_in_a_wave_changes_nothing_but_the_attempt(tmp_path,
         assert loop.roles.deaths == 1
         assert sample_files(loop.dir) == sample_files(unbroken.dir)
         assert trained(loop.dir) == trained(unbroken.dir)
-        assert loop.digests == unbroken.digests
+        assert loop.serving.digests == unbroken.serving.digests
 
 
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint_to_resume_from(tmp_path, data, tokenizer, unbroken):

@@ -40,7 +40,7 @@ stages:
 """
 
 JUDGED = (
-    RECIPE.partition("stages:")[0].replace("reward: {format: 1.0}", "reward: {format: 1.0, workers: 2, model: {}}")
+    RECIPE.partition("stages:")[0].replace("reward: {format: 1.0}", "reward: {format: 1.0, workers: 2}")
     + """
 stages:
   - {algorithm: sft, steps: 40, questions_per_step: 64, optimizer: {learning_rate: 2.0e-3, warmup_updates: 5}}

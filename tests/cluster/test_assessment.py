@@ -1,0 +1,52 @@
+import math
+
+import pytest
+
+from cluster.assessment import outcome_quality, process_quality
+from reward.config import RewardModelConfig
+from reward.types import RewardEvent, ScoredSample, Verdict
+from rollout.types import FinishReason, Sample
+
+
+def example(group, *labels) -> ScoredSample:
+    length = len(labels)
+    sample = Sample(
+        ordinal=0, group_id=group, index=0, attempt=0, prompt_ids=(1,), output_ids=(5,) * length, sampled_mask=(True,) * length,
+        logprobs=(-1.0,) * length, text="", versions=((0, 0),), finish_reason=FinishReason.STOP,
+    )  # fmt: skip
+    verdict = Verdict(status="score", reward=1.0, components={}, extracted=None, reason="", reward_version=None)
+    return ScoredSample(
+        sample=sample, events=tuple(RewardEvent(position=p, value=v) for p, v in enumerate(labels)), verdict=verdict
+    )
+
+
+def test_an_outcome_model_is_measured_on_pairs_within_questions_and_on_all_outputs():
+    examples = [example("a", 1.0), example("a", 0.0), example("a", 0.0), example("b", 1.0), example("c", 0.0)]
+    scores = [[(2.0,)], [(1.0,)], [(3.0,)], [(-1.0,)], [(-2.0,)]]
+    found = outcome_quality(examples, scores, RewardModelConfig())
+    assert (found["pairs"], found["pair_accuracy"], found["spread"]) == (2, 0.5, 0.0)
+    assert found["auroc"] == pytest.approx((2 + 1) / 6), "right 2 and -1 against wrong 1, 3 and -2: (2+0) and (0+1) of 6"
+
+
+def test_a_process_model_is_measured_on_every_step_at_probability_one_half():
+    logit = lambda p: math.log(p / (1 - p))  # noqa: E731
+    examples = [example("a", 1.0, 0.0), example("b", 1.0, 1.0)]
+    scores = [[(logit(0.9),), (logit(0.4),)], [(logit(0.8),), (logit(0.3),)]]
+    found = process_quality(examples, scores, RewardModelConfig())
+    assert (found["steps"], found["accuracy"]) == (4, 0.75)
+    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["auroc"] == pytest.approx(2 / 3)
+    assert found["calibration_error"] == pytest.approx((0.1 + 0.4 + 0.2 + 0.7) / 4)
+
+
+def test_an_ensemble_is_measured_as_it_scores():
+    examples = [example("a", 1.0), example("a", 0.0)]
+    scores = [[(3.0, 1.0)], [(2.5, 1.5)]]
+    mean, low = (outcome_quality(examples, scores, RewardModelConfig(members=2, combine=c)) for c in ("mean", "minimum"))
+    assert (mean["pair_accuracy"], low["pair_accuracy"], mean["spread"]) == (0.5, 0.0, 0.75)
+
+
+def test_nothing_to_measure_is_none_and_not_a_number():
+    found = outcome_quality([], [], RewardModelConfig())
+    assert (found["pairs"], found["pair_accuracy"], found["auroc"], found["spread"]) == (0, None, None, None)
+    assert process_quality([], [], RewardModelConfig())["accuracy"] is None
