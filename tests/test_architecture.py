@@ -78,6 +78,13 @@ def test_the_top_level_holds_what_the_architecture_lists():
     assert top <= TOP_LEVEL and set(LAYERS) <= top
 
 
+def test_the_four_packages_are_installed_and_the_tests_are_not(tmp_path):
+    names = ("rollout", "reward", "learner", "cluster", "tests")
+    code = f"from importlib.util import find_spec; print(*(find_spec(name) is not None for name in {names}))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True"] * 4 + ["False"], done.stderr
+
+
 def test_recipes_are_sparse():
     recipes = sorted((ROOT / "deploy/recipes").glob("*.yaml"))
     assert recipes

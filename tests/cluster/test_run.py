@@ -35,7 +35,7 @@ evaluation: {samples_per_question: 2}
 checkpoint_every: 2
 stages:
   - {algorithm: sft, steps: 40, questions_per_step: 64, optimizer: {learning_rate: 2.0e-3, warmup_updates: 5}}
-  - {algorithm: grpo, reward: rule, steps: 6, questions_per_step: 4, samples_per_question: 4,
+  - {algorithm: grpo, reward: rule, steps: 6, questions_per_step: 8, samples_per_question: 8,
      optimizer: {learning_rate: 2.0e-4}}
 """
 
@@ -200,7 +200,7 @@ def test_a_run_whose_driver_is_killed_resumes_to_the_same_samples_and_the_same_w
     assert summary(run_dir)["versions"] == summary(unbroken)["versions"]
     lines = history(run_dir / "ledger.jsonl")
     trained = [(g, i) for x in lines if x["event"] == "trained" for g, ids in x["groups"].items() for i in ids]
-    assert len(trained) == len(set(trained)) == 40 * 64 + 6 * 16
+    assert len(trained) == len(set(trained)) == 40 * 64 + 6 * 64
     assert {x["incarnation"] for x in lines} == {0, 1}
 
 
