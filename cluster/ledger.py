@@ -47,10 +47,6 @@ class Ledger:
         self._apply(event, groups, attempt)
         self._write({"event": event, "groups": {g: list(i) for g, i in groups.items()}, "attempt": attempt, **fields})
 
-    def expects(self, group: str, index: int, attempt: int) -> bool:
-        """Whether an answer for this member is awaited under this attempt; a late duplicate is not."""
-        return self._state.get((group, index)) == ("leased", attempt)
-
     def offset(self) -> int:
         """Bytes written so far, safely on disk when this returns."""
         os.fsync(self._file.fileno())

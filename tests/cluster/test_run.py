@@ -140,6 +140,23 @@ def processes(name):
     return found
 
 
+def started(env, recipe, run_dir, *overrides):
+    """A driver on its own."""
+    command = [COHORT, "train", recipe, f"output={run_dir}", *overrides]
+    return subprocess.Popen(command, env=env, cwd=recipe.parent, stdout=subprocess.DEVNULL)
+
+
+def killed_and_resumed(env, recipe, run_dir, *, step):
+    """A run whose driver is killed once `step` is done, and resumed to its end."""
+    driver = started(env, recipe, run_dir)
+    until(lambda: len(steps(run_dir)) >= step or driver.poll() is not None, 300, f"step {step}")
+    driver.kill()
+    driver.wait(30)
+    assert not (run_dir / "summary.json").exists()
+    cohort(env, "resume", run_dir)
+    return run_dir
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -187,15 +204,7 @@ def test_what_a_user_finds_in_the_run_directory(unbroken):
 
 
 def test_a_run_whose_driver_is_killed_resumes_to_the_same_samples_and_the_same_weights(here, head, unbroken):
-    run_dir = here / "killed"
-    driver = subprocess.Popen(
-        [COHORT, "train", here / "recipe.yaml", f"output={run_dir}"], env=head[0], cwd=here, stdout=subprocess.DEVNULL
-    )
-    until(lambda: len(steps(run_dir)) >= 43 or driver.poll() is not None, 300, "step 43")
-    driver.kill()
-    driver.wait(30)
-    assert not (run_dir / "summary.json").exists()
-    cohort(head[0], "resume", run_dir)
+    run_dir = killed_and_resumed(head[0], here / "recipe.yaml", here / "killed", step=43)
     assert sample_files(run_dir) == sample_files(unbroken)
     assert summary(run_dir)["versions"] == summary(unbroken)["versions"]
     lines = history(run_dir / "ledger.jsonl")
@@ -261,15 +270,7 @@ def test_reward_models_reach_the_reward_actors_with_versions_and_export_as_class
 
 
 def test_an_iterative_run_whose_driver_is_killed_resumes_to_the_same_samples_and_digests(here, head, judged):
-    run_dir = here / "judged-killed"
-    driver = subprocess.Popen(
-        [COHORT, "train", here / "judged.yaml", f"output={run_dir}"], env=head[0], cwd=here, stdout=subprocess.DEVNULL
-    )
-    until(lambda: len(steps(run_dir)) >= 45 or driver.poll() is not None, 300, "step 45")
-    driver.kill()
-    driver.wait(30)
-    assert not (run_dir / "summary.json").exists()
-    cohort(head[0], "resume", run_dir)
+    run_dir = killed_and_resumed(head[0], here / "judged.yaml", here / "judged-killed", step=45)
     assert sample_files(run_dir) == sample_files(judged)
     assert summary(run_dir)["versions"] == summary(judged)["versions"]
     assert read_jsonl(run_dir / "reward_model.jsonl") == read_jsonl(judged / "reward_model.jsonl")
@@ -278,10 +279,7 @@ def test_an_iterative_run_whose_driver_is_killed_resumes_to_the_same_samples_and
 def test_a_reward_actor_with_a_model_is_replaced_and_holds_the_serving_version(here, head, judged):
     env, dashboard, _ = head
     run_dir = here / "judged-outlived"
-    more = ["stages.2.stages.grpo.steps=8", "name=outlived"]
-    driver = subprocess.Popen(
-        [COHORT, "train", here / "judged.yaml", f"output={run_dir}", *more], env=env, cwd=here, stdout=subprocess.DEVNULL
-    )
+    driver = started(env, here / "judged.yaml", run_dir, "stages.2.stages.grpo.steps=8", "name=outlived")
     until(lambda: len(steps(run_dir)) >= 43 or driver.poll() is not None, 300, "step 43")
     actors = {a["name"]: a for a in listed("actors", env, dashboard) if a["state"] == "ALIVE"}
     os.kill(actors["outlived-0/reward-1"]["pid"], signal.SIGKILL)
