@@ -52,7 +52,8 @@ def run(config: RunConfig, resume_from: tuple[Path, dict] | None = None) -> dict
         ledger = Ledger(run_dir / "ledger.jsonl", incarnation=incarnation, offset=state.get("ledger_offset", 0))
         step = state.get("step", 0)
         for name in ("evaluations.jsonl", "reward_model.jsonl"):
-            write_rows(run_dir / name, [r for r in evaluation_rows(run_dir, name) if r["step"] <= step])
+            if (run_dir / name).exists():
+                write_rows(run_dir / name, [r for r in evaluation_rows(run_dir, name) if r["step"] <= step])
         with cluster(config, incarnation), stop_flag() as stopping, roles(config, incarnation) as actors:
             sinks = Sinks(
                 [
