@@ -56,12 +56,26 @@ def node_id() -> str:
     return ray.get_runtime_context().get_node_id()
 
 
+def whereabouts() -> dict[str, str]:
+    """This actor and its node, for the run's summary."""
+    return {"actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
+
+
 def share_of_cores(index: int, count: int, cores: int | None) -> list[int]:
     """This worker's cores on a node where `count` of its role run: contiguous, disjoint, none left idle."""
     mine = sorted(os.sched_getaffinity(0))
     if cores is not None:
         return [mine[(index * cores + i) % len(mine)] for i in range(cores)]
     return mine[index * len(mine) // count : (index + 1) * len(mine) // count] or [mine[index % len(mine)]]
+
+
+def take_threads(index: int, count: int, cores: int | None) -> None:
+    """As many threads for torch as this worker has cores, in a process that has not loaded it yet.
+
+    Ray says 1, and what torch is told once it is loaded holds for one thread only, not for backward's.
+    """
+    assert "torch" not in sys.modules
+    os.environ["OMP_NUM_THREADS"] = str(len(share_of_cores(index, count, cores)))
 
 
 @contextmanager
@@ -96,7 +110,7 @@ class RolloutActor:
     async def start(self, index: int, count: int) -> dict[str, Any]:
         """Start the engine on its share of this node's cores (the index-th of `count` engines here)."""
         await self.worker.start(share_of_cores(index, count, self.config.cores_per_worker))
-        return {**self.worker.engine.describe(), "actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
+        return {**self.worker.engine.describe(), **whereabouts()}
 
     async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float):
         return await self.worker.generate(leases, sampling, deadline_s)
@@ -144,11 +158,7 @@ class RewardActor:
 
     def load_model(self, model_dir: Path, kind: str, index: int, count: int) -> dict[str, Any]:
         """Make room for the reward model, on this actor's share of the node's cores (the index-th of `count` here)."""
-        # Before torch is loaded, as in LearnerActor.start.
-        os.environ["OMP_NUM_THREADS"] = str(
-            len(share_of_cores(index, count, (self.config.model or RewardModelConfig()).cores_per_worker))
-        )
-        assert "torch" not in sys.modules
+        take_threads(index, count, (self.config.model or RewardModelConfig()).cores_per_worker)
         self.worker.load_model(model_dir, kind)
         return self.describe()
 
@@ -156,7 +166,7 @@ class RewardActor:
         return self.worker.score(questions, samples, by)
 
     def describe(self) -> dict[str, Any]:
-        return {**self.worker.describe(), "actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
+        return {**self.worker.describe(), **whereabouts()}
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self.worker.init_transfer(init_info["names"], init_info["dtype_names"], init_info["shapes"])
@@ -193,16 +203,14 @@ class LearnerActor:
 
     def start(self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, transport: str) -> dict[str, Any]:
         """Join the group; `index` of `count` ranks are on this node and share its cores."""
-        # Before torch is loaded: Ray says 1, and what torch is told later holds for one thread only, not for backward's.
-        os.environ["OMP_NUM_THREADS"] = str(len(share_of_cores(index, count, self.config.cores_per_rank)))
-        assert "torch" not in sys.modules
+        take_threads(index, count, self.config.cores_per_rank)
         from learner.worker import LearnerWorker
 
         self.rollout, self.transport = rollout, transport
         self.worker = LearnerWorker(
             self.config, self.model_dir, rank=self.rank, world_size=self.config.ranks, rendezvous=rendezvous
         )
-        return {**self.worker.describe(), "actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
+        return {**self.worker.describe(), **whereabouts()}
 
     def begin_stage(self, spec: StageSpec) -> None:
         self.worker.begin_stage(spec)

@@ -4,10 +4,10 @@ An output that was not made or could not be judged is counted apart and left out
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
+from cluster.sources import by_ordinal, leases
 from reward.answers import same
 from reward.at_k import maj_at_k, pass_at_k
 from reward.types import ScoredSample
@@ -104,12 +104,8 @@ def ask(
     questions: Sequence[Question], label: str, samples: int, sampling: Sampling, generate: Generate, score: Score
 ) -> dict[int, list[ScoredSample]]:
     """The scored outputs of every question, by ordinal, in the order of their indices."""
-    members = tuple(range(samples))
-    leases = [Lease(question=q, group_id=f"{label}/{q.ordinal}", indices=members, attempt=0) for q in questions]
-    groups: dict[int, list[ScoredSample]] = defaultdict(list)
-    for scored in score(questions, generate(leases, sampling)):
-        groups[scored.sample.ordinal].append(scored)
-    return {q.ordinal: sorted(groups[q.ordinal], key=lambda s: s.sample.index) for q in questions}
+    groups = by_ordinal(score(questions, generate(leases(questions, label, samples), sampling)))
+    return {q.ordinal: groups.get(q.ordinal, []) for q in questions}
 
 
 def _at_ks(groups: list[list[ScoredSample]], ks: list[int]) -> tuple[dict[int, float], dict[int, float]]:

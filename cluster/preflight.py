@@ -137,9 +137,9 @@ def _check_reward_model(config: RunConfig, report: Report) -> None:
     kind, paths = supervision(config), config.reward.model.path if config.reward.model else ()
     if kind is None:
         return
-    for path in paths:
+    if paths:
         from reward.model import kind_of
-
+    for path in paths:
         for member in member_directories(path):
             if (found := kind_of(member)) != kind:
                 report.problems.append(f"reward.model.path: {member} is a model for {found} supervision; expected {kind}")

@@ -53,7 +53,7 @@ def sample_rows(batch: Sequence[ScoredSample], advantages: Sequence[float | None
         }  # fmt: skip
 
 
-def write_rows(path: Path, rows: Iterable[dict]) -> None:
+def write_rows(path: Path, rows: Iterable[dict | list]) -> None:
     """A whole jsonl file at once: a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".new")

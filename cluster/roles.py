@@ -106,9 +106,9 @@ class Roles:
         todo = {i: groups[g] for i, g in enumerate(groups)}
         asked = {q.ordinal: q for q in questions}
         scored: dict[tuple[str, int], ScoredSample] = {}
-        if by == "model" and self.stale and self.reward_version:
-            publish_reward_model(self, self.reward_version, sorted(self.stale))
         while todo:
+            if by == "model" and self.stale and self.reward_version:
+                publish_reward_model(self, self.reward_version, sorted(self.stale))
             parts = {s: [x for i, g in todo.items() if i % len(self.reward) == s for x in g] for s in self.reward}
             calls = {
                 slot: self.reward[slot].score.options(name=name).remote(
@@ -120,8 +120,6 @@ class Roles:
             scored |= {(x.sample.group_id, x.sample.index): x for part in answers.values() for x in part}
             for slot, why in errors.items():
                 self.replace_judge(slot, why)
-                if by == "model" and self.reward_version:
-                    publish_reward_model(self, self.reward_version, [slot])
             todo = {i: g for i, g in todo.items() if any((x.group_id, x.index) not in scored for x in g)}
         if by == "model" and (wrong := {x.verdict.reward_version for x in scored.values()} - {self.reward_version}):
             raise RoleFailed(f"{name}: judged by reward model {sorted(wrong, key=str)}, and {self.reward_version} serves")

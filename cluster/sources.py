@@ -16,12 +16,13 @@ from typing import ClassVar, Protocol
 from pydantic import TypeAdapter
 
 from cluster.config import RunConfig
+from cluster.records import write_rows
 from cluster.stages import StageConfig
 from learner.algorithms import DataSource, RewardSource
 from reward.labels import pairs
 from reward.types import RewardEvent, ScoredSample, Verdict
 from rollout.data import Data
-from rollout.order import Order
+from rollout.order import Ordered
 from rollout.selection import Selector, Uniform
 from rollout.types import Lease, Question, Sample
 
@@ -120,7 +121,6 @@ class PolicySamples:
             right = [s.verdict.components["correct"] for s in groups[n] if "correct" in s.verdict.components]
             if right:
                 selector.observe([row], [sum(right) / len(right)])
-        self.seen = selector.shares
 
 
 @dataclass(kw_only=True)
@@ -132,10 +132,7 @@ class Given:
     questions: ClassVar[dict[int, Question]] = {}
 
     def groups(self, ordinals: Sequence[int]) -> Groups:
-        groups = [(n, self._group(n)) for n in ordinals]
-        for event in ("leased", "generated", "scored"):
-            self.driver.record(event, (s.sample for _, group in groups for s in group))
-        return groups
+        return _booked(self.driver, [(n, self._group(n)) for n in ordinals])
 
     def _group(self, ordinal: int) -> list[ScoredSample]:
         data, name = self.driver.data, self.stage.name
@@ -161,19 +158,13 @@ class InitialSamples:
     def groups(self, ordinals: Sequence[int]) -> Groups:
         out = []
         for n in ordinals:
-            group = self._made[self._order.row(n)]
+            group = self._made.at(n)
             renamed = (replace(s.sample, ordinal=n, group_id=f"{self.stage.name}/{n}", index=i) for i, s in enumerate(group))
             out.append((n, [replace(s, sample=sample) for s, sample in zip(group, renamed, strict=True)]))
-        for event in ("leased", "generated", "scored"):
-            self.driver.record(event, (s.sample for _, group in out for s in group))
-        return out
+        return _booked(self.driver, out)
 
     @cached_property
-    def _order(self) -> Order:
-        return Order(len(self._made), self.driver.config.seed)
-
-    @cached_property
-    def _made(self) -> list[list[ScoredSample]]:
+    def _made(self) -> Ordered[list[ScoredSample]]:
         path = self.driver.dir / "offline" / f"{self.stage.name}-{self._origin()}.jsonl"
         if not path.exists():
             self._make(path)
@@ -181,7 +172,7 @@ class InitialSamples:
             made = [_GROUP.validate_json(line) for line in file]
         if not made:
             raise ValueError(f"stage {self.stage.name}: no question has both a better and a worse output, so there is no pair")
-        return made
+        return Ordered(made, self.driver.config.seed)
 
     def _origin(self) -> str:
         """What decides the outputs, as a digest: the policy, and how it is asked and judged."""
@@ -200,10 +191,7 @@ class InitialSamples:
             for group in by_ordinal(scored).values():
                 made += self._pairs(group) if stage.pairs else [group]
             log.info("stage %s: sampled outputs for %d of %d questions", stage.name, start + len(questions), count)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".new")
-        beside.write_bytes(b"".join(_GROUP.dump_json(group) + b"\n" for group in made))
-        beside.rename(path)
+        write_rows(path, (_GROUP.dump_python(group, mode="json") for group in made))
 
     def _pairs(self, group: list[ScoredSample]) -> list[list[ScoredSample]]:
         rng = random.Random(f"{self.driver.config.seed}/{group[0].sample.group_id}/pairs")
@@ -212,6 +200,13 @@ class InitialSamples:
 
 
 _GROUP = TypeAdapter(list[ScoredSample])
+
+
+def _booked(driver: Driver, groups: list[tuple[int, list[ScoredSample]]]) -> Groups:
+    """Groups that need no sampling any more, with their way through the ledger."""
+    for event in ("leased", "generated", "scored"):
+        driver.record(event, (s.sample for _, group in groups for s in group))
+    return groups
 
 
 def _as_judged(sample: Sample, events: Iterable[tuple[int, float]], reward: float) -> ScoredSample:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rollout import tasks
 from rollout.config import DataConfig, PromptConfig, SourceConfig
 from rollout.given import LabelledOutput, LabelledSet, Preference, PreferenceSet, given, read_steps
-from rollout.order import Order
+from rollout.order import Ordered
 from rollout.prompts import encode_response, encode_steps, end_token_id, render
 from rollout.rows import Row, fill, load_rows, reject
 from rollout.types import Question, Sample
@@ -29,19 +29,12 @@ GoldCheck = Callable[[str], str | None]
 """A reference answer -> why it cannot be judged, or None when it can."""
 
 
-class QuestionSet:
-    """Questions by ordinal. `len` is the number of questions in an epoch."""
-
-    def __init__(self, questions: Sequence[Question], seed: int):
-        self._questions = list(questions)
-        self._order = Order(len(self._questions), seed)
-
-    def __len__(self) -> int:
-        return len(self._questions)
+class QuestionSet(Ordered[Question]):
+    """Questions by ordinal."""
 
     def question(self, ordinal: int, row: int | None = None) -> Question:
         """The question of an ordinal: the fixed order's, unless a selection names another row."""
-        return replace(self._questions[self._order.row(ordinal) if row is None else row], ordinal=ordinal)
+        return replace(self.at(ordinal) if row is None else self.rows[row], ordinal=ordinal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,19 +47,12 @@ class Demonstration:
     """Ends with the token that ends an output."""
 
 
-class DemonstrationSet:
-    """Demonstrations by ordinal. `len` is the number of demonstrations in an epoch."""
-
-    def __init__(self, demonstrations: Sequence[Demonstration], seed: int):
-        self._demonstrations = list(demonstrations)
-        self._order = Order(len(self._demonstrations), seed)
-
-    def __len__(self) -> int:
-        return len(self._demonstrations)
+class DemonstrationSet(Ordered[Demonstration]):
+    """Demonstrations by ordinal."""
 
     def sample(self, ordinal: int, stage: str) -> Sample:
         """The demonstration as a Sample: version 0, every token trained, no log-probabilities, a group of its own."""
-        shown = self._demonstrations[self._order.row(ordinal)]
+        shown = self.at(ordinal)
         return given(shown.question, shown.output_ids, shown.text, group_id=f"{stage}/{ordinal}", ordinal=ordinal)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rollout.order import Order
+from rollout.order import Ordered
 from rollout.rows import Row, reject
 from rollout.types import FinishReason, Question, Sample
 
@@ -35,19 +35,12 @@ class Preference:
     worse: tuple[tuple[int, ...], str]
 
 
-class PreferenceSet:
+class PreferenceSet(Ordered[Preference]):
     """Preferences by ordinal."""
-
-    def __init__(self, preferences: Sequence[Preference], seed: int):
-        self._preferences = list(preferences)
-        self._order = Order(len(self._preferences), seed)
-
-    def __len__(self) -> int:
-        return len(self._preferences)
 
     def pair(self, ordinal: int, stage: str) -> tuple[Sample, Sample]:
         """(better, worse), one group."""
-        row = self._preferences[self._order.row(ordinal)]
+        row = self.at(ordinal)
         group = {"group_id": f"{stage}/{ordinal}", "ordinal": ordinal}
         return given(row.question, *row.better, **group), given(row.question, *row.worse, **group, index=1)
 
@@ -62,18 +55,11 @@ class LabelledOutput:
     labels: tuple[tuple[int, float], ...]
 
 
-class LabelledSet:
+class LabelledSet(Ordered[LabelledOutput]):
     """Outputs with labelled steps by ordinal."""
 
-    def __init__(self, outputs: Sequence[LabelledOutput], seed: int):
-        self._outputs = list(outputs)
-        self._order = Order(len(self._outputs), seed)
-
-    def __len__(self) -> int:
-        return len(self._outputs)
-
     def output(self, ordinal: int, stage: str) -> tuple[Sample, tuple[tuple[int, float], ...]]:
-        row = self._outputs[self._order.row(ordinal)]
+        row = self.at(ordinal)
         return given(row.question, row.ids, row.text, group_id=f"{stage}/{ordinal}", ordinal=ordinal), row.labels
 
 

@@ -1,19 +1,26 @@
-"""Ordinals to rows: ordinal n is row p_e[n % N] of epoch e = n // N, where p_e is a permutation drawn from the seed."""
+"""Rows by ordinal: ordinal n is row p_e[n % N] of epoch e = n // N, where p_e is a permutation drawn from the seed."""
 
 import random
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
-class Order:
-    """Every row once per epoch; depends on nothing but size and seed."""
+class Ordered(Generic[T]):
+    """Every row once per epoch; the order depends on nothing but their number and the seed. `len` is an epoch's length."""
 
-    def __init__(self, size: int, seed: int):
-        self._size, self._seed = size, seed
-        self._epoch, self._rows = -1, []
+    def __init__(self, rows: Sequence[T], seed: int):
+        self.rows, self._seed = list(rows), seed
+        self._epoch, self._order = -1, []
 
-    def row(self, ordinal: int) -> int:
-        epoch, place = divmod(ordinal, self._size)
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, ordinal: int) -> T:
+        epoch, place = divmod(ordinal, len(self.rows))
         if epoch != self._epoch:
-            rows = list(range(self._size))
-            random.Random(f"{self._seed}/epoch {epoch}").shuffle(rows)
-            self._epoch, self._rows = epoch, rows
-        return self._rows[place]
+            order = list(range(len(self.rows)))
+            random.Random(f"{self._seed}/epoch {epoch}").shuffle(order)
+            self._epoch, self._order = epoch, order
+        return self.rows[self._order[place]]

@@ -62,10 +62,9 @@ Selection = Annotated[Uniform | ByDifficulty | Prioritised, Field(discriminator=
 class Selector:
     """Rows for the steps of one stage; what it has seen is its state."""
 
-    def __init__(self, selection: ByDifficulty | Prioritised, size: int, seed: str, shares: dict[str, float] | None = None):
-        self._selection, self._size, self._seed = selection, size, seed
-        self.shares = dict(shares or {})
-        """Row (as text, for JSON) -> share of its outputs that were right when it was last asked."""
+    def __init__(self, selection: ByDifficulty | Prioritised, size: int, seed: str, shares: dict[str, float]):
+        """`shares` is the caller's and written to: row (as text, for JSON) -> share of right outputs when last asked."""
+        self._selection, self._size, self._seed, self._shares = selection, size, seed, shares
 
     def rows(self, step: int, count: int) -> list[int]:
         """`count` different rows for a step, by weight without replacement; rows of weight 0 only when no other is left.
@@ -75,7 +74,7 @@ class Selector:
         rng = random.Random(f"{self._seed}/step {step}")
         keys = []
         for row in range(self._size):
-            weight = self._selection.weight(self.shares.get(str(row)))
+            weight = self._selection.weight(self._shares.get(str(row)))
             # The largest of u^(1/w) are a weighted draw without replacement (Efraimidis and Spirakis 2006); logarithms, since
             # u^(1/w) underflows for small weights.
             draw = math.log(1 - rng.random())
@@ -84,4 +83,4 @@ class Selector:
 
     def observe(self, rows: Sequence[int], shares: Sequence[float]) -> None:
         """The share of right outputs of each row's group."""
-        self.shares |= {str(row): share for row, share in zip(rows, shares, strict=True)}
+        self._shares |= {str(row): share for row, share in zip(rows, shares, strict=True)}

@@ -231,3 +231,13 @@ def test_iterations_in_a_recipe_are_stages_written_out(tmp_path):
     with pytest.raises(ValueError, match=r"recipe.yaml:9: stages.1.stepps"):
         path.write_text(path.read_text().replace("algorithm: grpo, steps", "algorithm: grpo, stepps"))
         load(path)
+
+
+def test_what_a_selection_learnt_survives_a_kill(tmp_path, data, tokenizer):
+    stage = GRPO | {"algorithm": "rloo", "steps": 4, "selection": {"cell": "by_difficulty"}, "samples_per_question": 4}
+    unbroken = drive(configuration(tmp_path / "unbroken", [stage]), data, FakeRoles(tokenizer))
+    assert len(unbroken.seen) == 8, "two new questions a step"
+    config = configuration(tmp_path / "run", [stage])
+    with pytest.raises(RuntimeError, match="killed"):
+        drive(config, data, FakeRoles(tokenizer, fail_step=3))
+    assert sample_files(drive(config, data, FakeRoles(tokenizer)).dir) == sample_files(unbroken.dir)

@@ -7,8 +7,8 @@ from rollout.selection import ByDifficulty, Prioritised, Selector
 
 
 def test_the_same_step_and_state_choose_the_same_rows_and_another_step_others():
-    selector = Selector(Prioritised(), 50, "seed")
-    assert selector.rows(3, 10) == Selector(Prioritised(), 50, "seed").rows(3, 10) != selector.rows(4, 10)
+    selector = Selector(Prioritised(), 50, "seed", {})
+    assert selector.rows(3, 10) == Selector(Prioritised(), 50, "seed", {}).rows(3, 10) != selector.rows(4, 10)
     assert len(set(selector.rows(3, 50))) == 50
 
 
@@ -29,7 +29,8 @@ def test_difficulty_keeps_what_is_neither_solved_nor_hopeless_and_asks_the_unkno
 
 
 def test_what_is_observed_replaces_what_was():
-    selector = Selector(ByDifficulty(), 2, "seed")
+    shares = {}
+    selector = Selector(ByDifficulty(), 2, "seed", shares)
     selector.observe([0, 1], [1.0, 0.5])
     selector.observe([0], [0.25])
-    assert selector.shares == {"0": 0.25, "1": 0.5}
+    assert shares == {"0": 0.25, "1": 0.5}
