@@ -31,6 +31,8 @@ HERE = Path(__file__).resolve().parent
 COHORT = Path(sys.executable).with_name("cohort")
 ROWS = ("rft", "online_rft", "dpo", "ppo", "grpo", "grpo_process", "grpo_rule", "grpo_iterative")
 MORE_ROWS = ("dr_grpo", "dapo", "rloo", "gspo", "cispo")
+JUDGES = {"ppo": "outcome_model", "grpo": "outcome_model", "grpo_iterative": "outcome_model", "grpo_process": "process_model"}
+"""Recipes whose reward is a trained model, and the recipe that trains it."""
 
 
 class Runs:
@@ -51,8 +53,11 @@ class Runs:
         return policy
 
     def run(self, name: str, recipe: str, seed: int, *overrides: str) -> Path:
-        """The finished run of a recipe from the seed's warm start."""
+        """The finished run of a recipe from the seed's warm start and, where it takes one, the seed's reward model."""
         place = self.root / f"{name}-{seed}"
+        if recipe in JUDGES:
+            judge = self.run(JUDGES[recipe], JUDGES[recipe], seed)
+            overrides = (f"reward.model.path=[{judge / 'reward_model'}]", *overrides)
         finished(place, recipe, f"seed={seed}", f"model.path={self.warm_start(seed)}", *overrides)
         return place
 
@@ -124,13 +129,9 @@ def judges(runs: Runs) -> tuple[dict, list[str], bool]:
 def figure5(runs: Runs) -> tuple[dict, list[str], bool]:
     """The paper's four, and GRPO with the rule as the reward, which separates the change of reward from that of credit."""
     names = {
-        "RFT": ("rft", 30), "Online RFT": ("online_rft", 10), "GRPO, rule": ("grpo_rule", 10),
-        "GRPO+OS": ("grpo", 10), "GRPO+PS": ("grpo_process", 10),
+        "RFT": "rft", "Online RFT": "online_rft", "GRPO, rule": "grpo_rule", "GRPO+OS": "grpo", "GRPO+PS": "grpo_process",
     }  # fmt: skip
-    data = {}
-    for label, (recipe, every) in names.items():
-        places = runs.all(f"{recipe}-curve", recipe, f"evaluation.every={every}")
-        data[label] = curve(places, questions_seen)
+    data = {label: curve(runs.all(recipe, recipe), questions_seen) for label, recipe in names.items()}
     ends = {label: points[-1][1:] for label, points in data.items()}
     words = [f"{label}: {mean:.3f} ± {error:.3f} at the end" for label, (mean, error) in ends.items()]
     paper = ["RFT", "Online RFT", "GRPO+OS", "GRPO+PS"]
