@@ -144,6 +144,10 @@ def _reward_model_contradictions(config: RunConfig) -> list[tuple[Loc, str]]:
             out.append((("stages", i, "algorithm"), why))
     if config.reward.model is not None and kind is None:
         out.append((("reward", "model"), "given, but no stage trains a reward model or is rewarded by one"))
+    if kind == "outcome" and config.reward.model is not None and config.reward.model.process_reward != "probability":
+        out.append((("reward", "model", "process_reward"), "given, but the reward model is for outcome supervision"))
+    if config.reward.flip_share and all(stage.reward_source != "rule" for stage in config.stages):
+        out.append((("reward", "flip_share"), "given, but no stage is rewarded by the rule"))
     boundary = config.reward.model.step_boundary if config.reward.model else "newline"
     if config.data.labelled_steps and boundary != "newline":
         why = f"found '{boundary}', but the steps of data.labelled_steps end with a newline; expected newline"

@@ -59,6 +59,12 @@ class RewardModelConfig(Strict):
     def _agree(self):
         if self.path and self.members != 1:
             raise ValueError(f"members: found {self.members}, but the directories of `path` decide; leave members out")
+        if self.combine != "mean" and not self.path and self.members == 1:
+            raise ValueError(
+                f"combine: found {self.combine} for a single model, expected an ensemble: several members or paths"
+            )
+        if self.spread_weight != 1.0 and self.combine != "mean_minus_spread":
+            raise ValueError(f"spread_weight: given, but combine is {self.combine}, expected mean_minus_spread")
         if self.device == "cuda" and self.gpus_per_worker == 0:
             raise ValueError("device is cuda but gpus_per_worker is 0, expected a GPU or a share of one for each worker")
         if self.device == "cpu" and self.gpus_per_worker > 0:

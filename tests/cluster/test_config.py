@@ -209,6 +209,15 @@ def test_settings_that_exclude_each_other_are_refused_with_the_reason(recipe, ov
     assert any(message in line for line in problems(recipe, override))
 
 
+def test_settings_that_the_kind_of_reward_never_reads_are_refused(recipe):
+    model = "stages.grpo.reward=outcome_model", "reward.model.path=[a]"
+    assert load(recipe, list(model)).reward.model.process_reward == "probability"
+    (line,) = problems(recipe, *model, "reward.model.process_reward=logit")
+    assert "reward.model.process_reward: given, but the reward model is for outcome supervision" in line
+    (line,) = problems(recipe, *model, "reward.flip_share=0.1")
+    assert "reward.flip_share: given, but no stage is rewarded by the rule" in line
+
+
 def test_noise_robust_credit_needs_rewards_of_0_and_1(recipe):
     denoised = "stages.grpo.credit={cell: denoised_group_relative, flip_to_right: 0.1, flip_to_wrong: 0.1}"
     assert load(recipe, [denoised]).stages[1].resolved().credit.flip_to_right == 0.1

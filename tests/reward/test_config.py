@@ -14,6 +14,8 @@ from reward.config import RewardConfig, RewardModelConfig
         ({"step_boundary": ""}, "step_boundary"),
         ({"spread_weight": -1.0}, "spread_weight"),
         ({"combine": "median"}, "combine"),
+        ({"combine": "minimum"}, "combine: found minimum for a single model"),
+        ({"members": 2, "combine": "minimum", "spread_weight": 2.0}, "spread_weight: given, but combine is minimum"),
         ({"temperature": 1.0}, "temperature"),
     ],
 )

@@ -120,7 +120,7 @@ class Scalars(torch.nn.Module):
 
 
 def by_model(*samples, kind="outcome", members=1, questions=None, model=None, **scoring):
-    config = RewardConfig(model=RewardModelConfig(**scoring))
+    config = RewardConfig(model=RewardModelConfig(members=members, **scoring))
     scorer = ModelScorer(config, model or Scalars(kind, members), Steps(), version=3)
     return scorer.score(questions or [question()], list(samples))
 
@@ -146,10 +146,15 @@ def test_a_process_model_scores_the_end_of_every_step_and_the_reward_is_their_me
 
 
 @pytest.mark.parametrize(
-    ("combine", "value"), [("mean", 2.0), ("minimum", -0.5), ("mean_minus_spread", 2.0 - 0.5 * (2 * 2.5**2 / 3) ** 0.5)]
+    ("how", "value"),
+    [
+        ({"combine": "mean"}, 2.0),
+        ({"combine": "minimum"}, -0.5),
+        ({"combine": "mean_minus_spread", "spread_weight": 0.5}, 2.0 - 0.5 * (2 * 2.5**2 / 3) ** 0.5),
+    ],
 )
-def test_an_ensemble_combines_its_members_and_logs_their_spread(combine, value):
-    (scored,) = by_model(sample("#### 7", output_ids=[2]), members=3, combine=combine, spread_weight=0.5)
+def test_an_ensemble_combines_its_members_and_logs_their_spread(how, value):
+    (scored,) = by_model(sample("#### 7", output_ids=[2]), members=3, **how)
     assert scored.verdict.reward == pytest.approx(value) == scored.events[0].value, "members say -0.5, 2 and 4.5"
     assert scored.verdict.components["spread"] == pytest.approx((2 * 2.5**2 / 3) ** 0.5)
 
