@@ -166,17 +166,23 @@ def figure7(runs: Runs) -> tuple[dict, list[str], bool]:
 
 
 def noise(runs: Runs) -> tuple[dict, list[str], bool]:
-    """Held-out true accuracy after training on flipped rewards."""
-    data, words = {"plain": [], "without std": [], "denoised": []}, []
+    """Held-out true accuracy after training on flipped rewards.
+
+    Denoised credit does not divide by the standard deviation, so plain credit without it stands beside.
+    """
+    cells = {
+        "plain": "{{}}",
+        "without-std": "{{normalize_std: false}}",
+        "denoised": "{{cell: denoised_group_relative, flip_to_right: {0}, flip_to_wrong: {0}}}",
+    }
+    # Without flips these are the same runs.
+    names = {("plain", 0.0): "grpo_rule", ("denoised", 0.0): "noise-without-std-0"}
+    data, words = {label: [] for label in cells}, []
     for share in (0.0, 0.1, 0.3):
-        cells = {
-            "plain": "{}",
-            "denoised": f"{{cell: denoised_group_relative, flip_to_right: {share}, flip_to_wrong: {share}}}",
-        }
         for label, cell in cells.items():
-            places = runs.all(
-                f"noise-{label}-{share:g}", "grpo_rule", f"reward.flip_share={share}", f"stages.grpo.credit={cell}"
-            )
+            name = names.get((label, share), f"noise-{label}-{share:g}")
+            overrides = f"reward.flip_share={share}", f"stages.grpo.credit={cell.format(share)}"
+            places = runs.all(name, "grpo_rule", *overrides)
             data[label].append((share, *spread([summary(p)["accuracy_after"] for p in places])))
         shown = ", ".join(f"{label} {points[-1][1]:.3f} ± {points[-1][2]:.3f}" for label, points in data.items())
         words.append(f"{share:.0%} flipped: {shown}")
