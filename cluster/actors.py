@@ -6,7 +6,6 @@ import asyncio
 import copy
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import ray
 
+from cluster.placement import node_id, share_of_cores, take_threads, whereabouts
 from cluster.sync import CommitFailed, FanOut, PrepareFailed
 from learner.config import LearnerConfig
 from learner.stage import StageSpec
@@ -50,32 +50,6 @@ def gather(pending: dict[Any, ray.ObjectRef], deadline_s: float, *, grace_s: flo
             if grace_s is not None:
                 until = min(until, time.monotonic() + grace_s)
     return answers, errors
-
-
-def node_id() -> str:
-    return ray.get_runtime_context().get_node_id()
-
-
-def whereabouts() -> dict[str, str]:
-    """This actor and its node, for the run's summary."""
-    return {"actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
-
-
-def share_of_cores(index: int, count: int, cores: int | None) -> list[int]:
-    """This worker's cores on a node where `count` of its role run: contiguous, disjoint, none left idle."""
-    mine = sorted(os.sched_getaffinity(0))
-    if cores is not None:
-        return [mine[(index * cores + i) % len(mine)] for i in range(cores)]
-    return mine[index * len(mine) // count : (index + 1) * len(mine) // count] or [mine[index % len(mine)]]
-
-
-def take_threads(index: int, count: int, cores: int | None) -> None:
-    """As many threads for torch as this worker has cores, in a process that has not loaded it yet.
-
-    Ray says 1, and what torch is told once it is loaded holds for one thread only, not for backward's.
-    """
-    assert "torch" not in sys.modules
-    os.environ["OMP_NUM_THREADS"] = str(len(share_of_cores(index, count, cores)))
 
 
 @contextmanager
@@ -188,7 +162,7 @@ class RewardActor:
 
 class LearnerActor:
     """One rank of the learner group. The weight path is composed here: the LearnerWorker's weights, a sender of
-    `rollout.weights`, and a client over the rollout actors' handles."""
+    `rollout.senders`, and a client over the rollout actors' handles."""
 
     def __init__(self, config: LearnerConfig, model_dir: Path, rank: int):
         self.config, self.model_dir, self.rank = config, model_dir, rank
@@ -242,7 +216,7 @@ class LearnerActor:
 
         Returns (digest, failures by slot, whether those receivers may hold a mixture).
         """
-        from rollout.weights import make_trainer
+        from rollout.senders import make_trainer
 
         transport = self.transport if model == "policy" else "shm"
         client = self._client(receivers, deadline_s, transport)

@@ -1,5 +1,10 @@
-"""Roles -> placement group. Feasibility is decided per node before Ray is asked, so nothing waits for what cannot come."""
+"""Where roles run: their placement group, and each worker's cores on its node.
 
+Feasibility is decided per node before Ray is asked, so nothing waits for what cannot come.
+"""
+
+import os
+import sys
 from dataclasses import dataclass
 
 import ray
@@ -71,3 +76,29 @@ def place(config: RunConfig) -> tuple[PlacementGroup, list[Bundle]]:
         remove_placement_group(group)
         raise PlacementError(f"not placed in {config.cluster.start_deadline_s:g} s; free now: {ray.available_resources()}")
     return group, wanted
+
+
+def node_id() -> str:
+    return ray.get_runtime_context().get_node_id()
+
+
+def whereabouts() -> dict[str, str]:
+    """This actor and its node, for the run's summary."""
+    return {"actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
+
+
+def share_of_cores(index: int, count: int, cores: int | None) -> list[int]:
+    """This worker's cores on a node where `count` of its role run: contiguous, disjoint, none left idle."""
+    mine = sorted(os.sched_getaffinity(0))
+    if cores is not None:
+        return [mine[(index * cores + i) % len(mine)] for i in range(cores)]
+    return mine[index * len(mine) // count : (index + 1) * len(mine) // count] or [mine[index % len(mine)]]
+
+
+def take_threads(index: int, count: int, cores: int | None) -> None:
+    """As many threads for torch as this worker has cores, in a process that has not loaded it yet.
+
+    Ray says 1, and what torch is told once it is loaded holds for one thread only, not for backward's.
+    """
+    assert "torch" not in sys.modules
+    os.environ["OMP_NUM_THREADS"] = str(len(share_of_cores(index, count, cores)))

@@ -48,7 +48,7 @@ class FanOut:
         self.tensor_parallel_size, self.streaming = tensor_parallel_size, streaming
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        from rollout.weights import init_infos
+        from rollout.senders import init_infos
 
         infos = init_infos(init_info, [self.tensor_parallel_size] * len(self.slots))
         self._all("init_weight_transfer_engine", dict(zip(self.slots, infos, strict=True)), PrepareFailed)

@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer import (
     WeightTransferEngineFactory,
-    WeightTransferTrainerFactory,
     ipc_engine,
     nccl_common,
     nccl_engine,
 )
 
 from rollout import weights
+from rollout.senders import init_infos, make_trainer, rank_offsets
 from rollout.staging import Staging
 from rollout.transfer import Manifest, TransferError
-from rollout.weights import init_infos, make_trainer, rank_offsets, register
+from rollout.weights import register
 
 TENSORS = {"embed": torch.arange(6.0).reshape(2, 3), "norm": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
 
@@ -96,6 +96,7 @@ def test_every_transport_keeps_the_contract(transport, without_gpu, weight_sourc
     assert [name for name, _ in client.calls] == ["init"]
     assert [name for name, _ in other.calls] == ["start", "update", "finish"]
     assert other.calls[-1] == ("finish", "7")
+    register()
     engine = WeightTransferEngineFactory._registry[transport]()
     infos = init_infos(client.calls[0][1], [2, 1])
     assert [engine.init_info_cls(**info) for info in infos]
@@ -162,7 +163,6 @@ def test_registering_twice_is_harmless_and_comes_with_the_package():
     register()
     register()
     assert WeightTransferEngineFactory._registry["shm"]() is weights.ShmEngine
-    assert WeightTransferTrainerFactory._registry["shm"]() is weights.ShmTrainer
 
 
 def segments() -> set[str]:
