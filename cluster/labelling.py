@@ -38,7 +38,10 @@ class Labeller:
         self.driver = driver
         self.finder = StepFinder(tokenizer, model.step_boundary)
         self._rule = partial(rule_labels, answer_format=driver.config.reward.answer_format)
-        self.replay = Replay(model.replay_groups, model.replay_share, driver.config.seed)
+        self.replay = {
+            kind: Replay(model.replay_groups, model.replay_share, driver.config.seed) for kind in ("labelled", "pairs")
+        }
+        """The history by kind of example: a stage that ranks pairs cannot train on single outputs, nor the other way round."""
         self.fresh: list[list[ScoredSample]] = []
         """Labelled groups of the stage under way."""
         self.trained = 0
@@ -51,7 +54,7 @@ class Labeller:
         for item in label[type(stage.resolved().labels)](stage, batch, questions):
             groups.setdefault(item.sample.group_id, []).append(item)
         self.fresh += groups.values()
-        return [item for group in self.replay.mix(list(groups.values()), step) for item in group]
+        return [item for group in self.replay[_kind(stage)].mix(list(groups.values()), step) for item in group]
 
     def held_out(self, stage: StageConfig, scored: Batch, questions: Sequence[Question]) -> list[ScoredSample]:
         """Outputs of held-out questions, labelled as the stage's are (those of a file by the rule), to measure the model on."""
@@ -62,17 +65,19 @@ class Labeller:
             return self._by_completions(stage, scored, {q.ordinal: q for q in questions})
         return step_labels(questions, scored, self.finder, self._rule)
 
-    def finish(self) -> None:
+    def finish(self, stage: StageConfig) -> None:
         """The stage is done: what was fresh becomes history."""
-        self.replay.add(self.fresh)
+        self.replay[_kind(stage)].add(self.fresh)
         self.fresh, self.trained = [], 0
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"replay": self.replay.state(), "fresh": _GROUPS.dump_python(self.fresh, mode="json"), "trained": self.trained}
+        history = {kind: replay.state() for kind, replay in self.replay.items()}
+        return {"replay": history, "fresh": _GROUPS.dump_python(self.fresh, mode="json"), "trained": self.trained}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.replay.restore(state["replay"])
+        for kind, replay in self.replay.items():
+            replay.restore(state["replay"][kind])
         self.fresh, self.trained = _GROUPS.validate_json(json.dumps(state["fresh"])), state["trained"]
 
     def _as_given(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> Batch:
@@ -109,6 +114,10 @@ class Labeller:
             per_step = [marks.get((i, step), []) for step in range(len(ends) - 1)] + [[_mark(item)]]
             out.append(with_step_labels(item, ends, from_completions(per_step, labels.soft)))
         return [item for item in out if item is not None]
+
+
+def _kind(stage: StageConfig) -> str:
+    return "pairs" if stage.pairs else "labelled"
 
 
 def _mark(scored: ScoredSample) -> int | None:

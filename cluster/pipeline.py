@@ -209,7 +209,7 @@ class Loop:
             self.held_out.assess(stage)
         with self.timed("other"):
             self.roles.learn("export_reward_model", self.dir / "reward_model")
-        self.labeller.finish()
+        self.labeller.finish(stage)
 
     def _publish(self) -> float:
         """Make the learner's weights the serving version; returns the canary's mean difference in nats."""

@@ -82,6 +82,20 @@ def test_what_a_stage_labelled_is_history_for_the_next_and_survives_a_checkpoint
     assert [item.sample.group_id for item in fresh] == ["judge/4/pair-0"] * 2 and fresh[0].events[0].value == 1.0
     assert used(fresh, [0.0, None], batch(driver)) == [True, False]
     again.restore(labeller.state())
-    assert again.fresh == labeller.fresh and len(again.replay) == 0
-    labeller.finish()
-    assert len(labeller.replay) == 1 and not labeller.fresh
+    assert again.fresh == labeller.fresh and not any(map(len, again.replay.values()))
+    labeller.finish(stage("outcome_model"))
+    assert len(labeller.replay["pairs"]) == 1 and not labeller.fresh
+    again.restore(labeller.state())
+    assert len(again.replay["pairs"]) == 1
+
+
+def test_a_stage_on_single_outputs_leaves_the_pairs_of_another_in_the_history():
+    driver = Driver({})
+    driver.config.reward = RewardConfig(model={"replay_share": 0.5})
+    labeller, single = Labeller(driver, TOKENIZER), stage("outcome_model", objective={"cell": "cross_entropy"})
+    labeller.examples(stage("outcome_model"), batch(driver), {4: QUESTION}, 0)
+    labeller.finish(stage("outcome_model"))
+    assert [len(item.events) for item in labeller.examples(single, batch(driver), {4: QUESTION}, 1)] == [1, 1]
+    labeller.finish(single)
+    groups = [item.sample.group_id for item in labeller.examples(stage("outcome_model"), batch(driver), {4: QUESTION}, 2)]
+    assert groups == ["judge/4/pair-0"] * 4, "the fresh pair, and the one of the history"
