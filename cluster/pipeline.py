@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.assessment import HeldOut
 from cluster.buffer import Buffer
@@ -35,7 +35,7 @@ from cluster.resume import Checkpoints
 from cluster.roles import Roles
 from cluster.sampling import RunFailed, Sampler
 from cluster.serving import Serving
-from cluster.sources import PolicySamples, source_of
+from cluster.sources import source_of
 from cluster.stages import StageConfig
 from learner.algorithms import Need, RewardSource
 from reward.types import ScoredSample
@@ -67,8 +67,8 @@ class Loop:
         self.held_out = HeldOut(self)
         self.stage, self.done = 0, 0
         """The stage under way, and how many of its steps are finished."""
-        self.seen: dict[str, float] = {}
-        """What the stage's selection of questions has learnt of them."""
+        self.memory: dict[str, Any] = {}
+        """What the stage's source of groups keeps from step to step."""
         self.seconds = dict.fromkeys((*PHASES, "other", "evaluate", "start"), 0.0)
         self.sampled_tokens = 0
         """Sampled to train on, evaluations left out."""
@@ -98,12 +98,10 @@ class Loop:
                 self._finish_reward_model(stage)
             if self.stage + 1 == len(self.config.stages):
                 return
-            self.stage, self.done, self.seen = self.stage + 1, 0, {}
+            self.stage, self.done, self.memory = self.stage + 1, 0, {}
 
     def run_stage(self, stage: StageConfig) -> None:
-        source = source_of(self, stage)
-        if isinstance(source, PolicySamples):
-            source.seen = self.seen
+        source = source_of(self, stage, self.memory)
         buffer = Buffer(
             questions_per_step=stage.questions_per_step, max_staleness=self.config.cluster.max_staleness,
             steps=stage.steps, done=self.done,
@@ -168,8 +166,8 @@ class Loop:
 
     @property
     def policy(self) -> str:
-        """Identifies the serving weights."""
-        return self.serving.policy
+        """Identifies the serving weights, the policy's and the reward model's."""
+        return self.serving.identity
 
     @contextmanager
     def timed(self, phase: str):
@@ -182,13 +180,13 @@ class Loop:
         state = {
             "stage": self.stage, "done": self.done, "step": self.step, "serving": self.serving.state(),
             "ledger_offset": self.ledger.offset(), "incarnation": self.ledger.incarnation, "seconds": self.seconds,
-            "sampled_tokens": self.sampled_tokens, "seen": self.seen, "labels": self.labeller.state(),
+            "sampled_tokens": self.sampled_tokens, "memory": self.memory, "labels": self.labeller.state(),
         }  # fmt: skip
         self.checkpoints.save(self.step, lambda directory: self.roles.learn("save", directory), state)
 
     def _restore(self, place: Path, state: dict) -> None:
         """The learner takes its state, and engines and reward actors the same versions with the same bytes as before."""
-        self.stage, self.done, self.seen = state["stage"], state["done"], state["seen"]
+        self.stage, self.done, self.memory = state["stage"], state["done"], state["memory"]
         self.seconds, self.sampled_tokens = state["seconds"], state["sampled_tokens"]
         self.labeller.restore(state["labels"])
         stage = self.config.stages[self.stage]

@@ -23,9 +23,10 @@ class Serving:
         self._canary = self._calibrated(questions, dtype)
 
     @property
-    def policy(self) -> str:
-        """Identifies the serving policy."""
-        return self.digests.get(str(self.version), "the model on disk")
+    def identity(self) -> str:
+        """Identifies the weights that serve, the policy's and the reward model's."""
+        held = str(self.version), f"reward model {self.roles.reward_version}"
+        return ", ".join(self.digests.get(name, "from disk") for name in held)
 
     def publish(self) -> float:
         """Make the learner's policy the serving version, if it is not; returns the canary's mean difference in nats."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import TypeAdapter
 
@@ -47,7 +47,7 @@ class Driver(Protocol):
 
     @property
     def policy(self) -> str:
-        """Identifies the serving weights."""
+        """Identifies the serving weights, the policy's and the reward model's."""
 
     def ask(self, leases: Sequence[Lease], what: str, *, booked: bool = True) -> list[Sample]:
         """All outputs of the leases, sampled by the serving version."""
@@ -77,8 +77,8 @@ class PolicySamples:
 
     driver: Driver
     stage: StageConfig
-    seen: dict[str, float] = field(default_factory=dict)
-    """What a selection has learnt of the questions; part of a checkpoint."""
+    memory: dict[str, Any]
+    """What a selection has learnt of the questions."""
     questions: dict[int, Question] = field(default_factory=dict)
     """Of the last call, by ordinal."""
 
@@ -90,7 +90,7 @@ class PolicySamples:
         if rows[0] is not None:
             self._observe(ordinals, rows, groups)
         for refill in range(1, self.stage.max_refills + 1):
-            flat = [n for n in ordinals if len({s.verdict.reward for s in groups[n]} - {None}) < 2]
+            flat = [n for n in ordinals if len({event.value for s in groups[n] for event in s.events}) < 2]
             if not flat:
                 break
             self.driver.record("dropped", (s.sample for n in flat for s in groups[n]), reason="no spread in the group")
@@ -113,14 +113,13 @@ class PolicySamples:
 
     def _selector(self) -> Selector:
         seed = f"{self.driver.config.seed}/{self.stage.name}"
-        return Selector(self.stage.selection, len(self.driver.data.train), seed, self.seen)
+        return Selector(self.stage.selection, len(self.driver.data.train), seed, self.memory)
 
     def _observe(self, ordinals: Sequence[int], rows: Sequence[int], groups: dict[int, list[ScoredSample]]) -> None:
         selector = self._selector()
         for n, row in zip(ordinals, rows, strict=True):
             right = [s.verdict.components["correct"] for s in groups[n] if "correct" in s.verdict.components]
-            if right:
-                selector.observe([row], [sum(right) / len(right)])
+            selector.observe(row, right, [s.verdict.reward for s in groups[n] if s.verdict.reward is not None])
 
 
 @dataclass(kw_only=True)
@@ -129,6 +128,7 @@ class Given:
 
     driver: Driver
     stage: StageConfig
+    memory: dict[str, Any]
     questions: ClassVar[dict[int, Question]] = {}
 
     def groups(self, ordinals: Sequence[int]) -> Groups:
@@ -149,11 +149,13 @@ class Given:
 class InitialSamples:
     """Outputs of the policy that the stage starts from, made once and judged; pairs of them where pairs are trained.
 
-    They are kept in the run directory: a resumed stage trains on the same.
+    They are kept in the run directory: a resumed stage trains on the same, whatever has been published meanwhile.
     """
 
     driver: Driver
     stage: StageConfig
+    memory: dict[str, Any]
+    """The name of their file."""
 
     def groups(self, ordinals: Sequence[int]) -> Groups:
         out = []
@@ -165,8 +167,11 @@ class InitialSamples:
 
     @cached_property
     def _made(self) -> Ordered[list[ScoredSample]]:
-        path = self.driver.dir / "offline" / f"{self.stage.name}-{self._origin()}.jsonl"
-        if not path.exists():
+        begun = "file" in self.memory
+        path = self.driver.dir / "offline" / self.memory.setdefault("file", f"{self.stage.name}-{self._origin()}.jsonl")
+        if begun and not path.exists():
+            raise ValueError(f"{path} is missing; expected the outputs that stage {self.stage.name} made when it began")
+        if not begun and not path.exists():
             self._make(path)
         with path.open("rb") as file:
             made = [_GROUP.validate_json(line) for line in file]
@@ -177,7 +182,7 @@ class InitialSamples:
     def _origin(self) -> str:
         """What decides the outputs, as a digest: the policy, and how it is asked and judged."""
         config = self.driver.config
-        settings = [self.stage.model_dump(mode="json"), config.reward.model_dump(mode="json"), config.rollout.temperature]
+        settings = [part.model_dump(mode="json") for part in (self.stage, config.reward, config.rollout)]
         return hashlib.sha256(json.dumps([self.driver.policy, settings]).encode()).hexdigest()[:12]
 
     def _make(self, path: Path) -> None:
@@ -218,9 +223,10 @@ def _as_judged(sample: Sample, events: Iterable[tuple[int, float]], reward: floa
 Source = PolicySamples | Given | InitialSamples
 
 
-def source_of(driver: Driver, stage: StageConfig) -> Source:
-    """The source that a stage's row and its `from_file` ask for."""
+def source_of(driver: Driver, stage: StageConfig, memory: dict[str, Any]) -> Source:
+    """The source that a stage's row and its `from_file` ask for; `memory` is what it keeps from step to step, JSON-able, and is
+    part of a checkpoint."""
     if stage.given:
-        return Given(driver=driver, stage=stage)
+        return Given(driver=driver, stage=stage, memory=memory)
     online = stage.resolved().data_source is DataSource.POLICY_SAMPLES
-    return (PolicySamples if online else InitialSamples)(driver=driver, stage=stage)
+    return (PolicySamples if online else InitialSamples)(driver=driver, stage=stage, memory=memory)

@@ -153,19 +153,24 @@ def score(
 ) -> list[list[list[float]]]:
     """Per sequence of token ids, per position to read in it, the K scalars. How sequences are batched does not matter.
 
+    Equal sequences get equal numbers to the last bit: each is scored once. Two batches differ by rounding, which a division
+    by the standard deviation of a group of equal outputs would make advantages of.
+
     `max_tokens`: of a batch, padding included; a longer sequence goes alone. Raises ValueError for a position outside.
     """
     for index, (ids, places) in enumerate(zip(sequences, positions, strict=True)):
         if any(not 0 <= place < len(ids) for place in places):
             raise ValueError(f"sequence {index}: positions {list(places)}, expected 0 to {len(ids) - 1}")
-    answers: list[list[list[float]]] = [[] for _ in sequences]
-    for batch in _batches([len(ids) if places else 0 for ids, places in zip(sequences, positions, strict=True)], max_tokens):
-        width = max(len(sequences[i]) for i in batch)
-        at = [row * width + place for row, i in enumerate(batch) for place in positions[i]]
-        values = iter(_score_rows(model, [sequences[i] for i in batch], width, at).T.tolist())
+    asked = [(tuple(ids), tuple(places)) for ids, places in zip(sequences, positions, strict=True)]
+    answers: dict[tuple[tuple[int, ...], tuple[int, ...]], list[list[float]]] = dict.fromkeys(asked, [])
+    distinct = list(answers)
+    for batch in _batches([len(ids) if places else 0 for ids, places in distinct], max_tokens):
+        width = max(len(distinct[i][0]) for i in batch)
+        at = [row * width + place for row, i in enumerate(batch) for place in distinct[i][1]]
+        values = iter(_score_rows(model, [distinct[i][0] for i in batch], width, at).T.tolist())
         for i in batch:
-            answers[i] = [next(values) for _ in positions[i]]
-    return answers
+            answers[distinct[i]] = [next(values) for _ in distinct[i][1]]
+    return [answers[one] for one in asked]
 
 
 def _batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

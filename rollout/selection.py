@@ -8,6 +8,7 @@ question left out is not trained on, and an accuracy seen while training is not 
 
 import math
 import random
+import statistics
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -38,22 +39,32 @@ class ByDifficulty(Strict):
             raise ValueError(f"least is {self.least} and most {self.most}; expected least <= most")
         return self
 
-    def weight(self, share: float | None) -> float:
+    def observed(self, right: Sequence[float], rewards: Sequence[float]) -> float | None:
+        """The share of right outputs."""
+        return statistics.fmean(right) if right else None
+
+    def weight(self, share: float | None, largest: float) -> float:
         return 1e6 if share is None else float(self.least <= share <= self.most)
 
 
 class Prioritised(Strict):
-    """Questions are drawn in proportion to the standard deviation of their group's success, sqrt(p (1 - p)), when last asked.
+    """Questions are drawn in proportion to the standard deviation of their group's rewards when last asked.
 
+    The rewards are those that the policy is trained on. A question not asked yet counts as the most varied one so far.
     Bias: the gradient weighs a question by its chance of being drawn; `floor` keeps every question in play.
     """
 
     cell: Literal["prioritised"] = "prioritised"
-    floor: float = Field(0.1, gt=0.0, le=0.5)
-    """Least weight of a question; 0.5 is the most that the standard deviation can be."""
+    floor: float = Field(0.2, gt=0.0, le=1.0)
+    """Least weight of a question, as a share of the largest."""
 
-    def weight(self, share: float | None) -> float:
-        return 0.5 if share is None else max(self.floor, math.sqrt(share * (1 - share)))
+    def observed(self, right: Sequence[float], rewards: Sequence[float]) -> float | None:
+        """The standard deviation (population) of the rewards."""
+        return statistics.pstdev(rewards) if rewards else None
+
+    def weight(self, deviation: float | None, largest: float) -> float:
+        largest = largest or 1.0
+        return largest if deviation is None else max(self.floor * largest, deviation)
 
 
 Selection = Annotated[Uniform | ByDifficulty | Prioritised, Field(discriminator="cell")]
@@ -62,9 +73,9 @@ Selection = Annotated[Uniform | ByDifficulty | Prioritised, Field(discriminator=
 class Selector:
     """Rows for the steps of one stage; what it has seen is its state."""
 
-    def __init__(self, selection: ByDifficulty | Prioritised, size: int, seed: str, shares: dict[str, float]):
-        """`shares` is the caller's and written to: row (as text, for JSON) -> share of right outputs when last asked."""
-        self._selection, self._size, self._seed, self._shares = selection, size, seed, shares
+    def __init__(self, selection: ByDifficulty | Prioritised, size: int, seed: str, seen: dict[str, float]):
+        """`seen` is the caller's and written to: row (as text, for JSON) -> what the selection observed when it was last asked."""
+        self._selection, self._size, self._seed, self._seen = selection, size, seed, seen
 
     def rows(self, step: int, count: int) -> list[int]:
         """`count` different rows for a step, by weight without replacement; rows of weight 0 only when no other is left.
@@ -72,15 +83,16 @@ class Selector:
         The same rows for the same step and state.
         """
         rng = random.Random(f"{self._seed}/step {step}")
-        keys = []
+        keys, largest = [], max(self._seen.values(), default=0.0)
         for row in range(self._size):
-            weight = self._selection.weight(self._shares.get(str(row)))
+            weight = self._selection.weight(self._seen.get(str(row)), largest)
             # The largest of u^(1/w) are a weighted draw without replacement (Efraimidis and Spirakis 2006); logarithms, since
             # u^(1/w) underflows for small weights.
             draw = math.log(1 - rng.random())
             keys.append((weight > 0, draw / weight if weight else draw, row))
         return [row for *_, row in sorted(keys, reverse=True)[:count]]
 
-    def observe(self, rows: Sequence[int], shares: Sequence[float]) -> None:
-        """The share of right outputs of each row's group."""
-        self._shares |= {str(row): share for row, share in zip(rows, shares, strict=True)}
+    def observe(self, row: int, right: Sequence[float], rewards: Sequence[float]) -> None:
+        """Take note of a row's group: 1 or 0 for each output whose answer could be judged, and the rewards trained on."""
+        if (value := self._selection.observed(right, rewards)) is not None:
+            self._seen[str(row)] = value

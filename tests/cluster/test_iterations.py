@@ -8,6 +8,7 @@ import pytest
 
 from cluster.config import RunConfig, load
 from cluster.metrics import read_jsonl
+from cluster.records import evaluation_rows
 from cluster.resume import Checkpoints
 from cluster.sampling import RunFailed
 from learner.algorithms import RewardModelRow
@@ -26,9 +27,9 @@ def configuration(output, stages, **changes):
     data = {"questions": task, "demonstrations": task, "hold_out": 6, "prompt": {"template": "plain"}}
     fields = {
         "name": "fake", "output": str(output), "model": {"init": "small-llama"}, "data": data, "checkpoint_every": 1,
-        "evaluation": {"samples_per_question": 2}, "rollout": {"workers": 2},
+        "evaluation": {"samples_per_question": 2}, "rollout": {"workers": 2}, "stages": [RATE | stage for stage in stages],
     }  # fmt: skip
-    return RunConfig.model_validate(fields | {"stages": [RATE | stage for stage in stages]} | changes)
+    return RunConfig.model_validate(fields | changes)
 
 
 ITERATIVE = [JUDGE | {"name": "first"}, GRPO | {"name": "grpo-1"}, JUDGE | {"name": "judge-1"}, GRPO | {"name": "grpo-2"}]
@@ -157,6 +158,36 @@ def test_offline_outputs_are_made_once_by_the_policy_that_the_stage_starts_from(
     assert list(loop.serving.digests) == ["1"], "the weights go out at the stage's end"
 
 
+@pytest.mark.parametrize("algorithm", ["rft", "dpo"])
+@pytest.mark.parametrize("fail_step", range(1, 7))
+def test_an_offline_stage_that_is_evaluated_on_its_way_resumes_with_its_first_outputs(
+    tmp_path, data, tokenizer, algorithm, fail_step
+):
+    stage = {"algorithm": algorithm, "steps": 6, "questions_per_step": 2, "samples_per_question": 4, "offline_questions": 8}
+    often = {"evaluation": {"samples_per_question": 2, "every": 2}}
+    unbroken = drive(configuration(tmp_path / "unbroken", [stage], **often), data, FakeRoles(tokenizer))
+    assert list(unbroken.serving.digests) == ["1", "2", "3"]
+    with pytest.raises(RuntimeError, match="killed"):
+        drive(configuration(tmp_path / "run", [stage], **often), data, FakeRoles(tokenizer, fail_step=fail_step))
+    (made,) = (tmp_path / "run" / "offline").iterdir()
+    changed = stage | {"optimizer": {"learning_rate": 2e-3}}
+    loop = drive(configuration(tmp_path / "run", [changed], checkpoint_every=2, **often), data, FakeRoles(tokenizer))
+    assert sample_files(loop.dir) == sample_files(unbroken.dir)
+    assert evaluation_rows(loop.dir) == evaluation_rows(unbroken.dir)
+    if fail_step > 1:
+        assert list((tmp_path / "run" / "offline").iterdir()) == [made]
+
+
+def test_offline_outputs_that_were_lost_are_not_made_again_by_another_policy(tmp_path, data, tokenizer):
+    rft = {"algorithm": "rft", "steps": 4, "questions_per_step": 2, "samples_per_question": 3}
+    config = configuration(tmp_path / "run", [rft])
+    with pytest.raises(RuntimeError, match="killed"):
+        drive(config, data, FakeRoles(tokenizer, fail_step=3))
+    next((config.output / "offline").iterdir()).unlink()
+    with pytest.raises(ValueError, match="is missing; expected the outputs that stage rft made when it began"):
+        drive(config, data, FakeRoles(tokenizer))
+
+
 def test_pairs_are_a_better_and_a_worse_output_of_one_question(tmp_path, data, tokenizer):
     dpo = {"algorithm": "dpo", "steps": 2, "questions_per_step": 3, "samples_per_question": 4, "offline_questions": 12}
     loop = drive(configuration(tmp_path / "run", [dpo]), data, FakeRoles(tokenizer))
@@ -236,7 +267,7 @@ def test_iterations_in_a_recipe_are_stages_written_out(tmp_path):
 def test_what_a_selection_learnt_survives_a_kill(tmp_path, data, tokenizer):
     stage = GRPO | {"algorithm": "rloo", "steps": 4, "selection": {"cell": "by_difficulty"}, "samples_per_question": 4}
     unbroken = drive(configuration(tmp_path / "unbroken", [stage]), data, FakeRoles(tokenizer))
-    assert len(unbroken.seen) == 8, "two new questions a step"
+    assert len(unbroken.memory) == 8, "two new questions a step"
     config = configuration(tmp_path / "run", [stage])
     with pytest.raises(RuntimeError, match="killed"):
         drive(config, data, FakeRoles(tokenizer, fail_step=3))

@@ -104,6 +104,18 @@ def test_scores_do_not_depend_on_batching(tiny_model_dir):
     torch.testing.assert_close(flat(back), flat(alone), atol=1e-5, rtol=0)
 
 
+def test_equal_outputs_score_equally_to_the_last_bit_however_they_are_batched(tiny_model_dir):
+    model, (ids, *others) = made(tiny_model_dir, "process"), random_ids(3, 7)
+    sequences = [x for other in others for x in (ids, ids, [*other, *ids])] + [ids] * 4
+    positions = [[0, len(ids) - 1] for _ in sequences]
+    for max_tokens in (1, 40, 64, 10_000):
+        scores = score(model, sequences, positions, max_tokens=max_tokens)
+        assert len({str(s) for x, s in zip(sequences, scores, strict=True) if x == ids}) == 1
+        assert len({str(s) for s in scores}) == 7
+    ends = score(model, [ids, ids], [[0], [len(ids) - 1]], max_tokens=64)
+    assert ends[0] != ends[1], "the same sequence read elsewhere is another question"
+
+
 def test_outputs_in_one_row_under_a_mask_of_four_dimensions_score_as_alone(tiny_model_dir):
     model = made(tiny_model_dir, members=2)
     prompt, outputs = [1, 7, 8], [[9, 10, 11], [12, 2]]
