@@ -8,10 +8,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from cluster.records import write_rows
 from cluster.sources import Driver, by_ordinal
 from cluster.stages import StageConfig
 from learner.algorithms import FileLabels, MonteCarloLabels, RuleLabels
@@ -27,7 +29,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Batch = Sequence[ScoredSample]
+_GROUP = TypeAdapter(list[ScoredSample])
 _GROUPS = TypeAdapter(list[list[ScoredSample]])
+HISTORY = "history.jsonl"
+"""Beside an exported reward model: one group a line."""
+WAVE = 2048
+"""Completions that are asked for together."""
 
 
 class Labeller:
@@ -41,7 +48,9 @@ class Labeller:
         self.replay = {
             kind: Replay(model.replay_groups, model.replay_share, driver.config.seed) for kind in ("labelled", "pairs")
         }
-        """The history by kind of example: a stage that ranks pairs cannot train on single outputs, nor the other way round."""
+        """The history by kind of example: a stage that ranks pairs cannot train on single outputs, nor the other way round. A
+        model from another run brings its own."""
+        self._read([path / HISTORY for path in model.path if (path / HISTORY).exists()])
         self.fresh: list[list[ScoredSample]] = []
         """Labelled groups of the stage under way."""
         self.trained = 0
@@ -70,6 +79,21 @@ class Labeller:
         self.replay[_kind(stage)].add(self.fresh)
         self.fresh, self.trained = [], 0
 
+    def write(self, directory: Path) -> None:
+        """The history, beside a reward model, for a run that trains it on."""
+        kept = (
+            (kind, _GROUP.dump_python(group, mode="json")) for kind, replay in self.replay.items() for group in replay.groups
+        )
+        write_rows(directory / HISTORY, ({"kind": kind, "group": group} for kind, group in kept))
+
+    def _read(self, paths: Sequence[Path]) -> None:
+        rows = (json.loads(line) for path in paths for line in path.read_text().splitlines())
+        for number, row in enumerate(rows):
+            # No name of a stage begins so: the group cannot be taken for one of this run's.
+            group = _GROUP.validate_json(json.dumps(row["group"]))
+            named = [replace(item, sample=replace(item.sample, group_id=f"@{number}")) for item in group]
+            self.replay[row["kind"]].add([named])
+
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         history = {kind: replay.state() for kind, replay in self.replay.items()}
@@ -85,29 +109,39 @@ class Labeller:
 
     def _by_rule(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
         if stage.pairs:
-            rng = random.Random(f"{self.driver.config.seed}/{batch[0].sample.group_id}/pairs")
+            rng = random.Random(f"{self.driver.config.seed}/{stage.name}/{min(questions)}/pairs")
             return pairs(batch, per_group=stage.pairs_per_question, rng=rng)
         if stage.resolved().supervision == "outcome":
             return outcome_labels(batch, "observed" if self.driver.config.reward.flip_share else "correct")
         return step_labels(list(questions.values()), batch, self.finder, self._rule)
 
     def _by_completions(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
-        """Every step but the last is as good as the answers that the policy reaches from its end; the last as its own."""
+        """Every step but the last is as good as the answers that the policy reaches from its end; the last as its own.
+
+        A completion is judged with what it completes, as the answer may stand before it.
+        """
         labels = stage.resolved().labels
         orders: list[Lease] = []
-        places: dict[int, tuple[int, int]] = {}
+        places: list[tuple[int, int]] = []
+        prefixes: list[str] = []
         for i, item in enumerate(batch):
             sample, ends = item.sample, self.finder.ends(item.sample.output_ids)
+            texts = self.finder.texts(sample.output_ids)
             for step, end in enumerate(ends[:-1]):
-                places[len(orders)] = (i, step)
+                places.append((i, step))
+                prefixes.append("".join(texts[: step + 1]))
                 prefix = replace(
                     questions[sample.ordinal], ordinal=len(orders), prompt_ids=sample.prompt_ids + sample.output_ids[: end + 1]
                 )
                 group = f"{sample.group_id}/{sample.index}/step-{step}"
                 orders.append(Lease(question=prefix, group_id=group, indices=tuple(range(labels.completions)), attempt=0))
-        samples = self.driver.ask(orders, "complete", booked=False)
-        judged = by_ordinal(self.driver.judge([order.question for order in orders], samples, "rule"))
-        marks: dict[tuple[int, int], list[int | None]] = {places[n]: [_mark(s) for s in group] for n, group in judged.items()}
+        marks: dict[tuple[int, int], list[int | None]] = {}
+        size = max(1, WAVE // labels.completions)
+        for wave in (orders[start : start + size] for start in range(0, len(orders), size)):
+            made = self.driver.ask(wave, "complete", booked=False)
+            whole = [replace(s, text=prefixes[s.ordinal] + s.text) for s in made]
+            for n, group in by_ordinal(self.driver.judge([order.question for order in wave], whole, "rule")).items():
+                marks[places[n]] = [_mark(s) for s in group]
         out = []
         for i, item in enumerate(batch):
             ends = self.finder.ends(item.sample.output_ids)

@@ -30,7 +30,7 @@ from cluster.config import RunConfig
 from cluster.labelling import Labeller, used
 from cluster.ledger import Ledger
 from cluster.metrics import Sinks
-from cluster.records import attempts, batch_metrics, evaluation_rows, sample_rows, write_rows
+from cluster.records import attempts, batch_metrics, evaluation_rows, sample_rows, whole_directory, write_rows
 from cluster.resume import Checkpoints
 from cluster.roles import Roles
 from cluster.sampling import RunFailed, Sampler
@@ -205,9 +205,10 @@ class Loop:
             self.serving.publish_reward_model()
         with self.timed("evaluate"):
             self.held_out.assess(stage)
-        with self.timed("other"):
-            self.roles.learn("export_reward_model", self.dir / "reward_model")
         self.labeller.finish(stage)
+        with self.timed("other"), whole_directory(self.dir / "reward_model") as place:
+            self.roles.learn("export_reward_model", place)
+            self.labeller.write(place)
 
     def _publish(self) -> float:
         """Make the learner's weights the serving version; returns the canary's mean difference in nats."""

@@ -1,8 +1,10 @@
-"""What a step leaves behind for people: its metrics from the batch, and a line for every sample."""
+"""What a step leaves behind for people: its metrics from the batch, and a line for every sample; files whole or not at all."""
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.metrics import Mean, read_jsonl
@@ -60,6 +62,16 @@ def write_rows(path: Path, rows: Iterable[dict | list]) -> None:
     with beside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     os.replace(beside, path)
+
+
+@contextmanager
+def whole_directory(place: Path) -> Iterator[Path]:
+    """A directory to fill that takes the place's name when the block ends: what was there before stays until then."""
+    beside = place.with_name(place.name + ".new")
+    shutil.rmtree(beside, ignore_errors=True)
+    yield beside
+    shutil.rmtree(place, ignore_errors=True)
+    beside.rename(place)
 
 
 def evaluation_rows(run_dir: Path, name: str = "evaluations.jsonl") -> list[dict]:

@@ -30,8 +30,10 @@ class Replay:
         self._seen = 0
         self._fresh = self._replayed = 0
 
-    def __len__(self) -> int:
-        return len(self._groups)
+    @property
+    def groups(self) -> list[Group]:
+        """What the history holds."""
+        return list(self._groups)
 
     def mix(self, fresh_groups: Sequence[Group], step: int) -> list[Group]:
         """The fresh groups, then different groups of the history, the same for the same seed, step and state.

@@ -71,6 +71,9 @@ def read_steps(rows: Sequence[Row], steps: str, labels: str) -> list[tuple[list[
         texts_fit = isinstance(texts, list) and texts and all(isinstance(x, str) and x.strip() for x in texts)
         if not texts_fit:
             problems.append((row.where, f"column {steps!r} is {texts!r:.60}; expected a list of steps, none blank"))
+        elif lines := [text for text in texts if "\n" in text]:
+            # Scores are read where a line ends, so a label in the middle of a step would stand elsewhere than its score.
+            problems.append((row.where, f"column {steps!r} has {lines[0]!r:.60}; expected steps of one line each"))
         elif not isinstance(values, list) or len(values) != len(texts) or not all(map(_label, values)):
             expected = f"a list of {len(texts)} numbers in 0..1, one a step"
             problems.append((row.where, f"column {labels!r} is {values!r:.60}; expected {expected}"))

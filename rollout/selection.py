@@ -74,7 +74,7 @@ class Selector:
     """Rows for the steps of one stage; what it has seen is its state."""
 
     def __init__(self, selection: ByDifficulty | Prioritised, size: int, seed: str, seen: dict[str, float]):
-        """`seen` is the caller's and written to: row (as text, for JSON) -> what the selection observed when it was last asked."""
+        """`seen` is the caller's and written to: row (as text, for JSON) -> what was observed when it was last asked."""
         self._selection, self._size, self._seed, self._seen = selection, size, seed, seen
 
     def rows(self, step: int, count: int) -> list[int]:

@@ -22,20 +22,24 @@ def output(text, index=0, group="judge/4") -> Sample:
     )  # fmt: skip
 
 
-class Driver:
-    """Completes a prefix rightly as often as `chances` says for the text so far."""
+CHANCES = {"19+4=23\n": 3, RIGHT[:16]: 4, "19+4=13\n": 1, SLIP[:16]: 0}
 
-    def __init__(self, chances):
+
+class Driver:
+    """Completes a prefix rightly (the first thing it says) as often as `chances` says for the text so far."""
+
+    def __init__(self, chances, says=("#### 21", "#### 20")):
         self.config = SimpleNamespace(seed=0, reward=RewardConfig())
-        self.chances, self.orders = chances, []
+        self.chances, self.says, self.orders, self.calls = chances, says, [], 0
 
     def ask(self, leases, what, *, booked=True):
         self.orders += leases
+        self.calls += 1
         out = []
         for lease in leases:
             so_far = TOKENIZER.decode(lease.question.prompt_ids[len(QUESTION.prompt_ids) :])
             for i in lease.indices:
-                text = "#### 21" if i < self.chances[so_far] else "#### 20"
+                text = self.says[i >= self.chances[so_far]]
                 made = output(text, i, lease.group_id)
                 out.append(Sample(**{f: getattr(made, f) for f in made.__slots__} | {"ordinal": lease.question.ordinal}))
         return out
@@ -59,7 +63,7 @@ def batch(driver):
 
 @pytest.mark.parametrize(("soft", "expected"), [(False, [1.0, 1.0, 1.0]), (True, [0.75, 1.0, 1.0])])
 def test_a_step_is_as_good_as_the_answers_reached_from_its_end(soft, expected):
-    driver = Driver({"19+4=23\n": 3, RIGHT[:16]: 4, "19+4=13\n": 1, SLIP[:16]: 0})
+    driver = Driver(CHANCES)
     cell = {"cell": "monte_carlo", "completions": 4, "soft": soft}
     labeller = Labeller(driver, TOKENIZER)
     right, slip = labels(labeller.examples(stage(labels=cell), batch(driver), {4: QUESTION}, 0))
@@ -67,6 +71,43 @@ def test_a_step_is_as_good_as_the_answers_reached_from_its_end(soft, expected):
     assert slip == [(7, 0.25 if soft else 1.0), (15, 0.0), (23, 0.0)], "the last step is the answer's own"
     assert [len(lease.indices) for lease in driver.orders] == [4] * 4
     assert len({lease.group_id for lease in driver.orders}) == 4
+
+
+def test_a_completion_is_judged_with_what_it_completes():
+    # The second step already holds the answer, so what follows it need not say it again.
+    text = "19+4=23\n#### 21\n0"
+    driver = Driver({"19+4=23\n": 0, "19+4=23\n#### 21\n": 2}, says=("0", "1"))
+    labeller = Labeller(driver, TOKENIZER)
+    judged = driver.judge([QUESTION], [output(text, 0)], "rule")
+    (item,) = labels(labeller.examples(stage(labels={"cell": "monte_carlo", "completions": 2}), judged, {4: QUESTION}, 0))
+    assert [value for _, value in item] == [0.0, 1.0, 1.0]
+
+
+def test_completions_are_asked_for_in_waves_and_each_finds_its_step(monkeypatch):
+    whole, waves = Driver(CHANCES), Driver(CHANCES)
+    cell = stage(labels={"cell": "monte_carlo", "completions": 4, "soft": True})
+    expected = labels(Labeller(whole, TOKENIZER).examples(cell, batch(whole), {4: QUESTION}, 0))
+    monkeypatch.setattr("cluster.labelling.WAVE", 7)
+    assert labels(Labeller(waves, TOKENIZER).examples(cell, batch(waves), {4: QUESTION}, 0)) == expected
+    assert (whole.calls, waves.calls) == (1, 4)
+
+
+def test_a_model_from_another_run_brings_the_history_it_was_trained_on(tmp_path):
+    driver = Driver({})
+    before = Labeller(driver, TOKENIZER)
+    before.examples(stage("outcome_model"), batch(driver), {4: QUESTION}, 0)
+    before.finish(stage("outcome_model"))
+    before.write(tmp_path)
+    driver.config.reward = RewardConfig(model={"path": [str(tmp_path)], "replay_share": 0.5})
+    again = Labeller(driver, TOKENIZER)
+    mixed = again.examples(stage("outcome_model"), batch(driver), {4: QUESTION}, 0)
+    assert [item.sample.group_id for item in mixed] == ["judge/4/pair-0"] * 2 + ["@0"] * 2
+    assert [(m.events, m.sample.output_ids) for m in mixed[:2]] == [(m.events, m.sample.output_ids) for m in mixed[2:]]
+
+
+def test_a_step_without_any_output_makes_no_example():
+    driver = Driver({})
+    assert Labeller(driver, TOKENIZER).examples(stage("outcome_model"), [], {4: QUESTION}, 0) == []
 
 
 def test_the_rule_labels_steps_from_the_first_mistake_on_as_wrong():
@@ -82,11 +123,11 @@ def test_what_a_stage_labelled_is_history_for_the_next_and_survives_a_checkpoint
     assert [item.sample.group_id for item in fresh] == ["judge/4/pair-0"] * 2 and fresh[0].events[0].value == 1.0
     assert used(fresh, [0.0, None], batch(driver)) == [True, False]
     again.restore(labeller.state())
-    assert again.fresh == labeller.fresh and not any(map(len, again.replay.values()))
+    assert again.fresh == labeller.fresh and not any(replay.groups for replay in again.replay.values())
     labeller.finish(stage("outcome_model"))
-    assert len(labeller.replay["pairs"]) == 1 and not labeller.fresh
+    assert len(labeller.replay["pairs"].groups) == 1 and not labeller.fresh
     again.restore(labeller.state())
-    assert len(again.replay["pairs"]) == 1
+    assert len(again.replay["pairs"].groups) == 1
 
 
 def test_a_stage_on_single_outputs_leaves_the_pairs_of_another_in_the_history():

@@ -70,7 +70,7 @@ def test_a_bounded_history_keeps_every_group_with_the_same_chance():
         replay = Replay(3, 0.9, seed)
         for start in (0, 4, 8):
             replay.add([group(f"{k}", 1) for k in range(start, start + 4)])
-        assert len(replay) == 3
+        assert len(replay.groups) == 3
         for name in names(replay.mix([group("new", 1)] * 9, 0)[9:]):
             kept[int(name)] += 1
     assert sum(kept) == 4500

@@ -53,6 +53,8 @@ def test_labels_stand_at_the_last_token_of_their_steps(tmp_path, tokenizer):
     [
         ({"q": "1", "steps": "1+1", "labels": [1]}, "column 'steps' is '1\\+1'; expected a list of steps"),
         ({"q": "1", "steps": ["1", " "], "labels": [1, 1]}, "column 'steps'"),
+        ({"q": "1", "steps": ["1", "2\n3"], "labels": [1, 1]}, "column 'steps' has '2.*'; expected steps of one line each"),
+        ({"q": "1", "steps": ["1\n", "2"], "labels": [1, 1]}, "expected steps of one line each"),
         ({"q": "1", "steps": ["1", "2"], "labels": [1]}, "column 'labels' is \\[1\\]; expected a list of 2 numbers"),
         ({"q": "1", "steps": ["1"], "labels": [1.5]}, "expected a list of 1 numbers in 0..1"),
         ({"q": "1", "steps": ["1"]}, "column 'labels' is None"),
