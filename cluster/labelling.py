@@ -112,7 +112,8 @@ class Labeller:
             rng = random.Random(f"{self.driver.config.seed}/{stage.name}/{min(questions)}/pairs")
             return pairs(batch, per_group=stage.pairs_per_question, rng=rng)
         if stage.resolved().supervision == "outcome":
-            return outcome_labels(batch, "observed" if self.driver.config.reward.flip_share else "correct")
+            component = "observed" if self.driver.config.reward.flip_share else "correct"
+            return outcome_labels(batch, component, every_token=stage.resolved().labels.every_token)
         return step_labels(list(questions.values()), batch, self.finder, self._rule)
 
     def _by_completions(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:

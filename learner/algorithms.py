@@ -125,6 +125,9 @@ class RuleLabels(Strict):
     """The rule: of the final answer (outcome), or of every step where the task can tell (process)."""
 
     cell: Literal["rule"] = "rule"
+    every_token: bool = False
+    """For an outcome model: the answer's label at every token instead of the last, so that the score learns how likely a right
+    answer still is (token-level verifiers, Cobbe et al., arXiv 2110.14168). Only the last token's score is a reward."""
 
 
 class MonteCarloLabels(Strict):
@@ -170,6 +173,11 @@ class RewardModelRow(Strict):
             raise ValueError("objective ranking compares whole outputs; expected cross_entropy for a process model")
         if self.supervision == "outcome" and isinstance(self.labels, MonteCarloLabels):
             raise ValueError("labels monte_carlo complete an output from its steps; expected rule or file for an outcome model")
+        everywhere = isinstance(self.labels, RuleLabels) and self.labels.every_token
+        if everywhere and (self.supervision == "process" or isinstance(self.objective, Ranking)):
+            raise ValueError(
+                "labels every_token: expected an outcome model with objective cross_entropy"
+            )
         if given != isinstance(self.labels, FileLabels):
             raise ValueError(
                 f"labels file come with outputs from a file (data source demonstrations or pairs), other labels with sampled "

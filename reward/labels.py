@@ -25,10 +25,20 @@ class Steps(Protocol):
     def texts(self, output_ids: Sequence[int]) -> tuple[str, ...]: ...
 
 
-def outcome_labels(scored: Sequence[ScoredSample], component: str = "correct") -> list[ScoredSample]:
-    """Each sample whose answer was judged, with its correctness (or another component of its verdict) at the last token."""
-    judged = (item for item in scored if component in item.verdict.components and item.sample.output_ids)
-    return [_at_the_end(item, item.verdict.components[component]) for item in judged]
+def outcome_labels(
+    scored: Sequence[ScoredSample], component: str = "correct", *, every_token: bool = False
+) -> list[ScoredSample]:
+    """Each sample whose answer was judged, with its correctness (or another component of its verdict) at the last token.
+
+    `every_token`: the same label at every token.
+    """
+    made = []
+    for item in scored:
+        if component in item.verdict.components and item.sample.output_ids:
+            value, last = item.verdict.components[component], len(item.sample.output_ids) - 1
+            where = range(last + 1) if every_token else [last]
+            made.append(replace(item, events=tuple(RewardEvent(position=t, value=value) for t in where)))
+    return made
 
 
 def pairs(scored: Sequence[ScoredSample], *, per_group: int, rng: random.Random) -> list[ScoredSample]:

@@ -158,6 +158,8 @@ def test_the_labels_and_the_objective_of_a_reward_model_can_be_replaced():
         ("process_model", {"objective": {"cell": "ranking"}}, "expected cross_entropy for a process model"),
         ("outcome_model", {"labels": {"cell": "monte_carlo"}}, "expected rule or file for an outcome model"),
         ("outcome_model", {"labels": {"cell": "file"}}, "found file and policy_samples"),
+        ("outcome_model", {"labels": {"every_token": True}}, "every_token: expected an outcome model"),
+        ("process_model", {"labels": {"every_token": True}}, "every_token: expected an outcome model"),
         ("outcome_model", {"data_source": PAIRS}, "found rule and pairs"),
         (
             "outcome_model",

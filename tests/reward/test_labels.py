@@ -26,6 +26,8 @@ def test_an_outcome_label_is_the_true_correctness_at_the_last_token():
     assert [item.sample.index for item in labelled] == [0, 1, 4], "without a true answer there is no label"
     assert events(labelled) == [[(2, 1.0)], [(4, 0.0)], [(2, 1.0)]]
     assert labelled[0].verdict == scored[0].verdict
+    everywhere = outcome_labels(scored, every_token=True)
+    assert events(everywhere) == [[(t, 1.0) for t in range(3)], [(t, 0.0) for t in range(5)], [(t, 1.0) for t in range(3)]]
 
 
 def test_every_pair_has_a_better_and_a_worse_one_and_equal_rewards_make_none():
