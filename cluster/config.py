@@ -10,12 +10,10 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from cluster import stages
-from cluster.explain import Loc
+from cluster.contradictions import contradictions
 from cluster.recipe import ConfigError, Recipe, dump, item_names
 from cluster.stages import Name, StageConfig, refusal
 from learner.config import LearnerConfig
-from learner.credit import DenoisedGroupRelative
 from reward.config import RewardConfig
 from rollout.config import DataConfig, ModelConfig, RolloutConfig, Strict
 
@@ -95,78 +93,6 @@ class RunConfig(Strict):
         if problems := contradictions(self):
             raise refusal(problems)
         return self
-
-
-def contradictions(config: RunConfig) -> list[tuple[Loc, str]]:
-    """Pairs of settings that exclude each other, each with the reason."""
-    data, names = config.data, [stage.name for stage in config.stages]
-    out: list[tuple[Loc, str]] = []
-    for i, stage in enumerate(config.stages):
-        for key, why in stages.contradictions(stage, data):
-            out.append((("stages", i, key), why))
-        if stage.name in names[:i]:
-            out.append(
-                (("stages", i, "name"), f"'{stage.name}' is stage {names.index(stage.name)} too; expected different names")
-            )
-    out += _reward_model_contradictions(config)
-    binary = config.reward.correct == 1 and config.reward.format == 0
-    for i, stage in enumerate(config.stages):
-        if stage.trains_policy and isinstance(stage.resolved().credit, DenoisedGroupRelative) and not binary:
-            why = "estimates flips of 0/1 rewards; expected reward.correct: 1 and reward.format: 0"
-            out.append((("stages", i, "credit"), why))
-    if data.demonstrations and data.demonstrations.task is None and data.demonstrations.response is None:
-        why = "missing; expected a template for the demonstrated output, such as '{solution}\\n#### {answer}'"
-        out.append((("data", "demonstrations", "response"), why))
-    if data.prompt.system is not None and data.prompt.template == "plain":
-        out.append((("data", "prompt", "system"), "given, but template: plain has no system message; expected template: chat"))
-    if config.model.init:
-        sources = {"questions": data.questions, "demonstrations": data.demonstrations, "evaluation": data.evaluation}
-        for name, source in sources.items():
-            if source and source.task is None:
-                why = f"model.init {config.model.init} reads built-in tasks only; expected `task`, or a model.path instead"
-                out.append((("data", name), why))
-    return out
-
-
-def _reward_model_contradictions(config: RunConfig) -> list[tuple[Loc, str]]:
-    """A reward model must be there before it judges, and a run has one kind of it."""
-    out: list[tuple[Loc, str]] = []
-    there, kind = config.reward.model is not None and bool(config.reward.model.path), supervision(config)
-    for i, stage in enumerate(config.stages):
-        asked = _supervision(stage)
-        if asked not in (None, kind):
-            why = f"has a reward model for {asked} supervision, an earlier stage one for {kind}; expected one kind"
-            out.append((("stages", i, "algorithm"), why))
-        there = there or not stage.trains_policy
-        if asked and not there:
-            expected = "expected reward.model.path, an earlier stage that trains one, or reward: rule"
-            why = f"the reward is '{stage.resolved().reward}'; {expected}"
-            out.append((("stages", i, "algorithm"), why))
-    if config.reward.model is not None and kind is None:
-        out.append((("reward", "model"), "given, but no stage trains a reward model or is rewarded by one"))
-    if kind == "outcome" and config.reward.model is not None and config.reward.model.process_reward != "probability":
-        out.append((("reward", "model", "process_reward"), "given, but the reward model is for outcome supervision"))
-    if config.reward.flip_share and all(stage.reward_source != "rule" for stage in config.stages):
-        out.append((("reward", "flip_share"), "given, but no stage is rewarded by the rule"))
-    boundary = config.reward.model.step_boundary if config.reward.model else "newline"
-    if config.data.labelled_steps and boundary != "newline":
-        why = f"found '{boundary}', but the steps of data.labelled_steps end with a newline; expected newline"
-        out.append((("reward", "model", "step_boundary"), why))
-    return out
-
-
-SUPERVISION = {"outcome_model": "outcome", "process_model": "process"}
-"""What the model behind a reward judges."""
-
-
-def _supervision(stage: StageConfig) -> str | None:
-    row = stage.resolved()
-    return SUPERVISION.get(row.reward) if stage.trains_policy else row.supervision
-
-
-def supervision(config: RunConfig) -> str | None:
-    """What the run's reward model judges, outcome or process; None for a run without one."""
-    return next((kind for stage in config.stages if (kind := _supervision(stage))), None)
 
 
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:

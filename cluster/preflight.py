@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.config import RunConfig, supervision
+from cluster.config import RunConfig
+from cluster.contradictions import supervision
 from learner.algorithms import Need
 from reward.config import RewardModelConfig, member_directories
 from reward.rules import well_formed

@@ -11,7 +11,8 @@ from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.actors import LearnerActor, Model, Receivers, RewardActor, RolloutActor, gather
-from cluster.config import RunConfig, supervision
+from cluster.config import RunConfig
+from cluster.contradictions import supervision
 from cluster.placement import place
 from cluster.sync import publish_reward_model
 from learner.algorithms import RewardSource

@@ -175,9 +175,7 @@ class RewardModelRow(Strict):
             raise ValueError("labels monte_carlo complete an output from its steps; expected rule or file for an outcome model")
         everywhere = isinstance(self.labels, RuleLabels) and self.labels.every_token
         if everywhere and (self.supervision == "process" or isinstance(self.objective, Ranking)):
-            raise ValueError(
-                "labels every_token: expected an outcome model with objective cross_entropy"
-            )
+            raise ValueError("labels every_token: expected an outcome model with objective cross_entropy")
         if given != isinstance(self.labels, FileLabels):
             raise ValueError(
                 f"labels file come with outputs from a file (data source demonstrations or pairs), other labels with sampled "

@@ -67,7 +67,7 @@ class Accepted(Credit):
     cell: Literal["accepted"] = "accepted"
     formula: ClassVar[str] = "I(o)"
     threshold: float = 0.5
-    """Of the sum of the output's rewards."""
+    """Of the sum of the output's rewards. An outcome model's reward is a logit: even odds are 0 there."""
     over: Literal["all", "kept"] = "all"
     """All samples, rejected ones at 0 (eq. 8), or accepted ones only: each question that has any then counts the same."""
 
@@ -137,6 +137,12 @@ class GroupRelative(_WithinGroup):
     """Divide by the group's standard deviation (the paper), or only subtract the mean (Dr. GRPO)."""
     ddof: Literal[0, 1] = 0
     """Population (0) or sample (1) standard deviation."""
+
+    @model_validator(mode="after")
+    def _ddof_is_read(self):
+        if self.ddof and not self.normalize_std:
+            raise ValueError("ddof: given, but normalize_std is false, so no standard deviation is taken")
+        return self
 
     @property
     def formula(self) -> str:

@@ -59,7 +59,8 @@ class RewardModelConfig(Strict):
     def _agree(self):
         if self.path and self.members != 1:
             raise ValueError(f"members: found {self.members}, but the directories of `path` decide; leave members out")
-        if self.combine != "mean" and not self.path and self.members == 1:
+        here = all(path.exists() for path in self.path)
+        if self.combine != "mean" and here and self.count == 1:
             raise ValueError(
                 f"combine: found {self.combine} for a single model, expected an ensemble: several members or paths"
             )

@@ -24,7 +24,7 @@ RATE = {"optimizer": {"learning_rate": 1e-3}}
 
 def configuration(output, stages, **changes):
     task = {"task": "chained-arithmetic", "rows": 60}
-    data = {"questions": task, "demonstrations": task, "hold_out": 6, "prompt": {"template": "plain"}}
+    data = {"questions": task, "hold_out": 6, "prompt": {"template": "plain"}}
     fields = {
         "name": "fake", "output": str(output), "model": {"init": "small-llama"}, "data": data, "checkpoint_every": 1,
         "evaluation": {"samples_per_question": 2}, "rollout": {"workers": 2}, "stages": [RATE | stage for stage in stages],
