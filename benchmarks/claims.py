@@ -9,28 +9,12 @@ Runs are kept below --runs and taken up where they stopped; a finished run is re
 """
 
 import argparse
-import json
 import random
-import subprocess
 import sys
 from pathlib import Path
 
-RECIPES = Path(__file__).resolve().parents[1] / "deploy" / "recipes"
-
-
-def finished(run_dir: Path, recipe: str, *overrides: str) -> dict:
-    """The summary of the run in this directory, run or resumed first if it is not finished."""
-    cohort = Path(sys.executable).with_name("cohort")
-    if not (run_dir / "summary.json").exists():
-        command = ["train", str(RECIPES / f"{recipe}.yaml"), f"output={run_dir}", *overrides]
-        if (run_dir / "config.yaml").exists():
-            command = ["resume", str(run_dir)]
-        subprocess.run([str(cohort), *command], check=True, timeout=4 * 3600)
-    return json.loads((run_dir / "summary.json").read_text())
-
-
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+from cluster.metrics import read_jsonl
+from runs import finished
 
 
 def share(outputs: list[dict]) -> float:
@@ -83,7 +67,7 @@ def zero_rate(args) -> bool:
     summary = finished(run_dir, "quickstart", "stages.grpo.optimizer.learning_rate=0", "stages.grpo.steps=40")
     show("learning rate 0", summary)
     digests = set(summary["versions"].values())
-    steps = [r for r in rows(run_dir / "metrics.jsonl") if r["stage"] == "grpo"]
+    steps = [r for r in read_jsonl(run_dir / "metrics.jsonl") if r["stage"] == "grpo"]
     early, late = ([r["mismatch_mean"] for r in part] for part in (steps[:10], steps[-10:]))
     print(f"digests: {len(digests)} over {len(summary['versions'])} versions; mismatch mean {sum(early) / 10:.2e} in the first")
     print(f"ten steps, {sum(late) / 10:.2e} in the last; canary at most {max(r['canary_mean'] for r in steps):.2e}")
@@ -100,20 +84,20 @@ def smollm2(args) -> bool:
     ]
     summary = finished(run_dir, "smollm2", *files)
     show("smollm2", summary)
-    last = [r["step"] for r in rows(run_dir / "evaluations.jsonl")]
+    last = [r["step"] for r in read_jsonl(run_dir / "evaluations.jsonl")]
     before, after = (
-        {r["id"]: share(r["sampled"]) for r in rows(run_dir / "evaluations" / f"step_{step}.jsonl")}
+        {r["id"]: share(r["sampled"]) for r in read_jsonl(run_dir / "evaluations" / f"step_{step}.jsonl")}
         for step in (summary["stages"][0]["steps"], last[-1])
     )
     gains = [after[i] - before[i] for i in before]
     rng = random.Random(0)
     means = sorted(sum(rng.choices(gains, k=len(gains))) / len(gains) for _ in range(10_000))
     low, high = means[250], means[9749]
-    steps = [r for r in rows(run_dir / "metrics.jsonl") if r["stage"] == "grpo"]
+    steps = [r for r in read_jsonl(run_dir / "metrics.jsonl") if r["stage"] == "grpo"]
     # Checkpoints are written between steps: they count as other too.
     spent = sum(summary["seconds"][phase] for phase in ("generate", "score", "train", "sync"))
     other = summary["seconds"]["other"] / (spent + summary["seconds"]["other"])
-    warm = sum(r["seconds_step"] for r in rows(run_dir / "metrics.jsonl") if r["stage"] == "sft") / 60
+    warm = sum(r["seconds_step"] for r in read_jsonl(run_dir / "metrics.jsonl") if r["stage"] == "sft") / 60
     rl = (sum(r["seconds_step"] for r in steps) + summary["seconds"]["evaluate"]) / 60
     gain = sum(gains) / len(gains)
     print(f"{len(gains)} held-out questions: gain {gain:+.3f}, paired bootstrap 95% [{low:+.3f}, {high:+.3f}]")

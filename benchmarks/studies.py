@@ -3,121 +3,62 @@
     python benchmarks/studies.py rows        every recipe against its warm start: PASS when the gain is over two standard errors
     python benchmarks/studies.py judges      outcome model: 80% of held-out pairs; process model: 85% balanced accuracy of steps
     python benchmarks/studies.py figure5     RFT, Online RFT, GRPO with either supervision: accuracy by questions seen
-    python benchmarks/studies.py figure6     iterative GRPO: accuracy after 0, 1, 2 iterations
+    python benchmarks/studies.py figure6     iterative GRPO: accuracy after every iteration
     python benchmarks/studies.py figure7     Maj@K and Pass@K, K = 1..64, before and after GRPO, temperature 0.7
+    python benchmarks/studies.py overoptimisation    a trained model's reward against the true one, over 40 steps
     python benchmarks/studies.py noise       flipped rewards: plain against noise-robust credit
     python benchmarks/studies.py selection   which questions are asked: uniform, by difficulty, prioritised
     python benchmarks/studies.py transfer    questions longer and shorter than those trained on
 
 One run per (row, seed) below --runs: a study goes on where it stopped, and studies share their runs. Each writes
-benchmarks/<study>.json and .png and prints what it found.
+benchmarks/<study>.json and .png and prints what it found. The lengths of recipes were chosen on seed 3.
 """
 
 import argparse
 import json
-import math
-import shutil
-import statistics
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
-from claims import finished, rows
+from plots import draw
 
-from learner.algorithms import TABLE
+from cluster.metrics import read_jsonl
+from rollout.tasks import items
+from runs import Runs, accuracy, curve, evaluations, gain, minutes, spread, summary
 
 HERE = Path(__file__).resolve().parent
-COHORT = Path(sys.executable).with_name("cohort")
 ROWS = ("rft", "online_rft", "dpo", "ppo", "grpo", "grpo_process", "grpo_rule", "grpo_iterative")
 MORE_ROWS = ("dr_grpo", "dapo", "rloo", "gspo", "cispo")
-JUDGES = {"ppo": "outcome_model", "grpo": "outcome_model", "grpo_iterative": "outcome_model", "grpo_process": "process_model"}
-"""Recipes whose reward is a trained model, and the recipe that trains it."""
+SHARED = ("sft", "outcome_model", "process_model")
+"""Recipes that others start from."""
+Found = tuple[dict, list[str], bool]
+"""The data, in words what was found, and whether it is as was asked."""
 
 
-class Runs:
-    """Runs of the recipes, one a directory."""
-
-    def __init__(self, root: Path, seeds: Sequence[int]):
-        self.root, self.seeds = root, seeds
-
-    def warm_start(self, seed: int) -> Path:
-        """The directory of the seed's warm start."""
-        run, policy = self.root / f"warm-{seed}", self.root / f"warm-{seed}-policy"
-        if not policy.exists():
-            finished(run, "sft", f"seed={seed}")
-            beside = policy.with_name(policy.name + ".new")
-            shutil.rmtree(beside, ignore_errors=True)
-            subprocess.run([str(COHORT), "export", str(run), str(beside)], check=True, timeout=600)
-            beside.rename(policy)
-        return policy
-
-    def run(self, name: str, recipe: str, seed: int, *overrides: str) -> Path:
-        """The finished run of a recipe from the seed's warm start and, where it takes one, the seed's reward model."""
-        place = self.root / f"{name}-{seed}"
-        if recipe in JUDGES:
-            judge = self.run(JUDGES[recipe], JUDGES[recipe], seed)
-            overrides = (f"reward.model.path=[{judge / 'reward_model'}]", *overrides)
-        finished(place, recipe, f"seed={seed}", f"model.path={self.warm_start(seed)}", *overrides)
-        return place
-
-    def all(self, name: str, recipe: str, *overrides: str) -> list[Path]:
-        """One run a seed."""
-        return [self.run(name, recipe, seed, *overrides) for seed in self.seeds]
-
-
-def evaluations(run: Path) -> list[dict]:
-    return rows(run / "evaluations.jsonl")
-
-
-def summary(run: Path) -> dict:
-    return json.loads((run / "summary.json").read_text())
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error over the seeds."""
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
-def rows_study(runs: Runs) -> tuple[dict, list[str], bool]:
+def rows(runs: Runs) -> Found:
     """Every recipe against its warm start."""
     data, words, passed = {}, [], True
     for row in ROWS + MORE_ROWS:
         places = runs.all(row, row)
-        gains = [summary(p)["accuracy_after"] - summary(p)["accuracy_before"] for p in places]
-        minutes = max(sum(summary(p)["seconds"].values()) for p in places) / 60
+        gains, longest = [gain(p) for p in places], max(minutes(p) for p in places)
         mean, error = spread(gains)
-        better = mean > 2 * error and minutes <= 4
+        better = mean > 2 * error and longest <= 4
         passed &= better
-        data[row] = {"gains": gains, "mean": mean, "standard_error": error, "minutes": minutes}
+        data[row] = {"gains": gains, "mean": mean, "standard_error": error, "minutes": longest}
         words.append(
-            f"{row}: {mean:+.3f} ± {error:.3f} (standard error), {minutes:.1f} minutes: {'PASS' if better else 'FAIL'}"
+            f"{row}: {mean:+.3f} ± {error:.3f} (standard error), at most {longest:.1f} minutes: {'PASS' if better else 'FAIL'}"
         )
+    shared = {name: max(minutes(runs.root / f"{name}-{seed}") for seed in runs.seeds) for name in SHARED}
+    words.append("made once a seed: " + ", ".join(f"{name} {longest:.1f} minutes" for name, longest in shared.items()))
     return data, words, passed
 
 
-def curve(places: Sequence[Path], x, y: str = "accuracy") -> list[tuple[float, float, float]]:
-    """(x, mean, standard error) over the runs at every evaluation; `x` maps (run, evaluation) to a number."""
-    per_run = [[(x(p, e), e[y]) for e in evaluations(p)] for p in places]
-    return [(points[0][0], *spread([v for _, v in points])) for points in zip(*per_run, strict=True)]
-
-
-def questions_seen(run: Path, evaluation: dict) -> float:
-    """By the policy: steps of stages that train it, times their questions."""
-    seen = 0
-    left = evaluation["step"]
-    for stage in summary(run)["stages"]:
-        steps = min(left, stage["steps"])
-        left -= steps
-        seen += steps * stage["questions_per_step"] * (stage["algorithm"] in TABLE)
-    return seen
-
-
-def judges(runs: Runs) -> tuple[dict, list[str], bool]:
+def judges(runs: Runs) -> Found:
     """Outcome and process models on held-out outputs."""
     data, words, passed = {}, [], True
     for recipe, measure, least in (("outcome_model", "pair_accuracy", 0.80), ("process_model", "balanced_accuracy", 0.85)):
-        found = [rows(place / "reward_model.jsonl")[-1] for place in runs.all(recipe, recipe)]
+        found = [read_jsonl(place / "reward_model.jsonl")[-1] for place in runs.all(recipe, recipe)]
         values, areas = [row[measure] for row in found], [row["auroc"] for row in found]
         passed &= min(values) >= least
         data[recipe] = {measure: values, "auroc": areas, "mean": spread(values)[0], "standard_error": spread(values)[1]}
@@ -126,46 +67,95 @@ def judges(runs: Runs) -> tuple[dict, list[str], bool]:
     return data, words, passed
 
 
-def figure5(runs: Runs) -> tuple[dict, list[str], bool]:
-    """The paper's four, and GRPO with the rule as the reward, which separates the change of reward from that of credit."""
-    names = {
-        "RFT": "rft", "Online RFT": "online_rft", "GRPO, rule": "grpo_rule", "GRPO+OS": "grpo", "GRPO+PS": "grpo_process",
+def equal(runs: Runs, recipe: str) -> list[Path]:
+    """The recipe with as many steps, questions, outputs and the same optimizer as those of Online RFT and GRPO by the rule."""
+    fields = {
+        "steps": "40", "questions_per_step": "16", "samples_per_question": "16",
+        "optimizer": "{learning_rate: 1.5e-4, warmup_updates: 10, schedule: linear}",
     }  # fmt: skip
-    data = {label: curve(runs.all(recipe, recipe), questions_seen) for label, recipe in names.items()}
-    ends = {label: points[-1][1:] for label, points in data.items()}
-    words = [f"{label}: {mean:.3f} ± {error:.3f} at the end" for label, (mean, error) in ends.items()]
+    if recipe == "rft":
+        fields["offline_questions"] = "null"
+    overrides = (f"stages.0.{key}={value}" for key, value in fields.items())
+    return runs.all(f"{recipe}-40", recipe, "evaluation.every=10", *overrides)
+
+
+def figure5(runs: Runs) -> Found:
+    """The paper's four, and GRPO with the rule as the reward, which separates the change of reward from that of credit."""
+    places = {
+        "RFT": equal(runs, "rft"), "Online RFT": runs.all("online_rft", "online_rft"),
+        "GRPO, rule": runs.all("grpo_rule", "grpo_rule"), "GRPO+OS": equal(runs, "grpo"),
+        "GRPO+PS": equal(runs, "grpo_process"),
+    }  # fmt: skip
+    data = {label: curve(found, accuracy) for label, found in places.items()}
+    words = []
+    for label, points in data.items():
+        best = max(points, key=lambda point: point[1])
+        words.append(
+            f"{label}: {points[0][1]:.3f} -> {points[-1][1]:.3f} ± {points[-1][2]:.3f} after {points[-1][0]:.0f} questions, "
+            f"at best {best[1]:.3f} ± {best[2]:.3f} after {best[0]:.0f}"
+        )
     paper = ["RFT", "Online RFT", "GRPO+OS", "GRPO+PS"]
-    found = sorted(paper, key=lambda label: ends[label][0])
-    words.append(f"the paper's order is {' < '.join(paper)}; found {' < '.join(found)}")
+    for when, at in (("at the end", lambda ys: ys[-1]), ("at its best", max)):
+        found = sorted(paper, key=lambda label: at([y for _, y, _ in data[label]]))
+        words.append(f"{when}: {' < '.join(found)}; the paper: {' < '.join(paper)}")
+    asked = {name: summary(runs.run(name, name, runs.seeds[0]))["stages"][0] for name in ("outcome_model", "process_model")}
+    seen = [f"{name} {stage['steps'] * stage['questions_per_step']}" for name, stage in asked.items()]
+    words.append(f"questions that the reward models were trained on, one output each, are not on the axis: {', '.join(seen)}")
     return data, words, True
 
 
-def figure6(runs: Runs) -> tuple[dict, list[str], bool]:
+def overoptimisation(runs: Runs) -> Found:
+    """What the model gives to the outputs of a step's questions, which are new, and what the rule says of them."""
+    data, words = {}, []
+    for label, recipe in (("outcome model", "grpo"), ("process model", "grpo_process")):
+        places = equal(runs, recipe)
+        for key, name in (("reward", "the model's reward"), ("accuracy", "true accuracy")):
+            data[f"{label}: {name}"] = curve(places, lambda place, key=key: _windows(place, key))
+        said, true = (data[f"{label}: {name}"] for name in ("the model's reward", "true accuracy"))
+        best = max(true, key=lambda point: point[1])
+        words.append(
+            f"{label}: its reward {said[0][1]:.3f} -> {said[-1][1]:.3f}; true accuracy {true[0][1]:.3f} -> {true[-1][1]:.3f}, "
+            f"at best {best[1]:.3f} around step {best[0]:.0f}"
+        )
+    return data, words, True
+
+
+def _windows(run: Path, key: str, size: int = 5) -> list[tuple[float, float]]:
+    """(middle step, mean) of every `size` steps."""
+    lines = read_jsonl(run / "metrics.jsonl")
+    parts = [lines[i : i + size] for i in range(0, len(lines), size)]
+    return [(spread([r["step"] for r in part])[0], spread([r[key] for r in part])[0]) for part in parts]
+
+
+def figure6(runs: Runs) -> Found:
     """Accuracy after each iteration."""
-    points = curve(runs.all("grpo_iterative", "grpo_iterative"), lambda run, e: e["step"])
-    data = {"iterative GRPO": [(i, mean, error) for i, (_, mean, error) in enumerate(points)]}
-    gains = [b[1] - a[1] for a, b in zip(points, points[1:], strict=False)]
-    words = [f"iteration {i}: {gain:+.3f}" for i, gain in enumerate(gains, 1)]
-    words.append(
-        "the paper: two rounds of iteration, the first helps most; here " + ("so too" if gains[0] > gains[1] else "not so")
-    )
+    places = runs.all("grpo_iterative", "grpo_iterative")
+    per_run = [[e["accuracy"] for e in evaluations(place)] for place in places]
+    data = {"iterative GRPO": curve(places, lambda place: list(enumerate(e["accuracy"] for e in evaluations(place))))}
+    gains = [spread([run[i] - run[i - 1] for run in per_run]) for i in range(1, len(per_run[0]))]
+    words = [f"iteration {i}: {mean:+.3f} ± {error:.3f}" for i, (mean, error) in enumerate(gains)]
+    most = max(range(len(gains)), key=lambda i: gains[i][0])
+    clear = [i for i, (mean, error) in enumerate(gains) if mean > 2 * error]
+    words.append(f"iteration {most} helps most; more than two standard errors: {clear or 'none'}")
+    words.append("the paper: iterating improves the policy, most of all in the first iteration after iteration 0")
     return data, words, True
 
 
-def figure7(runs: Runs) -> tuple[dict, list[str], bool]:
+def figure7(runs: Runs) -> Found:
     """Maj@K and Pass@K before and after, from 64 outputs a question."""
-    wide = ("evaluation.samples_per_question=64", "evaluation.temperature=0.7")
+    wide = ("evaluation.samples_per_question=64", "evaluation.temperature=0.7", "evaluation.every=0")
     places, data, words = runs.all("grpo_rule-64", "grpo_rule", *wide), {}, []
     for kind in ("maj", "pass"):
+        ks = [2**i for i in range(7)]
         for when, at in (("before", 0), ("after", -1)):
-            ks = [2**i for i in range(7)]
             data[f"{kind}@K {when}"] = [(k, *spread([evaluations(p)[at][f"{kind}_at_{k}"] for p in places])) for k in ks]
-        gain = data[f"{kind}@K after"][-1][1] - data[f"{kind}@K before"][-1][1]
-        words.append(f"{kind}@64 {gain:+.3f} (the paper, GSM8K: {'+0.015' if kind == 'maj' else '-0.018'})")
+        gains = {k: spread([(e := evaluations(p))[-1][f"{kind}_at_{k}"] - e[0][f"{kind}_at_{k}"] for p in places]) for k in ks}
+        words.append(f"{kind}@K: " + ", ".join(f"{mean:+.3f} ± {error:.3f} at {k}" for k, (mean, error) in gains.items()))
+    words.append("the paper (GSM8K and MATH): RL lifts Maj@K and leaves Pass@K as it was: outputs right already get likelier")
     return data, words, True
 
 
-def noise(runs: Runs) -> tuple[dict, list[str], bool]:
+def noise(runs: Runs) -> Found:
     """Held-out true accuracy after training on flipped rewards.
 
     Denoised credit does not divide by the standard deviation, so plain credit without it stands beside.
@@ -179,75 +169,60 @@ def noise(runs: Runs) -> tuple[dict, list[str], bool]:
     names = {("plain", 0.0): "grpo_rule", ("denoised", 0.0): "noise-without-std-0"}
     data, words = {label: [] for label in cells}, []
     for share in (0.0, 0.1, 0.3):
+        ends = {}
         for label, cell in cells.items():
             name = names.get((label, share), f"noise-{label}-{share:g}")
-            overrides = f"reward.flip_share={share}", f"stages.grpo.credit={cell.format(share)}"
-            places = runs.all(name, "grpo_rule", *overrides)
-            data[label].append((share, *spread([summary(p)["accuracy_after"] for p in places])))
+            overrides = f"reward.flip_share={share}", f"stages.grpo.credit={cell.format(share)}", "evaluation.every=0"
+            places = runs.all(name, "grpo_rule", *(() if name == "grpo_rule" else overrides))
+            ends[label] = [summary(p)["accuracy_after"] for p in places]
+            data[label].append((share, *spread(ends[label])))
+        better = spread([a - b for a, b in zip(ends["denoised"], ends["plain"], strict=True)])
         shown = ", ".join(f"{label} {points[-1][1]:.3f} ± {points[-1][2]:.3f}" for label, points in data.items())
-        words.append(f"{share:.0%} flipped: {shown}")
+        words.append(f"{share:.0%} flipped: {shown}; denoised - plain {better[0]:+.3f} ± {better[1]:.3f}")
     return data, words, True
 
 
-def selection(runs: Runs) -> tuple[dict, list[str], bool]:
+def selection(runs: Runs) -> Found:
     """A pool of 128 questions, so that each is asked several times."""
     data = {}
     for cell in ("uniform", "by_difficulty", "prioritised"):
-        places = runs.all(
-            f"selection-{cell}",
-            "grpo_rule",
-            "data.questions.rows=128",
-            f"stages.grpo.selection={{cell: {cell}}}",
-            "evaluation.every=10",
-        )
-        data[cell] = curve(places, questions_seen)
+        overrides = "data.questions.rows=128", f"stages.grpo.selection={{cell: {cell}}}"
+        data[cell] = curve(runs.all(f"selection-{cell}", "grpo_rule", *overrides), accuracy)
     return data, [f"{cell}: {points[-1][1]:.3f} ± {points[-1][2]:.3f}" for cell, points in data.items()], True
 
 
-def transfer(runs: Runs) -> tuple[dict, list[str], bool]:
-    """Trained on three operations, asked for two to five."""
+def transfer(runs: Runs) -> Found:
+    """Trained on three operations, asked for two to five: 200 questions each, in one file."""
+    counts, path = (2, 3, 4, 5), runs.root.absolute() / "transfer.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    asked = [item for count in counts for item in items("transfer", 200, True, (count, count))]
+    path.write_text("".join(json.dumps({"question": item.question, "answer": item.answer}) + "\n" for item in asked))
+    length = {item.question: len(item.operations) for item in asked}
+    source = f'data.evaluation={{file: {path}, question: "{{question}}", answer: "{{answer}}"}}'
+    places = runs.all("transfer", "grpo_rule", source, "rollout.max_new_tokens=64", "evaluation.every=0")
     data, words = {"before": [], "after": []}, []
-    for count in (2, 3, 4, 5):
-        asked = f"data.evaluation={{task: chained-arithmetic, operations: {count}, rows: 200}}"
-        places = runs.all(f"transfer-{count}", "grpo_rule", asked, "rollout.max_new_tokens=64")
-        for when in data:
-            data[when].append((count, *spread([summary(p)[f"accuracy_{when}"] for p in places])))
-        words.append(f"{count} operations: {data['before'][-1][1]:.3f} -> {data['after'][-1][1]:.3f}")
+    found = {when: [_by_length(place, at, length) for place in places] for when, at in (("before", 0), ("after", -1))}
+    for count in counts:
+        for when, points in data.items():
+            points.append((count, *spread([run[count] for run in found[when]])))
+        (_, before, _), (_, after, _) = data["before"][-1], data["after"][-1]
+        more = spread([b[count] - a[count] for a, b in zip(found["before"], found["after"], strict=True)])
+        words.append(f"{count} operations: {before:.3f} -> {after:.3f} ({more[0]:+.3f} ± {more[1]:.3f})")
     return data, words, True
 
 
-STUDIES = {
-    "rows": rows_study, "judges": judges, "figure5": figure5, "figure6": figure6, "figure7": figure7,
-    "noise": noise, "selection": selection, "transfer": transfer,
+def _by_length(run: Path, at: int, length: dict[str, int]) -> dict[int, float]:
+    """Accuracy of sampled outputs by the number of operations, at the first (0) or last (-1) evaluation."""
+    marks: dict[int, list[bool]] = defaultdict(list)
+    for row in read_jsonl(run / "evaluations" / f"step_{evaluations(run)[at]['step']}.jsonl"):
+        marks[length[row["question"]]] += [o["correct"] for o in row["sampled"] if o["correct"] is not None]
+    return {count: sum(found) / len(found) for count, found in marks.items()}
+
+
+STUDIES: dict[str, Callable[[Runs], Found]] = {
+    "rows": rows, "judges": judges, "figure5": figure5, "figure6": figure6, "figure7": figure7,
+    "overoptimisation": overoptimisation, "noise": noise, "selection": selection, "transfer": transfer,
 }  # fmt: skip
-AXES = {
-    "figure5": "questions seen", "figure6": "iterations", "figure7": "K", "noise": "share of flipped rewards",
-    "selection": "questions seen", "transfer": "operations in a question",
-}  # fmt: skip
-
-
-def draw(study: str, data: dict) -> None:
-    """Means with their standard errors over the seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    if study not in AXES:
-        axes.barh(list(data), [d["mean"] for d in data.values()], xerr=[d["standard_error"] for d in data.values()], capsize=3)
-        axes.set_xlabel("gain in held-out accuracy over the warm start" if study == "rows" else "accuracy on held-out outputs")
-    else:
-        for label, points in data.items():
-            x, mean, error = zip(*points, strict=True)
-            axes.errorbar(x, mean, yerr=error, marker="o", capsize=3, label=label)
-        axes.set_xlabel(AXES[study])
-        axes.set_ylabel("held-out accuracy")
-        axes.legend(fontsize=8)
-    if study == "figure7":
-        axes.set_xscale("log", base=2)
-    axes.grid(alpha=0.3)
-    figure.savefig(HERE / f"{study}.png", dpi=110)
 
 
 def main() -> int:
@@ -258,7 +233,7 @@ def main() -> int:
     args = parser.parse_args()
     data, words, passed = STUDIES[args.study](Runs(args.runs, args.seeds))
     (HERE / f"{args.study}.json").write_text(json.dumps({"seeds": args.seeds, "data": data, "found": words}, indent=1) + "\n")
-    draw(args.study, data)
+    draw(args.study, data, HERE / f"{args.study}.png")
     print("\n".join(words))
     print(f"{args.study}: {'PASS' if passed else 'FAIL'}")
     return 0 if passed else 1
