@@ -3,19 +3,16 @@ death means. Every answer is awaited through `gather`, which has a deadline.
 """
 
 import asyncio
-import copy
-import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 
 from cluster.placement import node_id, share_of_cores, take_threads, whereabouts
-from cluster.sync import CommitFailed, FanOut, PrepareFailed
+from cluster.sync import CommitFailed, FanOut, PrepareFailed, on_this_node
 from learner.config import LearnerConfig
 from learner.stage import StageSpec
 from reward.config import RewardConfig, RewardModelConfig
@@ -50,23 +47,6 @@ def gather(pending: dict[Any, ray.ObjectRef], deadline_s: float, *, grace_s: flo
             if grace_s is not None:
                 until = min(until, time.monotonic() + grace_s)
     return answers, errors
-
-
-@contextmanager
-def on_this_node(manifest: dict[str, Any], buckets: Mapping[str, bytes], prefix: str) -> Iterator[dict[str, Any]]:
-    """The manifest of another node's sender with its buckets in this node's shared memory, while the block lasts."""
-    from rollout.transfer import Manifest, release, write_bucket
-
-    local = copy.deepcopy(manifest)
-    names = {segment: f"cohort_{prefix}_{os.getpid()}_v{manifest['version']}_{i}" for i, segment in enumerate(buckets)}
-    for bucket in local["buckets"]:
-        bucket["segment"] = names[bucket["segment"]]
-    try:
-        for segment, data in buckets.items():
-            write_bucket(names[segment], data)
-        yield local
-    finally:
-        release(Manifest.from_dict(local))
 
 
 class RolloutActor:
@@ -112,7 +92,7 @@ class RolloutActor:
             return await self.worker.engine.update_weights({"manifest": manifest})
 
     async def finish_weight_update(self, version: str) -> None:
-        await self.worker.engine.commit_update(int(version))
+        await self.worker.engine.finish_weight_update(int(version))
 
     async def stop(self) -> None:
         await self.worker.engine.shutdown()
@@ -204,9 +184,6 @@ class LearnerActor:
     def load(self, directory: Path, spec: StageSpec) -> None:
         self.worker.load(directory, spec)
         self.senders.pop("reward_model", None)  # its tensors are new ones
-
-    def export(self, directory: Path) -> None:
-        self.worker.export(directory)
 
     def export_reward_model(self, directory: Path) -> None:
         self.worker.export_reward_model(directory)

@@ -38,26 +38,6 @@ class Mean:
 
 
 @dataclass(frozen=True, slots=True)
-class Sum:
-    """A total over parts."""
-
-    value: float = 0.0
-
-    def __add__(self, other: "Sum") -> "Sum":
-        return Sum(self.value + other.value)
-
-
-@dataclass(frozen=True, slots=True)
-class Max:
-    """The largest over parts."""
-
-    value: float = -math.inf
-
-    def __add__(self, other: "Max") -> "Max":
-        return Max(max(self.value, other.value))
-
-
-@dataclass(frozen=True, slots=True)
 class Metric:
     """What a name in metrics.jsonl stands for."""
 

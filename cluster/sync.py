@@ -7,7 +7,10 @@ A failure in prepare leaves the old version serving everywhere. A failure in com
 (nccl, ipc: bytes go straight into the live weights), takes that engine out of service: it is replaced, never repaired.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -186,3 +189,20 @@ def publish(fleet: Fleet, version: PolicyVersion, canary: Canary, slots: Sequenc
             fleet.replace(slot, why)
         if not failed:
             return digest, worst
+
+
+@contextmanager
+def on_this_node(manifest: dict[str, Any], buckets: Mapping[str, bytes], prefix: str) -> Iterator[dict[str, Any]]:
+    """The manifest of another node's sender with its buckets in this node's shared memory, while the block lasts."""
+    from rollout.transfer import Manifest, release, write_bucket
+
+    local = copy.deepcopy(manifest)
+    names = {segment: f"cohort_{prefix}_{os.getpid()}_v{manifest['version']}_{i}" for i, segment in enumerate(buckets)}
+    for bucket in local["buckets"]:
+        bucket["segment"] = names[bucket["segment"]]
+    try:
+        for segment, data in buckets.items():
+            write_bucket(names[segment], data)
+        yield local
+    finally:
+        release(Manifest.from_dict(local))

@@ -9,7 +9,7 @@ import random
 import statistics
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from reward.answers import extract, parse, reference
 from reward.config import RewardConfig, RewardModelConfig
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from reward.steps import StepFinder
 
 NO_TOKENS = "the output has no tokens, so there is none to reward"
-
-
-class Scorer(Protocol):
-    def score(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]: ...
 
 
 class RuleScorer:

@@ -19,18 +19,17 @@ from vllm import AsyncEngineArgs, SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from rollout.config import RolloutConfig
+from rollout.requests import completion, sampling_params, scoring_params
 from rollout.settings import bind_cores, engine_settings
 from rollout.transfer import record_engine, remove_engine, running
-from rollout.types import Completion, FinishReason, TokenRequest
+from rollout.types import Completion, TokenRequest
 from rollout.weights import register, resolve_transport
 
 DEADLINE_S = 600.0
 """For one call into the engine, where the caller gives none."""
-_TOKENS_ONLY = {"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
 
 
 class EngineError(RuntimeError):
@@ -99,27 +98,19 @@ class Engine:
 
     async def generate(self, requests: Sequence[TokenRequest], *, deadline_s: float = DEADLINE_S) -> list[Completion]:
         """Sample one output per request: a wave. Raises EngineError; cancelling it aborts the wave."""
-        jobs = []
-        for request in requests:
-            params = SamplingParams(
-                temperature=request.sampling.temperature,
-                max_tokens=request.sampling.max_new_tokens,
-                seed=request.seed,
-                stop_token_ids=self._stop_token_ids,
-                ignore_eos=True,
-                logprobs=0,
-                **_TOKENS_ONLY,
-            )
-            jobs.append((request.prompt_ids, params))
-        return [self._completion(output) for output in await self._wave(jobs, deadline_s)]
+        jobs = [(request.prompt_ids, sampling_params(request, self._stop_token_ids)) for request in requests]
+        outputs = await self._wave(jobs, deadline_s)
+        try:
+            return [completion(output, self._version) for output in outputs]
+        except ValueError as error:
+            raise EngineError(str(error)) from error
 
     async def score(self, sequences: Sequence[Sequence[int]], *, deadline_s: float = DEADLINE_S) -> list[list[float]]:
         """Log-probability, at temperature 1, of each token after the first. Sequences are shorter than `max_model_len`.
 
         vLLM computes prompt log-probabilities without reading the prefix cache, so this sees the weights, not the cache.
         """
-        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, **_TOKENS_ONLY)
-        outputs = await self._wave([(sequence, params) for sequence in sequences], deadline_s)
+        outputs = await self._wave([(sequence, scoring_params()) for sequence in sequences], deadline_s)
         scores = []
         for sequence, output in zip(sequences, outputs, strict=True):
             rows = zip(sequence[1:], output.prompt_logprobs[1:], strict=True)
@@ -167,8 +158,8 @@ class Engine:
         self._staged = True
         return verdicts[0]["digest"]
 
-    async def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Load, drop the prefix cache, serve the new version (by default the next number).
+    async def finish_weight_update(self, version: int) -> None:
+        """Load, drop the prefix cache, serve the new version.
 
         Requests in flight keep their tokens and go on under the new weights. Raises EngineError; the engine, which may hold
         a mixture, is out of service then.
@@ -180,7 +171,6 @@ class Engine:
             self._staged = False
             await self._gate.acquire()
         try:
-            version = self._version + 1 if weight_version is None else int(weight_version)
             self._broken = f"the commit of version {version} did not finish"
             async with self._failures(f"commit of version {version}"):
                 await self._llm.pause_generation(mode="keep", clear_cache=False)
@@ -191,15 +181,6 @@ class Engine:
             self._version, self._broken = version, ""
         finally:
             self._gate.release()
-
-    async def prepare_update(self, update_info: dict[str, Any]) -> str:
-        """First phase: `start_weight_update` and `update_weights`."""
-        await self.start_weight_update()
-        return await self.update_weights(update_info)
-
-    async def commit_update(self, version: int) -> None:
-        """Second phase: `finish_weight_update`."""
-        await self.finish_weight_update(str(version))
 
     async def shutdown(self, *, deadline_s: float = 30.0) -> None:
         """End the engine's processes; what is left after the deadline is killed."""
@@ -253,17 +234,3 @@ class Engine:
                 return [await queue.get() for queue in waiting]
         finally:
             await self._llm.abort([queue.request_id for queue in waiting], internal=True)
-
-    def _completion(self, output: RequestOutput) -> Completion:
-        made = output.outputs[0]
-        if made.finish_reason not in list(FinishReason):
-            raise EngineError(f"vLLM ended a request with {made.finish_reason!r}, expected one of {list(FinishReason)}")
-        ids = tuple(made.token_ids)
-        rows = list(made.logprobs or ())[: len(ids)]  # a sample with too few is rejected by the worker, not the wave
-        spans = [(int(span.version), span.start) for span in made.weight_versions or ()]
-        return Completion(
-            output_ids=ids,
-            logprobs=tuple(row[token].logprob for token, row in zip(ids[: len(rows)], rows, strict=True)),
-            versions=tuple(spans) or ((self._version, 0),),
-            finish_reason=FinishReason(made.finish_reason),
-        )

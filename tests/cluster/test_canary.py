@@ -50,10 +50,11 @@ def updated(engine, engine_loop, tiny_model_dir, weight_source):
         version = engine.version + 1
         manifest = write_buckets(weight_source(weights), prefix="test", version=version)
         try:
-            engine_loop.run(engine.prepare_update({"manifest": manifest.to_dict()}))
+            engine_loop.run(engine.start_weight_update())
+            engine_loop.run(engine.update_weights({"manifest": manifest.to_dict()}))
         finally:
             release(manifest)
-        engine_loop.run(engine.commit_update(version))
+        engine_loop.run(engine.finish_weight_update(version))
 
     def update(spoil):
         publish(old)

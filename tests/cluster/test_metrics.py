@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from cluster.console import COLUMNS, ConsoleSink
-from cluster.metrics import METRICS, JsonlSink, Max, Mean, RayMetricsSink, Sinks, Sum, TensorBoardSink, read_jsonl
+from cluster.metrics import METRICS, JsonlSink, Mean, RayMetricsSink, Sinks, TensorBoardSink, read_jsonl
 
 STEP = {"stage": "grpo", "reward": 0.5, "accuracy": 0.25, "mismatch_p50": 1e-5, "seconds_generate": 2.0}
 
@@ -30,11 +30,6 @@ def test_a_merged_mean_weighs_unequal_parts_by_their_counts():
     assert (Mean.of([1.0, 1.0, 1.0]) + Mean.of([0.0])).value == 0.75
     assert (Mean() + Mean(3.0, 4.0)).value == 0.75
     assert math.isnan(Mean().value)
-
-
-def test_sum_and_max_merge_as_they_are_called():
-    assert (Sum(2.0) + Sum(3.0)).value == 5.0
-    assert (Max(2.0) + Max(3.0) + Max()).value == 3.0
 
 
 def test_jsonl_has_one_line_a_step_and_null_for_what_is_not_finite(tmp_path):

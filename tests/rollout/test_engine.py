@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import rollout.requests as requests_
 from rollout.engine import Engine, EngineError
 from rollout.transfer import release, write_buckets
 from rollout.types import FinishReason, Sampling, TokenRequest
@@ -50,7 +51,8 @@ class Updates:
         manifest = write_buckets(self.source(weights), prefix="test", version=self.engine.version + 1, bucket_bytes=2**16)
         try:
             tamper(manifest)
-            digest = self.loop.run(self.engine.prepare_update({"manifest": manifest.to_dict()}))
+            self.loop.run(self.engine.start_weight_update())
+            digest = self.loop.run(self.engine.update_weights({"manifest": manifest.to_dict()}))
             assert digest == manifest.digest
             return digest
         finally:
@@ -58,7 +60,7 @@ class Updates:
 
     def publish(self, weights) -> str:
         digest = self.prepare(weights)
-        self.loop.run(self.engine.commit_update(self.engine.version + 1))
+        self.loop.run(self.engine.finish_weight_update(self.engine.version + 1))
         return digest
 
 
@@ -186,7 +188,7 @@ def test_a_commit_reaches_requests_in_flight_and_the_prefixes_they_cached(engine
     # Several waves of what fits at once, so that some are in flight at the commit however fast the machine is.
     flying = engine_loop.submit(engine.generate(requests([prompt] * 256, temperature=0.0, max_new_tokens=340)))
     engine_loop.run(asyncio.sleep(0.4))
-    engine_loop.run(engine.commit_update(old_version + 1))
+    engine_loop.run(engine.finish_weight_update(old_version + 1))
     late = flying.result(300)[-1]
     completion = next(c for c in flying.result() if len(c.versions) == 2)
     (first, start), (second, split) = completion.versions
@@ -219,7 +221,7 @@ def test_bytes_changed_on_the_way_are_refused_and_the_old_version_serves(engine,
     with pytest.raises(EngineError, match=rf"version {version} still serves.*tensor '[\w.]+' in cohort_test_.*received sha256"):
         updates.prepare(new, tamper=flip_a_byte)
     with pytest.raises(EngineError, match="no weights are prepared"):
-        engine_loop.run(engine.commit_update(version + 1))
+        engine_loop.run(engine.finish_weight_update(version + 1))
     assert engine.version == version
     serves(engine, engine_loop, model)
     updates.publish(new)
@@ -299,7 +301,8 @@ def staged(llm) -> Engine:
     """An engine on a fake with an update prepared."""
     engine = Engine(llm, transport="shm", stop_token_ids=(2,), prefix="fake")
     llm.answers["collective_rpc"] = lambda method: [{"digest": "d", "error": ""}] if method == "staged_weights" else None
-    asyncio.run(engine.prepare_update({"manifest": {}}))
+    asyncio.run(engine.start_weight_update())
+    asyncio.run(engine.update_weights({"manifest": {}}))
     return engine
 
 
@@ -307,10 +310,10 @@ def test_a_prefix_cache_that_stays_fails_the_commit_and_takes_the_engine_out_of_
     llm = FakeLLM(reset_prefix_cache=False)
     engine = staged(llm)
     with pytest.raises(EngineError, match="commit of version 5|prefix cache"):
-        asyncio.run(engine.commit_update(5))
+        asyncio.run(engine.finish_weight_update(5))
     assert engine.version == 0
     assert "resume_generation" not in llm.calls
-    for call in (engine.generate([]), engine.score([]), engine.prepare_update({})):
+    for call in (engine.generate([]), engine.score([]), engine.start_weight_update()):
         with pytest.raises(EngineError, match="out of service: the commit of version 5 did not finish"):
             asyncio.run(call)
 
@@ -319,7 +322,7 @@ def test_a_commit_pauses_loads_drops_the_cache_and_resumes_in_this_order():
     llm = FakeLLM(reset_prefix_cache=True)
     engine = staged(llm)
     llm.calls.clear()
-    asyncio.run(engine.commit_update(5))
+    asyncio.run(engine.finish_weight_update(5))
     assert llm.calls == ["pause_generation", "finish_weight_update", "reset_prefix_cache", "resume_generation"]
     assert engine.version == 5
 
@@ -327,9 +330,8 @@ def test_a_commit_pauses_loads_drops_the_cache_and_resumes_in_this_order():
 @pytest.mark.parametrize("reason", ["abort", "error", None])
 def test_an_output_that_neither_stopped_nor_reached_its_length_is_an_error(reason):
     made = SimpleNamespace(finish_reason=reason, token_ids=[5], logprobs=[], weight_versions=None)
-    engine = Engine(FakeLLM(), transport="shm", stop_token_ids=(2,), prefix="fake")
-    with pytest.raises(EngineError, match="vLLM ended a request with"):
-        engine._completion(SimpleNamespace(outputs=[made]))
+    with pytest.raises(ValueError, match="vLLM ended a request with"):
+        requests_.completion(SimpleNamespace(outputs=[made]), 0)
 
 
 def test_a_streaming_transport_holds_the_engine_from_start_to_finish():
@@ -340,7 +342,7 @@ def test_a_streaming_transport_holds_the_engine_from_start_to_finish():
             await engine.generate([], deadline_s=0.05)
         llm.calls.clear()
         await engine.update_weights({})
-        await engine.finish_weight_update()
+        await engine.finish_weight_update(1)
         assert engine.version == 1
         return llm.calls
 

@@ -222,8 +222,10 @@ class Remote:
         self._engine, self._loop = engine, loop
 
     def __getattr__(self, name):
+        if name == "finish_weight_update":
+            return lambda version: self._loop.run(self._engine.finish_weight_update(int(version)))
         method = getattr(self._engine, "init_transfer" if name == "init_weight_transfer_engine" else name)
-        return lambda *args, **kwargs: self._loop.run(method(*args, **kwargs))
+        return lambda *args: self._loop.run(method(*args))
 
 
 def check_updates(transport, engine, loop, original, source) -> None:
