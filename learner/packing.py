@@ -37,10 +37,9 @@ def pack(
     weigh: Callable[[int, int, int, int], float] = output_mean,
     together: bool = False,
     max_tokens: int,
-    rank: int = 0,
-    world_size: int = 1,
+    of_rank: tuple[int, int] = (0, 1),
 ) -> PackedBatch:
-    """This rank's micro-batches, each of at most `max_tokens` positions (padding included) unless one output alone is longer.
+    """The micro-batches of a rank, `of_rank` = (rank, ranks), each of at most `max_tokens` positions (padding included) unless one output alone is longer.
 
     Only sampled tokens of samples with advantages are trained. A token weighs weigh(groups, G, |o|, tokens): groups, G and
     tokens count what is in the loss, |o| the output's sampled tokens. `together` keeps a whole group in one row, however long.
@@ -59,11 +58,11 @@ def pack(
         whole = {"token_weight_N": weigh(len(members), members[group], count, tokens), "sample_N": i, "group_N": order[group]}
         columns[i] = _columns(samples[i], advantages[i], slot) | {name: np.full(count, x) for name, x in whole.items()}
         slot += count
-    plan = _deal(_rows(samples, trained, max_tokens, together), max_tokens, world_size)
+    plan = _deal(_rows(samples, trained, max_tokens, together), max_tokens, of_rank[1])
     positions = sum(len(rows) * rows[0].width for mine in plan for rows in mine if rows)
     used = sum(row.width for mine in plan for rows in mine for row in rows)
     return PackedBatch(
-        micro_batches=tuple(_micro_batch(rows, samples, columns) for rows in plan[rank]),
+        micro_batches=tuple(_micro_batch(rows, samples, columns) for rows in plan[of_rank[0]]),
         trained_tokens=tokens,
         padding_share=1 - used / positions if positions else 0.0,
     )

@@ -172,7 +172,7 @@ class LearnerWorker:
 
     def _pack(self, batch: Sequence[ScoredSample], advantages: Advantages, **how) -> PackedBatch:
         budget = self._config.max_tokens_per_microbatch
-        packed = pack(batch, advantages, max_tokens=budget, rank=self._rank, world_size=self._world_size, **how)
+        packed = pack(batch, advantages, max_tokens=budget, of_rank=(self._rank, self._world_size), **how)
         return replace(packed, micro_batches=tuple(micro.to(self._device) for micro in packed.micro_batches))
 
     def _begun(self) -> PolicyStage | RewardModelStage:

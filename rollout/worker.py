@@ -28,16 +28,15 @@ class RolloutWorker:
         *,
         run_seed: int,
         max_model_len: int,
-        slot: int,
         prefix: str,
         generate_fn: GenerateFn | None = None,
     ) -> None:
-        """`max_model_len`: tokens of prompt and output together. `prefix`: names the run in shared memory."""
+        """`max_model_len`: tokens of prompt and output together. `prefix`: names the worker in shared memory."""
         self.config = config
         self.model_dir = Path(model_dir)
         self.run_seed = run_seed
         self.max_model_len = max_model_len
-        self.prefix = f"{prefix}-{slot}"
+        self.prefix = prefix
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self.engine: Engine | None = None
         self._generate_fn = generate_fn

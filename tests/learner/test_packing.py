@@ -59,7 +59,7 @@ def test_every_sampled_token_is_trained_once_with_its_weight_and_predictor(max_t
     batch = random_batch()
     advantages = GroupRelative()(batch)
     advantages[4] = None
-    ranks = [pack(batch, advantages, max_tokens=max_tokens, rank=r, world_size=world_size) for r in range(world_size)]
+    ranks = [pack(batch, advantages, max_tokens=max_tokens, of_rank=(r, world_size)) for r in range(world_size)]
     expected = expected_tokens(batch, advantages)
     assert tokens_of(ranks) == expected
     assert {packed.trained_tokens for packed in ranks} == {len(expected)}
@@ -87,7 +87,7 @@ def test_a_weight_is_that_of_its_average_over_the_whole_batch_however_it_is_pack
     expected = expected_tokens(batch, advantages, weight)
     for max_tokens, world_size in ((1, 1), (30, 2), (200, 3), (4096, 1)):
         options = {"weigh": weighting.token_weight, "together": together, "max_tokens": max_tokens}
-        ranks = [pack(batch, advantages, **options, rank=r, world_size=world_size) for r in range(world_size)]
+        ranks = [pack(batch, advantages, **options, of_rank=(r, world_size)) for r in range(world_size)]
         assert tokens_of(ranks) == expected
 
 
@@ -97,8 +97,8 @@ def test_pairs_are_never_split(max_tokens, world_size):
     batch = random_batch(seed=1, groups=9, size=2)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0)).tolist()
     batch = [batch[i] for i in order]
-    options = {"together": True, "max_tokens": max_tokens, "world_size": world_size}
-    ranks = [pack(batch, Ones()(batch), **options, rank=r) for r in range(world_size)]
+    options = {"together": True, "max_tokens": max_tokens}
+    ranks = [pack(batch, Ones()(batch), **options, of_rank=(r, world_size)) for r in range(world_size)]
     homes = {}
     for r, packed in enumerate(ranks):
         for m, micro in enumerate(packed.micro_batches):
@@ -194,13 +194,13 @@ def test_rows_of_long_outputs_are_split_and_of_similar_width():
 def test_padding_is_counted_over_all_ranks():
     batch = [scored("a", 0, [5] * 3, [6] * 5), scored("b", 0, [5], [6])]
     assert pack(batch, Ones()(batch), max_tokens=100).padding_share == pytest.approx(6 / 16)
-    assert pack(batch, Ones()(batch), max_tokens=100, rank=1, world_size=2).padding_share == 0
+    assert pack(batch, Ones()(batch), max_tokens=100, of_rank=(1, 2)).padding_share == 0
 
 
 def test_ranks_get_similar_shares():
     batch = random_batch(groups=16, size=8)
     sizes = [
-        sum(m.input_ids_BT.numel() for m in pack(batch, Ones()(batch), max_tokens=128, rank=r, world_size=2).micro_batches)
+        sum(m.input_ids_BT.numel() for m in pack(batch, Ones()(batch), max_tokens=128, of_rank=(r, 2)).micro_batches)
         for r in range(2)
     ]
     assert max(sizes) / min(sizes) < 1.15
@@ -208,7 +208,7 @@ def test_ranks_get_similar_shares():
 
 def test_a_rank_without_rows_gets_a_micro_batch_without_tokens():
     batch = [scored("a", 0, [5], [6, 7])]
-    (micro,) = pack(batch, Ones()(batch), max_tokens=100, rank=1, world_size=2).micro_batches
+    (micro,) = pack(batch, Ones()(batch), max_tokens=100, of_rank=(1, 2)).micro_batches
     assert micro.input_ids_BT.shape == (1, 1)
     assert len(micro.source_N) == len(micro.token_weight_N) == 0
 

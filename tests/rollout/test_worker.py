@@ -31,7 +31,7 @@ def run(model_dir, leases, completions, run_seed=5):
         seen.extend(requests)
         return completions
 
-    arguments = {"run_seed": run_seed, "max_model_len": 64, "slot": 1, "prefix": "run", "generate_fn": generate}
+    arguments = {"run_seed": run_seed, "max_model_len": 64, "prefix": "run-1", "generate_fn": generate}
     worker = RolloutWorker(RolloutConfig(), model_dir, **arguments)
     return *asyncio.run(worker.generate(leases, SAMPLING, deadline_s=5)), seen
 
@@ -109,7 +109,7 @@ def test_every_declared_eos_id_stops(tiny_model_dir, tmp_path):
 
 @pytest.mark.engine
 def test_a_lease_becomes_samples_on_a_real_engine(tiny_model_dir, engine, engine_loop):
-    worker = RolloutWorker(RolloutConfig(), tiny_model_dir, run_seed=5, max_model_len=64, slot=0, prefix="run")
+    worker = RolloutWorker(RolloutConfig(), tiny_model_dir, run_seed=5, max_model_len=64, prefix="run-0")
     worker.engine = engine
     (first, again) = (engine_loop.run(worker.generate([lease(), lease(18)], SAMPLING, deadline_s=60)) for _ in range(2))
     assert first == again
