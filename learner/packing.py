@@ -39,10 +39,11 @@ def pack(
     max_tokens: int,
     of_rank: tuple[int, int] = (0, 1),
 ) -> PackedBatch:
-    """The micro-batches of a rank, `of_rank` = (rank, ranks), each of at most `max_tokens` positions (padding included) unless one output alone is longer.
+    """The micro-batches of one rank, each of at most `max_tokens` positions (padding included) unless one output is longer.
 
-    Only sampled tokens of samples with advantages are trained. A token weighs weigh(groups, G, |o|, tokens): groups, G and
-    tokens count what is in the loss, |o| the output's sampled tokens. `together` keeps a whole group in one row, however long.
+    `of_rank`: the rank, and of how many. Only sampled tokens of samples with advantages are trained. A token weighs
+    weigh(groups, G, |o|, tokens): groups, G and tokens count what is in the loss, |o| the output's sampled tokens. `together`
+    keeps a whole group in one row, however long.
     Raises ValueError for an empty prompt, output fields of unequal length, and a group of several prompts kept together.
     """
     samples = [item.sample for item in batch]

@@ -90,9 +90,7 @@ def check_packing(policy: PolicyModel) -> None:
     For an unsharded float32 model on the CPU.
     """
     vocabulary = policy.causal_lm.get_output_embeddings().weight.shape[0]
-    prompt, *outputs = [tuple(7 * k * k % vocabulary for k in span) for span in (range(1, 4), range(4, 8), range(8, 10))]
-    batch = [sequence(prompt, output, group="check", index=i) for i, output in enumerate(outputs)]
-    (micro,) = pack(batch, Ones()(batch), max_tokens=64).micro_batches
+    prompt, outputs, micro = sharing_a_row(vocabulary)
     packed_N, _ = policy(micro, 1.0)
     alone = []
     for output in outputs:
@@ -106,6 +104,14 @@ def check_packing(policy: PolicyModel) -> None:
             f"{name}: log-probabilities of outputs that share a row differ by {gap:.2g} from the model's own, expected below "
             f"{PACKING_TOLERANCE}; packing needs full attention, positions from position_ids and a plain linear output head"
         )
+
+
+def sharing_a_row(vocabulary: int) -> tuple[tuple[int, ...], list[tuple[int, ...]], MicroBatch]:
+    """A prompt, two outputs of it, and the micro-batch of one row that holds them."""
+    prompt, *outputs = [tuple(7 * k * k % vocabulary for k in span) for span in (range(1, 4), range(4, 8), range(8, 10))]
+    batch = [sequence(prompt, output, group="check", index=i) for i, output in enumerate(outputs)]
+    (micro,) = pack(batch, Ones()(batch), max_tokens=64).micro_batches
+    return prompt, outputs, micro
 
 
 def sequence(prompt: tuple[int, ...], output: tuple[int, ...], *, group: str, index: int) -> ScoredSample:

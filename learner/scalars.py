@@ -6,9 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from learner.credit import Ones
-from learner.packing import pack
-from learner.policy import PolicyModel, check_config, sequence, visible
+from learner.policy import PolicyModel, check_config, sharing_a_row, visible
 from learner.types import MicroBatch
 from reward.model import ScalarModel, load, member_directories
 from reward.tokenizer import check_tokenizer
@@ -63,9 +61,7 @@ def check_scalar_packing(model: ScalarModel) -> None:
     for member in model.members:
         check_config({k: v for k, v in member.config.to_dict().items() if k != "classifier_dropout"})
     vocabulary = min(member.get_input_embeddings().weight.shape[0] for member in model.members)
-    prompt, *outputs = [tuple(7 * k * k % vocabulary for k in span) for span in (range(1, 4), range(4, 8), range(8, 10))]
-    batch = [sequence(prompt, output, group="check", index=i) for i, output in enumerate(outputs)]
-    (micro,) = pack(batch, Ones()(batch), max_tokens=64).micro_batches
+    prompt, outputs, micro = sharing_a_row(vocabulary)
     packed_KN = scalars(model, micro, micro.place_N)
     alone_KN = torch.cat([_alone(model, prompt, output) for output in outputs], dim=1)
     gap = ((packed_KN - alone_KN).abs() / (1 + alone_KN.abs())).max().item()
