@@ -5,12 +5,10 @@ import json
 import os
 import struct
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer import (
     WeightTransferEngineFactory,
@@ -213,57 +211,3 @@ def test_nothing_is_loaded_without_a_successful_prepare(monkeypatch):
     assert "Invalid update_info for ShmEngine" in engine.verdict["error"]
     with pytest.raises(TransferError, match="nothing is staged"):
         engine.finish_weight_update()
-
-
-class Remote:
-    """The client over the engine's event loop."""
-
-    def __init__(self, engine, loop) -> None:
-        self._engine, self._loop = engine, loop
-
-    def __getattr__(self, name):
-        if name == "finish_weight_update":
-            return lambda version: self._loop.run(self._engine.finish_weight_update(int(version)))
-        method = getattr(self._engine, "init_transfer" if name == "init_weight_transfer_engine" else name)
-        return lambda *args: self._loop.run(method(*args))
-
-
-def check_updates(transport, engine, loop, original, source) -> None:
-    """Send changed weights and the first ones again; the engine's scores follow and so does the digest."""
-    prompt = [(1, 5, 6, 7)]
-    first_scores = loop.run(engine.score(prompt))
-    trainer = make_trainer(
-        transport, source=source, client=Remote(engine, loop), rank=0, prefix="test", tensor_parallel_sizes=[1]
-    )
-    digests, scores = [], []
-    for weights_sent in ({}, {"model.norm.weight": 2 * original["model.norm.weight"]}, {}):
-        source.tensors = original | weights_sent
-        trainer.version = engine.version + 1
-        trainer.send_weights()
-        assert engine.version == trainer.version
-        digests.append(trainer.digest)
-        scores.append(loop.run(engine.score(prompt)))
-    assert scores[0] == scores[2] == first_scores != scores[1]
-    assert digests[0] == digests[2] != digests[1]
-    trainer.shutdown()
-
-
-@pytest.mark.engine
-def test_the_shm_pair_updates_a_real_engine(engine, engine_loop, tiny_model_dir, weight_source):
-    original, before = load_file(Path(tiny_model_dir) / "model.safetensors"), segments()
-    check_updates("shm", engine, engine_loop, original, weight_source(original))
-    assert segments() == before
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize(("transport", "gpus"), [("ipc", 1), ("nccl", 2)])
-def test_a_streaming_pair_updates_a_real_engine(transport, gpus, start_engine, engine_loop, tiny_model_dir, weight_source):
-    if torch.cuda.device_count() < gpus:
-        pytest.skip(f"{transport} needs {gpus} GPU(s), the last for the sender; here are {torch.cuda.device_count()}")
-    engine = start_engine(tiny_model_dir, transport=transport, gpu_memory_utilization=0.3)
-    try:
-        torch.cuda.set_device(gpus - 1)
-        original = load_file(Path(tiny_model_dir) / "model.safetensors", device=f"cuda:{gpus - 1}")
-        check_updates(transport, engine, engine_loop, original, weight_source(original))
-    finally:
-        engine_loop.run(engine.shutdown())

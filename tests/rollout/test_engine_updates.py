@@ -1,0 +1,162 @@
+"""Weight updates as the next sample of a real engine sees them, by its own phases and by the senders."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rollout.engine import EngineError
+from rollout.senders import make_trainer
+from tests.rollout.engines import PROMPTS, Updates, flip_a_byte, load, other, reference, requests, serves
+from tests.rollout.test_weights import segments
+
+
+@pytest.mark.engine
+def test_the_next_sample_comes_from_the_new_weights(engine, engine_loop, updates, model):
+    new = other(updates.weights)
+    before = engine_loop.run(engine.score(PROMPTS))
+    digest = updates.publish(new)
+    model.load_state_dict(new)
+    after = engine_loop.run(engine.score(PROMPTS))
+    assert max(abs(a - b) for rows in zip(before, after, strict=True) for a, b in zip(*rows, strict=True)) > 1
+    for request, completion in zip(wave := requests(PROMPTS), engine_loop.run(engine.generate(wave)), strict=True):
+        assert completion.logprobs == pytest.approx(reference(model, request.prompt_ids, completion.output_ids), abs=2e-4)
+        assert completion.versions == ((engine.version, 0),)
+    assert digest != updates.prepare(updates.weights)
+
+
+@pytest.mark.engine
+def test_a_commit_reaches_requests_in_flight_and_the_prefixes_they_cached(engine, engine_loop, updates, model):
+    prompt, new, old_version = PROMPTS[3], other(updates.weights), engine.version
+    updates.prepare(new)
+    # Several waves of what fits at once, so that some are in flight at the commit however fast the machine is.
+    flying = engine_loop.submit(engine.generate(requests([prompt] * 256, temperature=0.0, max_new_tokens=340)))
+    engine_loop.run(asyncio.sleep(0.4))
+    engine_loop.run(engine.finish_weight_update(old_version + 1))
+    late = flying.result(300)[-1]
+    completion = next(c for c in flying.result() if len(c.versions) == 2)
+    (first, start), (second, split) = completion.versions
+    assert (first, start, second) == (old_version, 0, old_version + 1)
+    assert 0 < split < len(completion.output_ids)
+    head, tail = completion.output_ids[:split], completion.output_ids[split:]
+    assert completion.logprobs[:split] == pytest.approx(reference(model, prompt, head), abs=1e-3)
+    model.load_state_dict(new)
+    assert completion.logprobs[split:] == pytest.approx(reference(model, prompt + head, tail), abs=1e-3)
+    assert late.versions == ((old_version + 1, 0),)
+    assert late.logprobs == pytest.approx(reference(model, prompt, late.output_ids), abs=1e-3)
+
+
+@pytest.mark.engine
+def test_bytes_changed_on_the_way_are_refused_and_the_old_version_serves(engine, engine_loop, updates, model):
+    version, new = engine.version, other(updates.weights)
+    with pytest.raises(EngineError, match=rf"version {version} still serves.*tensor '[\w.]+' in cohort_test_.*received sha256"):
+        updates.prepare(new, tamper=flip_a_byte)
+    with pytest.raises(EngineError, match="no weights are prepared"):
+        engine_loop.run(engine.finish_weight_update(version + 1))
+    assert engine.version == version
+    serves(engine, engine_loop, model)
+    updates.publish(new)
+    assert engine.version == version + 1
+    model.load_state_dict(new)
+    serves(engine, engine_loop, model)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("lm_head.weight"), "'lm_head.weight' is missing"),
+        (lambda w: w.update({"model.rotary.weight": torch.zeros(2)}), "'model.rotary.weight' is not a tensor of this model"),
+        (lambda w: w.update({"model.norm.weight": torch.ones(65)}), r"'model.norm.weight' is \('float32', \(65,\)\), expected"),
+        (lambda w: w.update({"model.norm.weight": torch.ones(64).bfloat16()}), "'model.norm.weight' is .'bfloat16'"),
+    ],
+    ids=["missing", "extra", "shape", "dtype"],
+)
+def test_weights_of_another_model_are_refused_by_name(engine, engine_loop, updates, model, change, message):
+    wrong = dict(updates.weights)
+    change(wrong)
+    with pytest.raises(EngineError, match=message):
+        updates.prepare(wrong)
+    serves(engine, engine_loop, model)
+
+
+@pytest.mark.engine
+def test_a_tied_head_follows_and_shutdown_leaves_nothing(make_tiny_model, start_engine, engine_loop, tmp_path, weight_source):
+    model, weights = load(make_tiny_model(tmp_path, tied=True))
+    assert weights["lm_head.weight"].equal(weights["model.embed_tokens.weight"])
+    engine = start_engine(tmp_path)
+    try:
+        new = other(weights)
+        new["lm_head.weight"] = new["model.embed_tokens.weight"]
+        updates = Updates(engine, engine_loop, weights, weight_source)
+        serves(engine, engine_loop, model)
+        updates.publish(new)
+        model.load_state_dict(new)
+        serves(engine, engine_loop, model)
+        described = engine.describe()
+        assert {"device": "cpu", "dtype": "float32"}.items() <= described.items()
+        assert all(Path(f"/proc/{pid}").exists() for pid in described["pids"])
+        segments = [engine._record, *(engine._record.parent / s for s in json.loads(engine._record.read_text())["segments"])]
+        assert len(segments) > 1
+        assert all(segment.exists() for segment in segments)
+    finally:
+        engine_loop.run(engine.shutdown())
+    assert not [pid for pid in described["pids"] if Path(f"/proc/{pid}").exists()]
+    assert not [segment for segment in segments if segment.exists()]
+
+
+class Remote:
+    """The client over the engine's event loop."""
+
+    def __init__(self, engine, loop) -> None:
+        self._engine, self._loop = engine, loop
+
+    def __getattr__(self, name):
+        if name == "finish_weight_update":
+            return lambda version: self._loop.run(self._engine.finish_weight_update(int(version)))
+        method = getattr(self._engine, "init_transfer" if name == "init_weight_transfer_engine" else name)
+        return lambda *args: self._loop.run(method(*args))
+
+
+def check_updates(transport, engine, loop, original, source) -> None:
+    """Send changed weights and the first ones again; the engine's scores follow and so does the digest."""
+    prompt = [(1, 5, 6, 7)]
+    first_scores = loop.run(engine.score(prompt))
+    trainer = make_trainer(
+        transport, source=source, client=Remote(engine, loop), rank=0, prefix="test", tensor_parallel_sizes=[1]
+    )
+    digests, scores = [], []
+    for weights_sent in ({}, {"model.norm.weight": 2 * original["model.norm.weight"]}, {}):
+        source.tensors = original | weights_sent
+        trainer.version = engine.version + 1
+        trainer.send_weights()
+        assert engine.version == trainer.version
+        digests.append(trainer.digest)
+        scores.append(loop.run(engine.score(prompt)))
+    assert scores[0] == scores[2] == first_scores != scores[1]
+    assert digests[0] == digests[2] != digests[1]
+    trainer.shutdown()
+
+
+@pytest.mark.engine
+def test_the_shm_pair_updates_a_real_engine(engine, engine_loop, tiny_model_dir, weight_source):
+    original, before = load_file(Path(tiny_model_dir) / "model.safetensors"), segments()
+    check_updates("shm", engine, engine_loop, original, weight_source(original))
+    assert segments() == before
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("transport", "gpus"), [("ipc", 1), ("nccl", 2)])
+def test_a_streaming_pair_updates_a_real_engine(transport, gpus, start_engine, engine_loop, tiny_model_dir, weight_source):
+    if torch.cuda.device_count() < gpus:
+        pytest.skip(f"{transport} needs {gpus} GPU(s), the last for the sender; here are {torch.cuda.device_count()}")
+    engine = start_engine(tiny_model_dir, transport=transport, gpu_memory_utilization=0.3)
+    try:
+        torch.cuda.set_device(gpus - 1)
+        original = load_file(Path(tiny_model_dir) / "model.safetensors", device=f"cuda:{gpus - 1}")
+        check_updates(transport, engine, engine_loop, original, weight_source(original))
+    finally:
+        engine_loop.run(engine.shutdown())
