@@ -85,6 +85,22 @@ def test_the_four_packages_are_installed_and_the_tests_are_not(tmp_path):
     assert done.stdout.split() == ["True"] * 4 + ["False"], done.stderr
 
 
+def test_files_and_functions_are_of_a_size_to_read():
+    too_large = []
+    for path in sorted(path for part in (*LAYERS, "benchmarks", "tests") for path in (ROOT / part).rglob("*.py")):
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
+        if (lines := len(text.splitlines())) > 250:
+            too_large.append(f"{name}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                named = {arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)} - {"self", "cls"}
+                if (lines := node.end_lineno - node.lineno + 1) > 50:
+                    too_large.append(f"{name}:{node.lineno}: {node.name} has {lines} lines")
+                if len(named) > 6 and not name.startswith("tests/"):
+                    too_large.append(f"{name}:{node.lineno}: {node.name} has {len(named)} parameters")
+    assert not too_large, "expected at most 250 lines a file, 50 lines and 6 parameters a function"
+
+
 def test_recipes_are_sparse():
     recipes = sorted((ROOT / "deploy/recipes").glob("*.yaml"))
     assert recipes

@@ -1,0 +1,137 @@
+"""Real Ray clusters for tests, runs on them, and what can be seen of both from outside."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster.metrics import read_jsonl
+
+COHORT = Path(sys.executable).with_name("cohort")
+RAY = Path(sys.executable).with_name("ray")
+RECIPE = """
+name: small
+model: {init: small-llama}
+data:
+  questions: {task: chained-arithmetic, rows: 64}
+  demonstrations: {task: chained-arithmetic, imperfect: 0.4, rows: 512}
+  prompt: {template: plain}
+  max_prompt_tokens: 32
+  hold_out: 8
+rollout: {max_new_tokens: 32, kv_cache_gb: 0.25}
+reward: {format: 1.0}
+evaluation: {samples_per_question: 2}
+checkpoint_every: 2
+stages:
+  - {algorithm: sft, steps: 40, questions_per_step: 64, optimizer: {learning_rate: 2.0e-3, warmup_updates: 5}}
+  - {algorithm: grpo, reward: rule, steps: 6, questions_per_step: 8, samples_per_question: 8,
+     optimizer: {learning_rate: 2.0e-4}}
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def raylets(tmp_path, nodes=1, cpus=2):
+    """A cluster of this machine's own: a head with dashboard and token authentication, and further raylets."""
+    port, dashboard, metrics = free_port(), free_port(), free_port()
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}"]
+    commands = [head] + [[f"--address=127.0.0.1:{port}"]] * (nodes - 1)
+    started = []
+    try:
+        for i, arguments in enumerate(commands):
+            command = [RAY, "start", *arguments, "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--block"]
+            with (tmp_path / f"raylet-{i}.log").open("w") as log:
+                started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True))
+            until(lambda i=i: alive_nodes(env, dashboard) == i + 1, 90, f"raylet {i}")
+        address = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+        yield {**env, **address}, f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics"
+    finally:
+        for process in reversed(started):
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in started:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
+
+
+def alive_nodes(env, dashboard):
+    try:
+        return sum(n["state"] == "ALIVE" for n in listed("nodes", env, f"http://127.0.0.1:{dashboard}"))
+    except (subprocess.CalledProcessError, json.JSONDecodeError):  # the dashboard is not up yet
+        return 0
+
+
+def listed(kind, env, dashboard, *options):
+    command = [RAY, "list", kind, "--format=json", "--limit=1000", "--detail", f"--address={dashboard}", *options]
+    clean = {k: v for k, v in env.items() if k != "RAY_ADDRESS"}
+    return json.loads(subprocess.run(command, env=clean, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+def until(condition, seconds, what):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.5)
+    return value
+
+
+def cohort(env, *arguments, timeout=600):
+    """Run the command to its end; its output is shown when it fails."""
+    command = [str(COHORT), *map(str, arguments)]
+    done = subprocess.run(command, env=env, cwd=Path(arguments[1]).parent, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def summary(run_dir):
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def steps(run_dir):
+    path = run_dir / "metrics.jsonl"
+    return read_jsonl(path) if path.exists() else []
+
+
+def sample_files(run_dir):
+    return {p.name: read_jsonl(p) for p in sorted((run_dir / "samples").iterdir())}
+
+
+def processes(name):
+    """Pids of processes whose title holds `name`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if name in path.read_text():
+                found.append(int(path.parent.name))
+    return found
+
+
+def started(env, recipe, run_dir, *overrides):
+    """A driver on its own."""
+    command = [COHORT, "train", recipe, f"output={run_dir}", *overrides]
+    return subprocess.Popen(command, env=env, cwd=recipe.parent, stdout=subprocess.DEVNULL)
+
+
+def killed_and_resumed(env, recipe, run_dir, *, step):
+    """A run whose driver is killed once `step` is done, and resumed to its end."""
+    driver = started(env, recipe, run_dir)
+    until(lambda: len(steps(run_dir)) >= step or driver.poll() is not None, 300, f"step {step}")
+    driver.kill()
+    driver.wait(30)
+    assert not (run_dir / "summary.json").exists()
+    cohort(env, "resume", run_dir)
+    return run_dir
