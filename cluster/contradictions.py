@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from cluster import stages
 from cluster.explain import Loc
 from cluster.stages import StageConfig
-from learner.credit import DenoisedGroupRelative
+from learner.denoised import DenoisedGroupRelative
 from reward.config import RewardModelConfig
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from learner.credit import Accepted, DenoisedGroupRelative, GroupRelative, LeaveOneOut, Ones, RewardSource, Signed
+from learner.credit import Accepted, GroupRelative, LeaveOneOut, Ones, RewardSource, Signed
+from learner.denoised import DenoisedGroupRelative
 from learner.gae import GAE
 from learner.weighting import Cispo, Clipped, Need, Plain, Preference, SequenceClipped
 from rollout.config import Strict

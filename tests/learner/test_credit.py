@@ -6,7 +6,8 @@ import random
 import pytest
 from pydantic import ValidationError
 
-from learner.credit import Accepted, DenoisedGroupRelative, GroupRelative, LeaveOneOut, Ones, Signed
+from learner.credit import Accepted, GroupRelative, LeaveOneOut, Ones, Signed
+from learner.denoised import DenoisedGroupRelative
 from rollout.types import FinishReason
 from tests.learner.builders import scored
 
