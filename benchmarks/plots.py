@@ -41,13 +41,13 @@ def _line(axes, points, label: str, **style) -> None:
 
 
 def _rewards(data: dict):
-    """A panel for each model: its reward on the left axis, the true accuracy on the right."""
-    models = list(dict.fromkeys(name.partition(":")[0] for name in data))
-    figure, panels = pyplot.subplots(1, len(models), figsize=(10, 4), layout="constrained")
-    for model, axes in zip(models, panels, strict=True):
+    """A panel for each kind of run: the model's reward on the left axis, the true accuracy on the right."""
+    kinds = list(dict.fromkeys(name.partition(":")[0] for name in data))
+    figure, panels = pyplot.subplots(2, len(kinds) // 2, figsize=(10, 7), layout="constrained")
+    for kind, axes in zip(kinds, panels.flat, strict=True):
         for side, name, color in ((axes, "the model's reward", "C1"), (axes.twinx(), "true accuracy", "C0")):
-            _line(side, data[f"{model}: {name}"], name, color=color)
+            _line(side, data[f"{kind}: {name}"], name, color=color)
             side.set_ylabel(name, color=color)
-        axes.set(title=model, xlabel="step")
+        axes.set(title=kind, xlabel="step")
         axes.grid(alpha=0.3)
     return figure

@@ -6,6 +6,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -106,3 +107,18 @@ def curve(places: Sequence[Path], points: Callable[[Path], Sequence[tuple[float,
 def accuracy(run: Path) -> list[tuple[float, float]]:
     """(questions seen, held-out accuracy) at every evaluation."""
     return [(questions_seen(run, e), e["accuracy"]) for e in evaluations(run)]
+
+
+def windows(run: Path, key: str, size: int = 5) -> list[tuple[float, float]]:
+    """(middle step, mean of a metric) of every `size` steps."""
+    lines = read_jsonl(run / "metrics.jsonl")
+    parts = [lines[i : i + size] for i in range(0, len(lines), size)]
+    return [(spread([r["step"] for r in part])[0], spread([r[key] for r in part])[0]) for part in parts]
+
+
+def by_length(run: Path, at: int, length: dict[str, int]) -> dict[int, float]:
+    """Accuracy of sampled outputs by the number of operations, at the first (0) or last (-1) evaluation."""
+    marks: dict[int, list[bool]] = defaultdict(list)
+    for row in read_jsonl(run / "evaluations" / f"step_{evaluations(run)[at]['step']}.jsonl"):
+        marks[length[row["question"]]] += [o["correct"] for o in row["sampled"] if o["correct"] is not None]
+    return {count: sum(found) / len(found) for count, found in marks.items()}
