@@ -116,7 +116,7 @@ class Remote:
 
     def __getattr__(self, name):
         if name == "finish_weight_update":
-            return lambda version: self._loop.run(self._engine.finish_weight_update(int(version)))
+            return lambda weight_version: self._loop.run(self._engine.finish_weight_update(int(weight_version)))
         method = getattr(self._engine, "init_transfer" if name == "init_weight_transfer_engine" else name)
         return lambda *args: self._loop.run(method(*args))
 
