@@ -21,9 +21,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from plots import draw
-
 from cluster.metrics import read_jsonl
+from plots import draw
 from rollout.tasks import items
 from runs import Runs, accuracy, by_length, curve, evaluations, gain, minutes, spread, summary, windows
 
