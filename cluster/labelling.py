@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 Batch = Sequence[ScoredSample]
 _GROUP = TypeAdapter(list[ScoredSample])
-_GROUPS = TypeAdapter(list[list[ScoredSample]])
 HISTORY = "history.jsonl"
 """Beside an exported reward model: one group a line."""
 WAVE = 2048
@@ -51,8 +50,6 @@ class Labeller:
         """The history by kind of example: a stage that ranks pairs cannot train on single outputs, nor the other way round. A
         model from another run brings its own."""
         self._read([path / HISTORY for path in model.path if (path / HISTORY).exists()])
-        self.fresh: list[list[ScoredSample]] = []
-        """Labelled groups of the stage under way."""
         self.trained = 0
         """Labels that the stage has trained on."""
 
@@ -62,8 +59,9 @@ class Labeller:
         groups: dict[str, list[ScoredSample]] = {}
         for item in label[type(stage.resolved().labels)](stage, batch, questions):
             groups.setdefault(item.sample.group_id, []).append(item)
-        self.fresh += groups.values()
-        return [item for group in self.replay[_kind(stage)].mix(list(groups.values()), step) for item in group]
+        replay = self.replay[_kind(stage)]
+        replay.add(list(groups.values()))
+        return [item for group in replay.mix(list(groups.values()), step) for item in group]
 
     def held_out(self, stage: StageConfig, scored: Batch, questions: Sequence[Question]) -> list[ScoredSample]:
         """Outputs of held-out questions, labelled as the stage's are (those of a file by the rule), to measure the model on."""
@@ -76,8 +74,8 @@ class Labeller:
 
     def finish(self, stage: StageConfig) -> None:
         """The stage is done: what was fresh becomes history."""
-        self.replay[_kind(stage)].add(self.fresh)
-        self.fresh, self.trained = [], 0
+        self.replay[_kind(stage)].finish_stage()
+        self.trained = 0
 
     def write(self, directory: Path) -> None:
         """The history, beside a reward model, for a run that trains it on."""
@@ -93,16 +91,17 @@ class Labeller:
             group = _GROUP.validate_json(json.dumps(row["group"]))
             named = [replace(item, sample=replace(item.sample, group_id=f"@{number}")) for item in group]
             self.replay[row["kind"]].add([named])
+        for replay in self.replay.values():
+            replay.finish_stage()
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        history = {kind: replay.state() for kind, replay in self.replay.items()}
-        return {"replay": history, "fresh": _GROUPS.dump_python(self.fresh, mode="json"), "trained": self.trained}
+        return {"replay": {kind: replay.state() for kind, replay in self.replay.items()}, "trained": self.trained}
 
     def restore(self, state: dict[str, Any]) -> None:
         for kind, replay in self.replay.items():
             replay.restore(state["replay"][kind])
-        self.fresh, self.trained = _GROUPS.validate_json(json.dumps(state["fresh"])), state["trained"]
+        self.trained = state["trained"]
 
     def _as_given(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> Batch:
         return batch

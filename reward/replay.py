@@ -27,6 +27,8 @@ class Replay:
             raise ValueError(f"replay of {capacity_groups} groups, share {share}; expected at least 1, and 0 <= share < 1")
         self._capacity, self._share, self._seed = capacity_groups, Fraction(str(share)), seed
         self._groups: list[Group] = []
+        self._next: list[Group] = []
+        """The history once the stage under way is done."""
         self._seen = 0
         self._fresh = self._replayed = 0
 
@@ -54,19 +56,24 @@ class Replay:
         return [*fresh_groups, *added]
 
     def add(self, groups: Sequence[Group]) -> None:
-        """Offer a finished stage's fresh groups to the history."""
+        """Offer fresh groups to the history; they are mixed in once the stage is done."""
         for group in groups:
             self._seen += 1
             place = random.Random(f"reservoir/{self._seed}/{self._seen}").randrange(self._seen)
-            if len(self._groups) < self._capacity:
-                self._groups.append(group)
+            if len(self._next) < self._capacity:
+                self._next.append(group)
             elif place < self._capacity:
-                self._groups[place] = group
+                self._next[place] = group
+
+    def finish_stage(self) -> None:
+        """What was fresh is history from here on."""
+        self._groups = list(self._next)
 
     def state(self) -> dict[str, Any]:
         """Everything but the constructor's arguments, for JSON."""
         return {
             "groups": _GROUPS.dump_python(self._groups, mode="json"),
+            "next": _GROUPS.dump_python(self._next, mode="json"),
             "seen": self._seen,
             "fresh": self._fresh,
             "replayed": self._replayed,
@@ -74,5 +81,5 @@ class Replay:
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`, also after JSON."""
-        self._groups = _GROUPS.validate_json(json.dumps(state["groups"]))
+        self._groups, self._next = (_GROUPS.validate_json(json.dumps(state[name])) for name in ("groups", "next"))
         self._seen, self._fresh, self._replayed = state["seen"], state["fresh"], state["replayed"]

@@ -123,9 +123,9 @@ def test_what_a_stage_labelled_is_history_for_the_next_and_survives_a_checkpoint
     assert [item.sample.group_id for item in fresh] == ["judge/4/pair-0"] * 2 and fresh[0].events[0].value == 1.0
     assert used(fresh, [0.0, None], batch(driver)) == [True, False]
     again.restore(labeller.state())
-    assert again.fresh == labeller.fresh and not any(replay.groups for replay in again.replay.values())
+    assert again.state() == labeller.state() and not any(replay.groups for replay in again.replay.values())
     labeller.finish(stage("outcome_model"))
-    assert len(labeller.replay["pairs"].groups) == 1 and not labeller.fresh
+    assert len(labeller.replay["pairs"].groups) == 1 and labeller.trained == 0
     again.restore(labeller.state())
     assert len(again.replay["pairs"].groups) == 1
 

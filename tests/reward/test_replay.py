@@ -18,6 +18,7 @@ def names(groups):
 def filled(count=50, size=2, **options):
     replay = Replay(**({"capacity_groups": 100} | options))
     replay.add([group(f"old/{k}", size) for k in range(count)])
+    replay.finish_stage()
     return replay
 
 
@@ -32,6 +33,7 @@ def test_a_tenth_of_the_examples_is_history_over_the_steps():
 def test_the_share_is_kept_with_groups_of_uneven_size_to_half_a_group(share):
     replay, rng = Replay(1000, share), random.Random(0)
     replay.add([group(f"old/{k}", rng.randint(1, 6)) for k in range(200)])
+    replay.finish_stage()
     fresh = history = 0
     for step in range(300):
         new = [group(f"new/{step}/{k}", rng.randint(1, 6)) for k in range(rng.randint(0, 5))]
@@ -48,7 +50,9 @@ def test_without_history_nothing_is_added_and_nothing_is_owed():
     replay = Replay(10, 0.5)
     assert names(replay.mix([group("a"), group("b")], 0)) == ["a", "b"]
     replay.add([group("old")])
-    assert names(replay.mix([group("c")], 1)) == ["c", "old"]
+    assert names(replay.mix([group("c")], 1)) == ["c"], "of the same stage still"
+    replay.finish_stage()
+    assert names(replay.mix([group("d")], 2)) == ["d", "old"]
 
 
 def test_what_a_small_history_cannot_give_is_owed():
@@ -70,6 +74,7 @@ def test_a_bounded_history_keeps_every_group_with_the_same_chance():
         replay = Replay(3, 0.9, seed)
         for start in (0, 4, 8):
             replay.add([group(f"{k}", 1) for k in range(start, start + 4)])
+            replay.finish_stage()
         assert len(replay.groups) == 3
         for name in names(replay.mix([group("new", 1)] * 9, 0)[9:]):
             kept[int(name)] += 1
@@ -80,6 +85,7 @@ def test_a_bounded_history_keeps_every_group_with_the_same_chance():
 def test_state_survives_json_and_continues_alike():
     replay = filled(count=8, capacity_groups=5, share=0.3)
     replay.mix([group("new")], 0)
+    replay.add([group("of this stage")])
     again = Replay(5, 0.3)
     again.restore(json.loads(json.dumps(replay.state())))
     assert again.state() == replay.state()
@@ -88,6 +94,9 @@ def test_state_survives_json_and_continues_alike():
         assert again.mix(fresh, step) == replay.mix(fresh, step)
         again.add(fresh)
         replay.add(fresh)
+        if step == 3:
+            again.finish_stage()
+            replay.finish_stage()
     assert again.state() == replay.state()
 
 
