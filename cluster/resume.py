@@ -31,7 +31,7 @@ class Checkpoints:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         write(beside / "learner")
-        (beside / "state.json").write_text(json.dumps(state, indent=1))
+        (beside / "state.json").write_text(json.dumps(state))
         files = sorted(p for p in beside.rglob("*") if p.is_file())
         manifest = {str(p.relative_to(beside)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
         (beside / "manifest.json").write_text(json.dumps({"step": step, "files": manifest}, indent=1))
