@@ -44,9 +44,12 @@ def test_the_same_wave_gives_the_same_tokens_and_another_seed_does_not(engine, e
 @pytest.mark.engine
 def test_a_wave_with_more_prompt_tokens_than_an_engine_step_is_sampled_right(engine, engine_loop, model):
     wave = requests([(1, *(10 + (i + j) % 90 for j in range(299))) for i in range(40)], max_new_tokens=3)
+    wrong = []
     for request, completion in zip(wave, engine_loop.run(engine.generate(wave)), strict=True):
         want = reference(model, request.prompt_ids, completion.output_ids)
-        assert completion.logprobs == pytest.approx(want, abs=5e-4)
+        wrong += [abs(a - b) for a, b in zip(completion.logprobs, want, strict=True)]
+    # Usually 5e-6; 6e-4 was seen at one token on another processor. One key of 300 missing moves a log-probability by 1e-2.
+    assert max(wrong) < 2e-3 and sum(wrong) / len(wrong) < 1e-4, sorted(wrong)
 
 
 @pytest.mark.engine
