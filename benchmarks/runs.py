@@ -15,7 +15,7 @@ from learner.algorithms import TABLE
 
 RECIPES = Path(__file__).resolve().parents[1] / "deploy" / "recipes"
 COHORT = Path(sys.executable).with_name("cohort")
-JUDGES = {"ppo": "outcome_model", "grpo": "outcome_model", "grpo_iterative": "outcome_model", "grpo_process": "process_model"}
+JUDGES = {"ppo": "outcome_model", "grpo": "outcome_model", "grpo_iterative": "process_model", "grpo_process": "process_model"}
 """Recipes whose reward is a trained model, and the recipe that trains it."""
 Point = tuple[float, float, float]
 """x, and over the seeds the mean of y and its standard error."""
