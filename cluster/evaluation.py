@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from cluster.sources import by_ordinal, leases
-from reward.answers import same
 from reward.at_k import maj_at_k, pass_at_k
+from reward.comparison import same
 from reward.types import ScoredSample
 from rollout.types import FinishReason, Lease, Question, Sample, Sampling
 

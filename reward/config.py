@@ -78,7 +78,7 @@ class RewardConfig(Strict):
 
     workers: int = Field(1, gt=0)
     """Reward actors."""
-    answer_format: Literal["auto", "hash", "boxed", "last-number"] = "hash"
+    answer_format: Literal["auto", "hash", "boxed", "answer-is", "last-number"] = "hash"
     """Where the final answer stands: `#### N`, `\\boxed{N}`, the last number, or the first of these that is found."""
     correct: float = 1.0
     """Weight of the component `correct`."""

@@ -1,6 +1,8 @@
 """The rule rewards: a right final answer, and a well-formed output."""
 
-from reward.answers import AnswerFormat, extract, parse, same
+from reward.answers import AnswerFormat, extract
+from reward.comparison import same
+from reward.values import parse
 from rollout.types import FinishReason, Sample
 
 

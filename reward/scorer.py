@@ -11,10 +11,11 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reward.answers import extract, parse, reference
+from reward.answers import extract, reference
 from reward.config import RewardConfig, RewardModelConfig
 from reward.rules import correct, well_formed
 from reward.types import RewardEvent, ScoredSample, Verdict
+from reward.values import parse
 from rollout.types import Question, Sample
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from reward.answers import AnswerFormat, extract, reference, same
+from reward.answers import AnswerFormat, extract, reference
+from reward.comparison import same
 from rollout.types import Question
 
 _SUM = re.compile(r"\s*\d+(?:\s*[-+]\s*\d+)+\s*")

@@ -2,8 +2,8 @@ from itertools import combinations
 
 import pytest
 
-from reward.answers import same
 from reward.at_k import maj_at_k, pass_at_k
+from reward.comparison import same
 
 
 def vote(answers, gold, k, seed=0):

@@ -68,14 +68,19 @@ def test_an_exported_process_model_scores_alike_in_transformers_at_every_token(t
     assert theirs.dropout.p == 0
 
 
+def close(scores, others) -> bool:
+    """Equal but for the order of sums, which the number of threads decides: that may change from call to call."""
+    return torch.allclose(torch.tensor(scores), torch.tensor(others), rtol=0, atol=1e-5)
+
+
 def test_members_are_written_apart_and_load_in_their_order(tiny_model_dir, tmp_path):
     model, sequences = made(tiny_model_dir, members=11), random_ids(2, 3)
     save(model, tmp_path, tiny_model_dir)
     assert [place.name for place in member_directories(tmp_path)] == [f"member-{k}" for k in range(11)]
     mine = score(model, sequences, last(sequences), max_tokens=64)
-    assert score(load([tmp_path], F32), sequences, last(sequences), max_tokens=64) == mine
+    assert close(score(load([tmp_path], F32), sequences, last(sequences), max_tokens=64), mine)
     two = load([tmp_path / "member-3", tmp_path / "member-0"], F32)
-    assert [row[0] for row in score(two, sequences, last(sequences), max_tokens=64)] == [[r[0][3], r[0][0]] for r in mine]
+    assert close(score(two, sequences, last(sequences), max_tokens=64), [[[r[0][3], r[0][0]]] for r in mine])
 
 
 def test_heads_come_from_the_seed_alone_and_backbones_from_the_policy(tiny_model_dir):
@@ -141,12 +146,12 @@ def test_a_sharded_model_scores_alike_and_is_saved_from_its_gathered_weights(tin
         assert len(layers) == 4
         for module in (*layers, model):
             fully_shard(module, mesh=mesh)
-        assert score(model, sequences, last(sequences), max_tokens=64) == before
+        assert close(score(model, sequences, last(sequences), max_tokens=64), before)
         gathered = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
         save(model, tmp_path / "out", tiny_model_dir, gathered)
     finally:
         dist.destroy_process_group()
-    assert score(load([tmp_path / "out"], F32), sequences, last(sequences), max_tokens=64) == before
+    assert close(score(load([tmp_path / "out"], F32), sequences, last(sequences), max_tokens=64), before)
 
 
 def test_a_narrow_model_answers_in_float32(tiny_model_dir):

@@ -1,0 +1,129 @@
+"""Values by kind: what is equal and what is not; Chinese numerals; and the reference answers of real question sets."""
+
+import importlib
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from reward.answers import extract
+from reward.chinese import chinese_number
+from reward.comparison import same
+from reward.values import Percent, parse
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+
+EQUAL = [
+    ("20%", "20"), ("20%", "0.2"), ("20%", "20 \\%"), ("27.3%", "27.3 percent"), ("50%", "1/2"),
+    ("5 million", "5000000"), ("5万", "50000"), ("1.5亿", "150,000,000"), ("十八", "18"), ("百分之二十", "20%"),
+    ("三分之一", "1/3"), ("十八个", "18"), ("18个苹果", "18"), ("一又二分之一", "1.5"), ("RMB 18", "18"),
+    (r"\{1,2\}", "2, 1"), (r"1 \pm \sqrt{2}", r"1-\sqrt{2}, 1+\sqrt{2}"), ("1,-2", "-2 and 1"), (r"1 \text{ or } -2", "1, -2"),
+    ("(1,2]", r"\left(1, 2\right]"), ("(1/2, 3)", r"(0.5,3)"), (r"(-\infty,2)\cup(3,\infty)", r"(3,\infty) \cup (-\infty,2)"),
+    (r"x \in [1,2]", "[1,2]"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix} 1.0 \\ 2 \end{bmatrix}"),
+    (r"\text{(C)}", "C"), (r"\text{Evelyn}", "evelyn"), ("2516_8", "2516_{8}"), (r"\frac43", "4/3"), (r"\sqrt3", r"\sqrt{3}"),
+    ("5x-7y+4=0", "10x - 14y + 8 = 0"), ("y=2x+3", "2x+3"), ("(x+1)(x+2)", "x^2+3x+2"),
+    (r"\frac{\sqrt3}{3}", r"\frac{1}{\sqrt{3}}"),
+    (r"288\pi \text{ cm}^3", r"288 \pi"), ("6-5i", "-5i+6"), (r"\sin^2 x+\cos^2 x", "1"), ("about 5", "5"),
+    (r"90^\circ", "90 degrees"),
+]  # fmt: skip
+
+DIFFERENT = [
+    ("20%", "2"), ("20", "0.2"), ("5 million", "5"), ("十八", "80"), ("三分之一", "0.333"), ("五", "五百"),
+    (r"\{1,2\}", "1,2,3"), (r"\{5\}", "5"), ("(1,2)", "1,2"), ("(1,2)", r"\{1,2\}"), (r"\{1,2\}", r"\{1,1\}"),
+    ("1,1,2", "1,2,2"),
+    ("(1,2]", "[1,2)"), ("(2,12)", "212"), ("(2,102)", "2102"), (r"(-\infty,2)\cup(3,\infty)", r"(-\infty,2)"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)"),
+    (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"), (r"\text{(C)}", r"\text{(D)}"),
+    (r"\text{Evelyn}", "Navin"), (r"\text{even}", "0"), ("2516_8", "2516"), ("5x-7y+4=0", "5x-7y-4=0"), ("x^2", "x^3"),
+    ("x", "y"),
+    (r"\sqrt{2}", "1.41421356237"), ("2x+3", "2x"), ("i", "-i"), (r"\infty", r"-\infty"), ("3, 5, 7", "357"), ("x+y", "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "b"), EQUAL)
+def test_equal_values(a, b):
+    assert same(a, b) and same(b, a)
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different_values(a, b):
+    assert not same(a, b) and not same(b, a)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("零", 0), ("十", 10), ("二十", 20), ("一百零五", 105), ("一百五", 150), ("两千三百", 2300), ("一万零五十", 10050),
+        ("三千零二十万", 30_200_000), ("一亿", 10**8), ("二〇二四", 2024), ("三点一四", Fraction("3.14")), ("负五", -5),
+        ("二又三分之一", Fraction(7, 3)), ("3万", 30000),
+    ],
+)  # fmt: skip
+def test_chinese_numerals(text, value):
+    assert chinese_number(text) == (value, "1") and parse(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "点五", "五点", "苹果", "分之", "负", "三点百"])
+def test_what_is_no_chinese_numeral(text):
+    assert chinese_number(text) is None
+
+
+def test_a_percentage_in_chinese_is_one():
+    assert parse("百分之十二点五") == Percent(Fraction(25, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So the answer is 18.", "18"), ("**Answer:** 18 dollars", "18 dollars"), ("The final answer is: $x = 3$.", "$x = 3$"),
+        ("答案是：18。", "18"), ("答案：三分之一", "三分之一"), ("The answer is 18 apples because 9 + 9 is that.", "18 apples"),
+        ("The answer is that she has 18 left", "18"), (r"The answer is $\boxed{\frac12}$.", r"\frac12"),
+        ("I do not know", None),
+        ("The answer is 3.5, as said", "3.5"), ("answer: 5\nthe answer is 6", "6"),
+    ],
+)  # fmt: skip
+def test_the_answer_that_a_sentence_states(text, answer):
+    assert extract(text, "answer-is") == answer
+
+
+def test_auto_prefers_a_mark_and_does_not_take_a_heading_for_one():
+    assert extract("#### Step 1\nthe answer is 7, not 8", "auto") == "7"
+    assert extract("#### 5\nthe answer is 7", "auto") == "5"
+    assert extract(r"\boxed 5 is it", "auto") == "5"
+
+
+NO_ANSWER = ["", " ", r"\boxed{}", r"\boxed{18", "I think it is eighteen", r"#### \boxed{}", "#### "]
+HACKS = [
+    "17, 18, 19",
+    "18 or 19",
+    "17 < 18",
+    "print(18)",
+    "assert True  # 18 == 18",
+    "18 18",
+    "{18}",
+    "[18, 19]",
+    "x",
+    "18=18",
+    "1e400",
+]
+
+
+@pytest.mark.parametrize("text", [*NO_ANSWER, *(f"#### {hack}" for hack in HACKS), *(rf"\boxed{{{hack}}}" for hack in HACKS)])
+def test_what_only_looks_like_an_answer_is_wrong(text):
+    form = "boxed" if "boxed" in text and "####" not in text else "hash"
+    assert not same("18", extract(text, form))
+
+
+def test_the_answer_inside_the_reasoning_only_is_none():
+    assert not same("18", extract("9 + 9 = 18, so\n#### 17", "hash"))
+    assert extract("9 + 9 = 18", "hash") is None and extract("9 + 9 = 18", "boxed") is None
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math500", "mgsm_zh", "cmath", "svamp"])
+def test_real_references_against_texts_of_the_same_and_of_other_values(name, monkeypatch):
+    if not DATA.exists():
+        pytest.skip("the question sets are not beside this checkout")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    answers = importlib.import_module("answers")
+    found = answers.judged(answers.read(DATA, name), chinese=name in ("mgsm_zh", "cmath"))
+    assert found.wrong == [] and found.unparsed == [] and found.rows >= 250
