@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 
 from cluster.sources import by_ordinal, leases
 from reward.at_k import maj_at_k, pass_at_k
-from reward.comparison import same
 from reward.types import ScoredSample
 from rollout.types import FinishReason, Lease, Question, Sample, Sampling
 
@@ -115,8 +114,8 @@ def _at_ks(groups: list[list[ScoredSample]], ks: list[int]) -> tuple[dict[int, f
         if enough:
             marks = [[_correct(s) for s in group] for group in enough]
             pass_at[k] = _mean([pass_at_k(len(mark), sum(mark), k) for mark in marks])
-            answers = [[s.verdict.extracted for s in group] for group in enough]
-            maj_at[k] = _mean([maj_at_k(a, mark, k, same, 0).value for a, mark in zip(answers, marks, strict=True)])
+            answers = [[s.verdict.value for s in group] for group in enough]
+            maj_at[k] = _mean([maj_at_k(a, mark, k, 0).value for a, mark in zip(answers, marks, strict=True)])
     return pass_at, maj_at
 
 

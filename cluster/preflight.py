@@ -16,8 +16,7 @@ from cluster.config import RunConfig
 from cluster.contradictions import supervision
 from learner.algorithms import Need
 from reward.config import RewardModelConfig, member_directories
-from reward.rules import well_formed
-from reward.scorer import gold_problem
+from reward.rules import gold_problem, well_formed
 from reward.tokenizer import check_tokenizer
 from rollout.data import Data, load_data
 from rollout.selection import Uniform

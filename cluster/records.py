@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.metrics import Mean, read_jsonl
+from reward.pool import KILLED
 from reward.types import ScoredSample
 from rollout.types import FinishReason, Sample
 
@@ -35,6 +36,9 @@ def batch_metrics(batch: Sequence[ScoredSample]) -> dict[str, float]:
         # `correct` is absent where a model scored an output whose reference answer cannot be judged.
         if known := [s.verdict.components[part] for s in scored if part in s.verdict.components]:
             out[name] = Mean.of(known).value
+    if times := sorted(s.verdict.seconds for s in batch if s.verdict.seconds is not None):
+        out["judge_p50"], out["judge_p99"] = (times[int(share * (len(times) - 1))] for share in (0.5, 0.99))
+        out["judge_killed_share"] = Mean.of(s.verdict.reason.startswith(KILLED) for s in batch).value
     groups: dict[str, set[float]] = {}
     for s in scored:
         groups.setdefault(s.sample.group_id, set()).add(s.verdict.reward)

@@ -1,9 +1,10 @@
-"""pass@k and maj@k: pure functions of the judged answers to one question. The averaging over questions is the caller's."""
+"""pass@k, maj@k and rm@k: pure functions of the judged answers to one question. The caller averages over questions."""
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from itertools import combinations
+from collections.abc import Sequence
+from itertools import combinations, groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 ALL_SUBSETS = 10_000
@@ -27,52 +28,50 @@ def maj_at_k(
     answers: Sequence[str | None],
     correct: Sequence[bool],
     k: int,
-    same: Callable[[str | None, str | None], bool],
     seed: int,
 ) -> Estimate:
     """The chance that the plurality answer of k samples is right.
 
-    Answers are pooled by `same`; ties go to the answer that occurs first; a missing answer has no vote, and no votes at
-    all are wrong. Over all subsets of size k when there are at most 10,000, else over 1,000 drawn by `seed`.
+    Answers are in canonical form: the same text for equal ones. Ties go to the answer that occurs first; a missing answer
+    has no vote, and no votes at all are wrong. Over all subsets of size k when there are at most 10,000, else over 1,000
+    drawn by `seed`.
     """
     n = len(answers)
     if not 1 <= k <= n or len(correct) != n:
         raise ValueError(
             f"maj@k with {n} answers, {len(correct)} judgements, k={k}; expected as many judgements and 1 <= k <= n"
         )
-    pools = _pools(answers, same)
     if math.comb(n, k) <= ALL_SUBSETS:
-        wins = [_plurality_is_right(subset, pools, correct) for subset in combinations(range(n), k)]
+        wins = [_plurality_is_right(subset, answers, correct) for subset in combinations(range(n), k)]
         return Estimate(sum(wins) / len(wins), 0.0)
     rng = random.Random(seed)
-    wins = [_plurality_is_right(sorted(rng.sample(range(n), k)), pools, correct) for _ in range(DRAWN_SUBSETS)]
+    wins = [_plurality_is_right(sorted(rng.sample(range(n), k)), answers, correct) for _ in range(DRAWN_SUBSETS)]
     value = sum(wins) / len(wins)
     return Estimate(value, math.sqrt(value * (1 - value) / len(wins)))
 
 
-def _pools(answers: Sequence[str | None], same: Callable[[str | None, str | None], bool]) -> list[int | None]:
-    """Per answer, the place of the first answer with its value; None for no answer."""
-    firsts: list[int] = []
-    pools: list[int | None] = []
-    for place, answer in enumerate(answers):
-        if answer is None:
-            pools.append(None)
-            continue
-        pool = next((first for first in firsts if same(answers[first], answer)), place)
-        if pool == place:
-            firsts.append(place)
-        pools.append(pool)
-    return pools
+def rm_at_k(scores: Sequence[float], correct: Sequence[bool], k: int) -> float:
+    """The chance that the sample with the highest score of k is right (best of k), over all subsets; equal scores share it."""
+    n = len(scores)
+    if not 1 <= k <= n or len(correct) != n:
+        raise ValueError(f"rm@k with {n} scores, {len(correct)} judgements, k={k}; expected as many judgements and 1 <= k <= n")
+    chance, below = 0.0, 0
+    for _, tied in groupby(sorted(zip(scores, correct, strict=True), key=itemgetter(0)), key=itemgetter(0)):
+        marks = [mark for _, mark in tied]
+        best_here = math.comb(below + len(marks), k) - math.comb(below, k)
+        chance += best_here / math.comb(n, k) * sum(marks) / len(marks)
+        below += len(marks)
+    return chance
 
 
-def _plurality_is_right(subset: Sequence[int], pools: Sequence[int | None], correct: Sequence[bool]) -> bool:
-    votes: dict[int, int] = {}
-    first: dict[int, int] = {}
+def _plurality_is_right(subset: Sequence[int], answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
+    votes: dict[str, int] = {}
+    first: dict[str, int] = {}
     for place in subset:
-        pool = pools[place]
-        if pool is not None:
-            votes[pool] = votes.get(pool, 0) + 1
-            first.setdefault(pool, place)
+        answer = answers[place]
+        if answer is not None:
+            votes[answer] = votes.get(answer, 0) + 1
+            first.setdefault(answer, place)
     if not votes:
         return False
     # dicts keep the order of first occurrence, and max takes the first of equals

@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from reward.formulas import equal
+from reward.formulas import equal, fingerprint
 from reward.values import Collection, Formula, Percent, Value, Words, normalise, parse
 
 _UNORDERED = {"set", "list"}
@@ -23,6 +23,33 @@ def same(a: str | None, b: str | None) -> bool:
         if isinstance(value, Words) and not isinstance(other, Words):
             return value.text == " ".join(plain[values.index(other)].lower().split())
     return None not in values and same_value(*values)
+
+
+def canonical(answer: str | None) -> str | None:
+    """A text that equal answers share, so that votes are counted without comparing pairs; None for no answer.
+
+    20% counts as 20: unlike `same`, votes need each answer to be one thing.
+    """
+    if answer is None or not (plain := normalise(answer)):
+        return None
+    value = parse(answer)
+    return _key(value) if value is not None else f"text {' '.join(plain.lower().split())}"
+
+
+def _key(value: Value) -> str:
+    match value:
+        case Percent():
+            return str(value.number)
+        case Words():
+            return f"text {value.text}"
+        case Formula():
+            return fingerprint(value.latex)
+        case Collection():
+            keys = [_key(item) for item in value.items]
+            unordered = value.kind in _UNORDERED or value.kind == "union"
+            kind = "set" if value.kind in _UNORDERED else value.kind
+            return f"{kind}({'; '.join(sorted(keys) if unordered else keys)})"
+    return str(value)
 
 
 def same_value(a: Value, b: Value) -> bool:

@@ -84,6 +84,12 @@ class RewardConfig(Strict):
     """Weight of the component `correct`."""
     format: float = 0.0
     """Weight of the component `format`: the output ends by itself and states a final answer in the asked form."""
+    judges: int = Field(1, gt=0)
+    """Processes of a reward actor that judge answers; each can be killed without harm to the others."""
+    judge_seconds: float = Field(10.0, gt=0.0)
+    """A judge that takes longer over one output is killed, and the output is unscorable."""
+    judge_memory_gb: float = Field(2.0, gt=0.0)
+    """Address space of a judge."""
     max_error_share: float = Field(0.1, ge=0.0, le=1.0)
     """Stop the run when a larger share of a batch ends in judge errors."""
     flip_share: float = Field(0.0, ge=0.0, lt=1.0)

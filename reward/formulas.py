@@ -54,6 +54,23 @@ def equal(a: str, b: str) -> bool:
     return all(readings) and _same_expression(readings[0][0], readings[1][0])
 
 
+@lru_cache(maxsize=4096)
+def fingerprint(latex: str) -> str:
+    """A text that equal formulas share: their values at a few points, to ten digits."""
+    import sympy
+
+    expression = _readings(latex)[0]
+    if not isinstance(expression, sympy.Expr):
+        return f"{type(expression).__name__} {sympy.srepr(expression)}"
+    values = _values(expression, expression.free_symbols)
+    if None in values:
+        return sympy.srepr(expression)
+    if not expression.free_symbols and (exact := sympy.nsimplify(values[0], rational=True, tolerance=1e-20)).is_Rational:
+        return str(exact) if exact.q < 10**6 and abs(exact - values[0]) < sympy.Float("1e-25") else f"{values[0].evalf(10)}"
+    names = ",".join(sorted(map(str, expression.free_symbols)))
+    return " ".join([names, *(str(value.evalf(10)) for value in values)])
+
+
 def _same_expression(a: "sympy.Basic", b: "sympy.Basic") -> bool:
     import sympy
 

@@ -1,18 +1,66 @@
-"""The rule rewards: a right final answer, and a well-formed output."""
+"""The rule rewards: a right final answer, and a well-formed output. `judge` is what runs in the pool's processes."""
 
-from reward.answers import AnswerFormat, extract
-from reward.comparison import same
+import time
+import traceback
+from collections.abc import Sequence
+from typing import TypedDict
+
+from reward.answers import AnswerFormat, extract, reference
+from reward.comparison import canonical, same
+from reward.pool import Outcome, Row
 from reward.values import parse
 from rollout.types import FinishReason, Sample
 
 
-def correct(extracted: str | None, gold: str) -> float:
-    """1.0 if the final answer has the value of the reference answer, else 0.0; no answer is a wrong one."""
-    return float(same(gold, extracted))
+class Judgement(TypedDict):
+    """What the rule says of one output."""
+
+    extracted: str | None
+    value: str | None
+    """The extracted answer in canonical form, for majority votes."""
+    correct: bool
+    parsed: bool
+    """Whether the extracted answer has a value."""
+    problem: str | None
+    """Why the reference answer cannot be judged."""
+
+
+def judge(output: str, gold: str, answer_format: AnswerFormat) -> Judgement:
+    """Find the output's final answer and compare it with the reference. No answer is a wrong one."""
+    extracted = extract(output, answer_format)
+    return Judgement(
+        extracted=extracted,
+        value=canonical(extracted),
+        correct=same(reference(gold), extracted),
+        parsed=parse(extracted) is not None,
+        problem=gold_problem(gold),
+    )
+
+
+def judge_here(rows: Sequence[Row]) -> list[Outcome]:
+    """As a pool of judges does it, in this process, without limits."""
+    return [_outcome(row) for row in rows]
+
+
+def gold_problem(gold: str) -> str | None:
+    """Why a reference answer cannot be judged, or None when it can: the check for data as it is loaded."""
+    answer = reference(gold)
+    return None if parse(answer) is not None else f"{answer!r:.80} is not a number, a formula or words in \\text{{}}"
 
 
 def well_formed(sample: Sample, answer_format: AnswerFormat) -> float:
     """1.0 if the output ended by itself and states a final answer with a value in the asked form, else 0.0."""
-    if sample.finish_reason is not FinishReason.STOP:
-        return 0.0
-    return float(parse(extract(sample.text, answer_format)) is not None)
+    return formed(sample, parse(extract(sample.text, answer_format)) is not None)
+
+
+def formed(sample: Sample, parsed: bool) -> float:
+    return float(parsed and sample.finish_reason is FinishReason.STOP)
+
+
+def _outcome(row: Row) -> Outcome:
+    start = time.monotonic()
+    try:
+        value, status, reason = judge(**row), "score", ""
+    except Exception:
+        value, status, reason = None, "error", traceback.format_exc()
+    return Outcome(status=status, value=value, reason=reason, seconds=time.monotonic() - start)

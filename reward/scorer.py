@@ -1,7 +1,7 @@
 """Scorers: whole groups of samples in, scored samples out, in the same order.
 
-A failure to judge is never a number: a reference answer that has no value is `unscorable`, an exception is an `error`
-with its traceback. An output without an answer is simply wrong: it scores.
+A failure to judge is never a number: a reference answer that has no value is `unscorable`, and so is an output whose judge
+had to be killed; an exception is an `error` with its traceback. An output without an answer is simply wrong: it scores.
 """
 
 import math
@@ -9,13 +9,13 @@ import random
 import statistics
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reward.answers import extract, reference
 from reward.config import RewardConfig, RewardModelConfig
-from reward.rules import correct, well_formed
+from reward.pool import Judge, Outcome, Row
+from reward.rules import Judgement, formed, judge_here
 from reward.types import RewardEvent, ScoredSample, Verdict
-from reward.values import parse
 from rollout.types import Question, Sample
 
 if TYPE_CHECKING:
@@ -28,33 +28,34 @@ NO_TOKENS = "the output has no tokens, so there is none to reward"
 class RuleScorer:
     """Correctness of the final answer and well-formedness, weighted; one event at the last output token."""
 
-    def __init__(self, config: RewardConfig):
-        self._config = config
+    def __init__(self, config: RewardConfig, judge: Judge = judge_here):
+        """`judge` runs `reward.rules.judge`: a pool's, or this process."""
+        self._config, self._judge = config, judge
 
     def score(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]:
         """One scored sample per sample, in order. Raises ValueError for a sample whose question is not given."""
-        return [self._scored(sample, gold) for sample, gold in zip(samples, _golds(questions, samples), strict=True)]
+        outcomes = self._judge(rule_rows(questions, samples, self._config))
+        return [self._scored(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)]
 
-    def _scored(self, sample: Sample, gold: str) -> ScoredSample:
-        try:
-            verdict = self._judge(sample, gold)
-        except Exception:
-            verdict = _without_score("error", traceback.format_exc())
+    def _scored(self, sample: Sample, outcome: Outcome) -> ScoredSample:
+        verdict = replace(self._verdict(sample, outcome), seconds=outcome.seconds)
         if verdict.reward is None:
             return ScoredSample(sample=sample, events=(), verdict=verdict)
         event = RewardEvent(position=len(sample.output_ids) - 1, value=verdict.reward)
         return ScoredSample(sample=sample, events=(event,), verdict=verdict)
 
-    def _judge(self, sample: Sample, gold: str) -> Verdict:
-        problem = gold_problem(gold) or ("" if sample.output_ids else NO_TOKENS)
-        if problem:
+    def _verdict(self, sample: Sample, outcome: Outcome) -> Verdict:
+        if outcome.status != "score":
+            return _without_score(outcome.status, outcome.reason)
+        judged: Judgement = outcome.value
+        if problem := judged["problem"] or ("" if sample.output_ids else NO_TOKENS):
             return _without_score("unscorable", problem)
-        components, extracted = rule_components(sample, gold, self._config)
+        components = rule_components(sample, judged)
         observed = components["correct"]
         if self._config.flip_share:
             observed = components["observed"] = _flipped(observed, sample, self._config.flip_share)
         reward = self._config.correct * observed + self._config.format * components["format"]
-        return _score(reward, components, extracted, None)
+        return _score(reward, components, judged, None)
 
 
 class ModelScorer:
@@ -65,21 +66,23 @@ class ModelScorer:
     reward), and for several members `spread`: their standard deviation, averaged over the steps.
     """
 
-    def __init__(self, config: RewardConfig, model: "ScalarModel", finder: "StepFinder", version: int = 0):
-        """`version` goes into every verdict."""
+    def __init__(
+        self, config: RewardConfig, model: "ScalarModel", finder: "StepFinder", version: int = 0, judge: Judge = judge_here
+    ):
+        """`version` goes into every verdict; `judge` is the rule's."""
         self._config, self._scoring = config, config.model or RewardModelConfig()
-        self._model, self._finder, self._version = model, finder, version
+        self._model, self._finder, self._version, self._judge = model, finder, version, judge
 
     def score(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]:
         """One scored sample per sample, in order. Raises ValueError for a sample whose question is not given."""
-        golds = _golds(questions, samples)
+        outcomes = self._judge(rule_rows(questions, samples, self._config))
         try:
             positions = [self._positions(sample) for sample in samples]
             scalars = self._scalars(samples, positions)
         except Exception:
             failed = _without_score("error", traceback.format_exc(), self._version)
             return [ScoredSample(sample=sample, events=(), verdict=failed) for sample in samples]
-        return [self._scored(*row) for row in zip(samples, golds, positions, scalars, strict=True)]
+        return [self._scored(*row) for row in zip(samples, outcomes, positions, scalars, strict=True)]
 
     def _positions(self, sample: Sample) -> tuple[int, ...]:
         if self._model.kind == "process":
@@ -94,14 +97,14 @@ class ModelScorer:
         places = [[len(s.prompt_ids) + place for place in mine] for s, mine in zip(samples, positions, strict=True)]
         return score(self._model, sequences, places, max_tokens=self._scoring.max_tokens_per_batch)
 
-    def _scored(self, sample: Sample, gold: str, positions: Sequence[int], scalars: list[list[float]]) -> ScoredSample:
-        if not positions:
-            verdict = _without_score("unscorable", NO_TOKENS, self._version)
-            return ScoredSample(sample=sample, events=(), verdict=verdict)
+    def _scored(self, sample: Sample, outcome: Outcome, positions: Sequence[int], scalars: list[list[float]]) -> ScoredSample:
+        if outcome.status != "score" or not positions:
+            failure = (outcome.status, outcome.reason) if outcome.status != "score" else ("unscorable", NO_TOKENS)
+            return ScoredSample(sample=sample, events=(), verdict=_without_score(*failure, self._version))
+        components = rule_components(sample, outcome.value)
+        if outcome.value["problem"]:
+            del components["correct"]
         try:
-            components, extracted = rule_components(sample, gold, self._config)
-            if gold_problem(gold):
-                del components["correct"]
             values, spreads = zip(*(self._combined(step) for step in scalars), strict=True)
         except Exception:
             verdict = _without_score("error", traceback.format_exc(), self._version)
@@ -110,7 +113,7 @@ class ModelScorer:
         if len(scalars[0]) > 1:
             components["spread"] = math.fsum(spreads) / len(spreads)
         events = (RewardEvent(position=p, value=v) for p, v in zip(positions, values, strict=True))
-        verdict = _score(components["model"], components, extracted, self._version)
+        verdict = replace(_score(components["model"], components, outcome.value, self._version), seconds=outcome.seconds)
         return ScoredSample(sample=sample, events=tuple(events), verdict=verdict)
 
     def _combined(self, logits: Sequence[float]) -> tuple[float, float]:
@@ -134,17 +137,15 @@ def probability(logit: float) -> float:
     return (1.0 if logit >= 0 else small) / (1.0 + small)
 
 
-def rule_components(sample: Sample, gold: str, config: RewardConfig) -> tuple[dict[str, float], str | None]:
-    """The rule's `correct` and `format`, and the answer found."""
-    extracted = extract(sample.text, config.answer_format)
-    right, formed = correct(extracted, reference(gold)), well_formed(sample, config.answer_format)
-    return {"correct": right, "format": formed}, extracted
+def rule_rows(questions: Sequence[Question], samples: Sequence[Sample], config: RewardConfig) -> list[Row]:
+    """What the rule's judge reads of each sample. Raises ValueError for a sample whose question is not given."""
+    golds = _golds(questions, samples)
+    form = config.answer_format
+    return [{"output": s.text, "gold": gold, "answer_format": form} for s, gold in zip(samples, golds, strict=True)]
 
 
-def gold_problem(gold: str) -> str | None:
-    """Why a reference answer cannot be judged, or None when it can: the check for data as it is loaded."""
-    answer = reference(gold)
-    return None if parse(answer) is not None else f"{answer!r:.80} is not a number or a formula"
+def rule_components(sample: Sample, judged: Judgement) -> dict[str, float]:
+    return {"correct": float(judged["correct"]), "format": formed(sample, judged["parsed"])}
 
 
 def _flipped(value: float, sample: Sample, share: float) -> float:
@@ -163,8 +164,11 @@ def _golds(questions: Sequence[Question], samples: Sequence[Sample]) -> list[str
     return [golds[sample.ordinal] for sample in samples]
 
 
-def _score(reward: float, components: dict[str, float], extracted: str | None, version: int | None) -> Verdict:
-    return Verdict(status="score", reward=reward, components=components, extracted=extracted, reason="", reward_version=version)
+def _score(reward: float, components: dict[str, float], judged: Judgement, version: int | None) -> Verdict:
+    return Verdict(
+        status="score", reward=reward, components=components, extracted=judged["extracted"], reason="",
+        reward_version=version, value=judged["value"],
+    )  # fmt: skip
 
 
 def _without_score(status: str, reason: str, version: int | None = None) -> Verdict:

@@ -1,6 +1,6 @@
 """The vocabulary of the reward stage: a Sample comes in, a ScoredSample goes out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rollout.types import Sample
@@ -35,6 +35,10 @@ class Verdict:
     """Why it is unscorable, or the error's traceback; empty for a score."""
     reward_version: int | None
     """Version of the reward model that scored; None where only the rule judged."""
+    value: str | None = None
+    """The final answer in canonical form: equal answers have equal ones."""
+    seconds: float | None = field(default=None, compare=False)
+    """What judging took; None where nothing was judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reward.config import RewardConfig, RewardModelConfig, member_directories
+from reward.pool import Pool
 from reward.scorer import ModelScorer, RuleScorer
 from reward.tokenizer import check_tokenizer
 from reward.types import ScoredSample
@@ -28,7 +29,10 @@ class RewardWorker:
 
     def __init__(self, config: RewardConfig):
         self._config = config
-        self._rule = RuleScorer(config)
+        self._judges = Pool(
+            "reward.rules:judge", workers=config.judges, seconds=config.judge_seconds, memory_gb=config.judge_memory_gb
+        )
+        self._rule = RuleScorer(config, self._judges)
         self._model: ScalarModel | None = None
         self._finder: StepFinder | None = None
         self._staging: Staging | None = None
@@ -73,7 +77,7 @@ class RewardWorker:
             return self._rule.score(questions, samples)
         if self._model is None or self._finder is None or self._version is None:
             raise RuntimeError("the reward model has no weights: it has no reward.model.path and no update reached it")
-        return ModelScorer(self._config, self._model, self._finder, self._version).score(questions, samples)
+        return ModelScorer(self._config, self._model, self._finder, self._version, self._judges).score(questions, samples)
 
     def init_transfer(self, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
         """What every update will carry. Raises ValueError unless it is every parameter of the model."""
@@ -110,6 +114,10 @@ class RewardWorker:
                 parameters[name].copy_(tensor)
         self._version, self._digest = version, staging.digest
         staging.clear()
+
+    def close(self) -> None:
+        """End the judges."""
+        self._judges.close()
 
     def describe(self) -> dict[str, str | int | None]:
         """Who this is: for logs and the run's summary. `version` and `digest` are those of the weights that serve."""

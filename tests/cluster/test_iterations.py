@@ -13,7 +13,7 @@ from cluster.records import evaluation_rows
 from cluster.resume import Checkpoints
 from cluster.sampling import RunFailed
 from learner.algorithms import RewardModelRow
-from reward.scorer import gold_problem
+from reward.rules import gold_problem
 from rollout.data import load_data
 from rollout.tasks import character_tokenizer
 from tests.cluster.test_pipeline import FakeRoles, drive, sample_files, trained

@@ -14,7 +14,9 @@ from cluster.records import evaluation_rows
 from cluster.resume import Checkpoints
 from cluster.sampling import RunFailed
 from reward.config import RewardConfig
-from reward.scorer import RuleScorer, gold_problem
+from reward.pool import Outcome
+from reward.rules import gold_problem
+from reward.scorer import RuleScorer
 from rollout.data import load_data
 from rollout.tasks import character_tokenizer
 from rollout.types import FinishReason, Sample, sample_seed
@@ -227,12 +229,11 @@ def test_a_finished_run_resumes_to_nothing(tmp_path, data, tokenizer):
 
 
 def test_judge_errors_above_the_threshold_stop_the_run_with_the_traceback(tmp_path, data, tokenizer):
-    class Broken(RuleScorer):
-        def _judge(self, sample, gold):
-            raise ZeroDivisionError("in the judge")
+    def broken(rows):
+        return [Outcome(status="error", value=None, reason="ZeroDivisionError: in the judge", seconds=0.0) for _ in rows]
 
     roles = FakeRoles(tokenizer)
-    roles.reward = Broken(RewardConfig())
+    roles.reward = RuleScorer(RewardConfig(), broken)
     with pytest.raises(RunFailed, match="ZeroDivisionError: in the judge"):
         drive(configuration(tmp_path / "run"), data, roles)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cluster.records import evaluation_rows
-from reward.scorer import gold_problem
+from reward.rules import gold_problem
 from rollout.data import load_data
 from rollout.tasks import character_tokenizer
 from tests.cluster.test_iterations import GRPO, Judged, configuration

@@ -2,12 +2,12 @@ from itertools import combinations
 
 import pytest
 
-from reward.at_k import maj_at_k, pass_at_k
-from reward.comparison import same
+from reward.at_k import maj_at_k, pass_at_k, rm_at_k
+from reward.comparison import canonical, same
 
 
 def vote(answers, gold, k, seed=0):
-    return maj_at_k(answers, [same(gold, answer) for answer in answers], k, same, seed)
+    return maj_at_k(list(map(canonical, answers)), [same(gold, answer) for answer in answers], k, seed)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_maj_at_1_is_the_mean_accuracy():
 
 def test_many_subsets_are_drawn_by_the_seed_with_their_standard_error():
     answers = ["7"] * 8 + ["8"] * 8
-    exact = maj_at_k(answers[:1] + answers[8:], [True] + [False] * 8, 3, same, 0)
+    exact = maj_at_k(answers[:1] + answers[8:], [True] + [False] * 8, 3, 0)
     assert exact == (0.0, 0.0)
     first = vote(answers, "7", 7)  # C(16, 7) = 11,440 subsets; with an odd k and 8 against 8, each side wins half of them
     assert first == vote(answers, "7", 7) and first != vote(answers, "7", 7, seed=1)
@@ -83,4 +83,30 @@ def test_maj_at_k_needs_k_samples_and_a_judgement_for_each():
     with pytest.raises(ValueError, match="maj@k with 1 answers, 1 judgements, k=2"):
         vote(["7"], "7", 2)
     with pytest.raises(ValueError, match="maj@k with 1 answers, 2 judgements, k=1"):
-        maj_at_k(["7"], [True, True], 1, same, 0)
+        maj_at_k(["7"], [True, True], 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "correct", "k", "value"),
+    [
+        ([1, 2, 3], [1, 0, 1], 1, 2 / 3),
+        ([1, 2, 3], [0, 0, 1], 2, 2 / 3),  # of (1, 2), (1, 3), (2, 3)
+        ([1, 2, 3], [0, 1, 0], 3, 0.0),
+        ([1, 1], [1, 0], 2, 0.5),  # a tie is shared
+        ([2, 2, 1], [1, 0, 1], 2, (1 / 2 + 1 + 0) / 3),
+    ],
+)
+def test_rm_at_k_matches_the_table_worked_by_hand(scores, correct, k, value):
+    assert rm_at_k(scores, correct, k) == pytest.approx(value, abs=1e-15)
+
+
+def test_rm_at_k_is_the_mean_over_subsets_of_their_best():
+    scores, correct = [0.3, -1, 2.5, 0.3, 7, -2, 0.3], [True, False, True, False, False, True, True]
+    for k in range(1, 8):
+        wins = []
+        for subset in combinations(range(7), k):
+            best = [i for i in subset if scores[i] == max(scores[j] for j in subset)]
+            wins.append(sum(correct[i] for i in best) / len(best))
+        assert rm_at_k(scores, correct, k) == pytest.approx(sum(wins) / len(wins), abs=1e-12)
+    with pytest.raises(ValueError, match="rm@k with 2 scores, 2 judgements, k=3"):
+        rm_at_k([1, 2], [True, True], 3)

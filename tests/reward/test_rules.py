@@ -1,13 +1,27 @@
 import pytest
 
-from reward.rules import correct, well_formed
+from reward.rules import judge, judge_here, well_formed
 from rollout.types import FinishReason
 from tests.reward.builders import sample
 
 
-@pytest.mark.parametrize(("extracted", "reward"), [("7", 1.0), ("7.0", 1.0), ("14/2", 1.0), ("8", 0.0), ("", 0.0), (None, 0.0)])
-def test_correct_is_equality_by_value(extracted, reward):
-    assert correct(extracted, "7") == reward
+@pytest.mark.parametrize(
+    ("answer", "right"), [("7", True), ("7.0", True), ("14/2", True), ("8", False), ("", False), ("x", False)]
+)
+def test_an_answer_is_right_by_its_value(answer, right):
+    found = judge(f"3 + 4\n#### {answer}", "7", "hash")
+    assert found["correct"] is right and found["extracted"] == (answer or None) and found["problem"] is None
+    assert found["value"] == ({"7": "7", "7.0": "7", "14/2": "7", "8": "8"}.get(answer) or found["value"])
+
+
+def test_a_judgement_names_what_is_wrong_with_the_reference():
+    assert judge("#### 7", "seven or so", "hash")["problem"].startswith("'seven or so' is not a number")
+
+
+def test_judging_here_keeps_an_exception_as_an_error():
+    good, bad = judge_here([{"output": "#### 7", "gold": "7", "answer_format": x} for x in ("hash", "no such format")])
+    assert good.status == "score" and good.value["correct"] and good.seconds >= 0
+    assert bad.status == "error" and bad.value is None and "KeyError" in bad.reason
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from reward.config import RewardConfig, RewardModelConfig
-from reward.scorer import ModelScorer, RuleScorer, gold_problem, probability
+from reward.pool import KILLED, Outcome
+from reward.rules import gold_problem, judge_here
+from reward.scorer import ModelScorer, RuleScorer, probability
 from reward.types import RewardEvent
 from rollout.types import FinishReason
 from tests.reward.builders import question, sample
@@ -44,7 +46,7 @@ def test_samples_are_matched_to_questions_by_ordinal_and_keep_their_order():
 def test_a_reference_that_cannot_be_judged_is_unscorable_with_the_reason_and_no_event():
     (scored,) = score(sample("#### 7"), questions=[question(gold="seven or so")])
     assert (scored.verdict.status, scored.verdict.reward, scored.events) == ("unscorable", None, ())
-    assert scored.verdict.reason == "'seven or so' is not a number or a formula"
+    assert scored.verdict.reason.startswith("'seven or so' is not a number, a formula or words")
 
 
 def test_a_worked_reference_is_judged_by_its_final_answer():
@@ -58,14 +60,25 @@ def test_an_output_without_tokens_is_unscorable():
 
 
 def test_an_exception_in_judging_is_an_error_with_its_traceback_and_spares_the_others(monkeypatch):
-    def fail_on_eight(extracted, gold):
-        return 1.0 / (int(extracted) - 8)
+    def fail_on_eight(gold, extracted):
+        return bool(1.0 / (int(extracted) - 8))
 
-    monkeypatch.setattr("reward.scorer.correct", fail_on_eight)
+    monkeypatch.setattr("reward.rules.same", fail_on_eight)
     good, bad = score(sample("#### 9"), sample("#### 8", index=1))
     assert good.verdict.reward == 1.0
     assert (bad.verdict.status, bad.verdict.reward, bad.events) == ("error", None, ())
     assert "fail_on_eight" in bad.verdict.reason and "ZeroDivisionError" in bad.verdict.reason
+
+
+def test_an_output_whose_judge_was_killed_is_unscorable_and_never_zero():
+    def judge(rows):
+        good = judge_here(rows)
+        killed = Outcome(status="unscorable", value=None, reason=f"{KILLED}no answer within 1 s", seconds=1.0)
+        return [good[0], killed]
+
+    good, bad = RuleScorer(RewardConfig(), judge).score([question()], [sample("#### 7"), sample("#### 7", index=1)])
+    assert good.verdict.reward == 1.0 and good.verdict.value == "7" and good.verdict.seconds >= 0
+    assert (bad.verdict.status, bad.verdict.reward, bad.events, bad.verdict.seconds) == ("unscorable", None, (), 1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""What runs in a judge's process: rows in, an answer for each out, as JSON lines on pipes of its own.
+
+The judge is a function `judge(**row)`, or, when it is batched, `judge(rows)` with a list of answers. What it prints goes
+nowhere. It may not start processes, and its memory is limited.
+"""
+
+import importlib.util
+import json
+import os
+import pkgutil
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rollout.confine import die_with_parent, no_new_processes
+
+
+def load(target: str) -> Callable:
+    """The function of `package.module:name` or `file.py:name`. Raises ValueError, AttributeError or what the import raises."""
+    place, _, name = target.rpartition(":")
+    if not place.endswith(".py"):
+        return pkgutil.resolve_name(target)
+    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{place} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    # Beside the file lie what it imports; pickling and dataclasses look modules up by name.
+    sys.path.insert(0, str(Path(place).resolve().parent))
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def main() -> None:
+    die_with_parent()
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    setup = json.loads(requests.readline())
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"],) * 2)
+    try:
+        judge = load(setup["target"])
+        for name in setup["preload"]:
+            pkgutil.resolve_name(name)
+    except BaseException:
+        _answer(answers, {"error": traceback.format_exc()})
+        return
+    confined = no_new_processes()
+    _answer(answers, {"ready": True, "confined": confined})
+    while line := requests.readline():
+        rows = json.loads(line)
+        if setup["batched"]:
+            _answer(answers, _judged(lambda rows=rows: judge(rows)))
+            continue
+        for row in rows:
+            _answer(answers, _judged(lambda row=row: judge(**row)))
+
+
+def _judged(work: Callable[[], Any]) -> dict:
+    """`value` and `seconds`, `error` (a traceback), or `unscorable` for a judge that needs more memory than it may have."""
+    start = time.monotonic()
+    try:
+        value = work()
+        json.dumps(value)
+    except MemoryError:
+        return {"unscorable": "the judge ran into its memory limit"}
+    except BaseException:
+        return {"error": traceback.format_exc(limit=-20)}
+    return {"value": value, "seconds": time.monotonic() - start}
+
+
+def _answer(answers, message: dict) -> None:
+    answers.write(json.dumps(message).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
