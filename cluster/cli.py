@@ -11,10 +11,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from cluster import cli_judging
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
 
@@ -113,6 +116,13 @@ def export(
     with _wrong_input():
         export(run, out, step)
     typer.echo(out)
+
+
+@app.command()
+@wraps(cli_judging.score)
+def score(*args, **kwargs) -> None:
+    with _wrong_input():
+        cli_judging.score(*args, **kwargs)
 
 
 @app.command("import-gguf")

