@@ -97,11 +97,11 @@ def load_data(config: RunConfig):
     """The data of a run, rendered with its tokenizer, and the tokenizer."""
     from transformers import AutoTokenizer
 
-    from reward.rules import gold_problem
+    from reward.rules import gold_check
     from rollout.data import load_data
 
     tokenizer = AutoTokenizer.from_pretrained(model_directory(config))
-    return load_data(config.data, tokenizer, config.seed, gold_problem), tokenizer
+    return load_data(config.data, tokenizer, config.seed, gold_check(config.reward)), tokenizer
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from cluster.config import RunConfig
 from cluster.contradictions import supervision
 from learner.algorithms import Need
 from reward.config import RewardModelConfig, member_directories
-from reward.rules import gold_problem, well_formed
+from reward.rules import gold_check, well_formed
+from reward.selftest import self_test
 from reward.tokenizer import check_tokenizer
 from rollout.data import Data, load_data
 from rollout.selection import Uniform
@@ -58,7 +59,9 @@ def check(config: RunConfig) -> Report:
         model = _model(config)
         _check_model(config, model, report)
         _check_reward_model(config, report)
-        _check_data(config, load_data(config.data, model.tokenizer, config.seed, gold_problem), model, report)
+        data = load_data(config.data, model.tokenizer, config.seed, gold_check(config.reward))
+        _check_data(config, data, model, report)
+        _check_judge(config, data, report)
     except ValueError as error:
         report.problems.append(str(error))
     if model is not None:
@@ -175,6 +178,15 @@ def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> 
             )
     first = data.train.question(0)
     report.facts.append(f"prompt of {first.id}: {model.tokenizer.decode(first.prompt_ids)!r}, answer {first.gold!r}")
+
+
+def _check_judge(config: RunConfig, data: Data, report: Report) -> None:
+    """The judge tried on the run's own questions."""
+    training = [data.train.question(n) for n in range(len(data.train))]
+    found = self_test([*training, *data.evaluation], config.reward)
+    report.facts += found.facts
+    report.warnings += found.warnings
+    report.problems += found.problems
 
 
 def _check_demonstrations(config: RunConfig, data: Data, model: Model, report: Report) -> None:

@@ -14,12 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from learner.credit import Accepted, GroupRelative, LeaveOneOut, Ones, RewardSource, Signed
+from learner.decoupled import DecoupledGroupRelative
 from learner.denoised import DenoisedGroupRelative
 from learner.gae import GAE
 from learner.weighting import Cispo, Clipped, Need, Plain, Preference, SequenceClipped
 from rollout.config import Strict
-
-__all__ = ["REWARD_MODELS", "TABLE", "Algorithm", "DataSource", "Need", "RewardModelRow", "resolve", "resolve_reward_model"]
 
 
 class DataSource(StrEnum):
@@ -35,11 +34,11 @@ class DataSource(StrEnum):
     """Two outputs of a question, one better than the other: of the policy that the stage starts from, or given."""
 
 
-DEMONSTRATIONS, POLICY_SAMPLES = DataSource.DEMONSTRATIONS, DataSource.POLICY_SAMPLES
-INITIAL_SAMPLES, PAIRS = DataSource.INITIAL_SAMPLES, DataSource.PAIRS
+DEMONSTRATIONS, POLICY_SAMPLES, INITIAL_SAMPLES, PAIRS = DataSource
 
 AnyCredit = Annotated[
-    Ones | Accepted | Signed | GroupRelative | DenoisedGroupRelative | LeaveOneOut | GAE, Field(discriminator="cell")
+    Ones | Accepted | Signed | GroupRelative | DecoupledGroupRelative | DenoisedGroupRelative | LeaveOneOut | GAE,
+    Field(discriminator="cell"),
 ]
 AnyWeighting = Annotated[Plain | Preference | Clipped | SequenceClipped | Cispo, Field(discriminator="cell")]
 

@@ -99,7 +99,7 @@ class Signed(Credit):
         return advantages
 
 
-class _WithinGroup(Credit):
+class WithinGroup(Credit):
     """Credit relative to the group: who counts, and who is in the loss."""
 
     smallest_group: ClassVar[int] = 2
@@ -124,7 +124,7 @@ class _WithinGroup(Credit):
         raise NotImplementedError
 
 
-class GroupRelative(_WithinGroup):
+class GroupRelative(WithinGroup):
     """Rewards normalised within the group; A_t is the sum of the normalised events at positions >= t.
 
     One function for outcome supervision (one event, at the last token) and process supervision (one per step): the mean and the
@@ -155,7 +155,7 @@ class GroupRelative(_WithinGroup):
         return [_sums_from_here_on(item, [next(rest) / std for _ in item.events]) for item in group]
 
 
-class LeaveOneOut(_WithinGroup):
+class LeaveOneOut(WithinGroup):
     """RLOO (arXiv 2402.14740): the reward less the mean reward of the group's other outputs, the same for every token.
 
     An output's reward is the sum of its events. The KL penalty that the paper puts into the reward is left to the weighting.

@@ -90,10 +90,36 @@ class RewardConfig(Strict):
     """A judge that takes longer over one output is killed, and the output is unscorable."""
     judge_memory_gb: float = Field(2.0, gt=0.0)
     """Address space of a judge."""
+    function: str | None = None
+    """A reward function of yours, as `my_rewards.py:score`; see reward/functions.py for what it is given and returns."""
+    weights: dict[str, float] = Field({}, validate_default=False)
+    """Weight of each component that the function returns, all of them; by default 1 each."""
     max_error_share: float = Field(0.1, ge=0.0, le=1.0)
     """Stop the run when a larger share of a batch ends in judge errors."""
     flip_share: float = Field(0.0, ge=0.0, lt=1.0)
     """For studies of noisy rewards: the chance that the rule's reward takes a right answer for wrong or a wrong one for right.
     The component `correct` stays the true one, `observed` is what the reward used."""
+
+    @field_validator("function")
+    @classmethod
+    def _file_is_there(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        file, _, name = value.rpartition(":")
+        if not file.endswith(".py") or not name.isidentifier():
+            raise ValueError(f"found {value!r}; expected a file and a function in it, such as my_rewards.py:score")
+        if not Path(file).is_file():
+            raise ValueError(f"{file}: no such file; expected the Python file of the function {name}")
+        return f"{Path(file).absolute()}:{name}"
+
+    @model_validator(mode="after")
+    def _function_replaces_the_rule(self):
+        if self.function is None and self.weights:
+            raise ValueError("weights: given, but there is no reward.function whose components they would weigh")
+        for name in ("correct", "format", "flip_share") if self.function else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: given, but reward.function is the reward; expected one of the two")
+        return self
+
     model: RewardModelConfig | None = None
     """For stages whose reward is an outcome or a process model; None stands for the defaults."""

@@ -1,7 +1,8 @@
 """What runs in a judge's process: rows in, an answer for each out, as JSON lines on pipes of its own.
 
-The judge is a function `judge(**row)`, or, when it is batched, `judge(rows)` with a list of answers. What it prints goes
-nowhere. It may not start processes, and its memory is limited.
+The judge is a function `judge(**row)`, or, when it is batched, `judge(rows)` with a list of answers; an adapter may make it
+from the function named, and says which of the two it is. What it prints goes nowhere. It may not start processes, and its
+memory is limited.
 """
 
 import importlib.util
@@ -45,17 +46,19 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"],) * 2)
     try:
-        judge = load(setup["target"])
+        judge, batched = load(setup["target"]), setup["batched"]
+        if setup["adapter"]:
+            judge, batched = load(setup["adapter"])(judge)
         for name in setup["preload"]:
             pkgutil.resolve_name(name)
     except BaseException:
         _answer(answers, {"error": traceback.format_exc()})
         return
     confined = no_new_processes()
-    _answer(answers, {"ready": True, "confined": confined})
+    _answer(answers, {"ready": True, "confined": confined, "batched": batched})
     while line := requests.readline():
         rows = json.loads(line)
-        if setup["batched"]:
+        if batched:
             _answer(answers, _judged(lambda rows=rows: judge(rows)))
             continue
         for row in rows:

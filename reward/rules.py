@@ -2,11 +2,12 @@
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 from reward.answers import AnswerFormat, extract, reference
 from reward.comparison import canonical, same
+from reward.config import RewardConfig
 from reward.pool import Outcome, Row
 from reward.values import parse
 from rollout.types import FinishReason, Sample
@@ -46,6 +47,11 @@ def gold_problem(gold: str) -> str | None:
     """Why a reference answer cannot be judged, or None when it can: the check for data as it is loaded."""
     answer = reference(gold)
     return None if parse(answer) is not None else f"{answer!r:.80} is not a number, a formula or words in \\text{{}}"
+
+
+def gold_check(config: RewardConfig) -> Callable[[str], str | None]:
+    """What a run demands of its reference answers: a reward function may make of them what it will."""
+    return gold_problem if config.function is None else lambda gold: None
 
 
 def well_formed(sample: Sample, answer_format: AnswerFormat) -> float:

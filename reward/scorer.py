@@ -41,8 +41,7 @@ class RuleScorer:
         verdict = replace(self._verdict(sample, outcome), seconds=outcome.seconds)
         if verdict.reward is None:
             return ScoredSample(sample=sample, events=(), verdict=verdict)
-        event = RewardEvent(position=len(sample.output_ids) - 1, value=verdict.reward)
-        return ScoredSample(sample=sample, events=(event,), verdict=verdict)
+        return ScoredSample(sample=sample, events=_at_the_end(sample, verdict.reward), verdict=verdict)
 
     def _verdict(self, sample: Sample, outcome: Outcome) -> Verdict:
         if outcome.status != "score":
@@ -56,6 +55,47 @@ class RuleScorer:
             observed = components["observed"] = _flipped(observed, sample, self._config.flip_share)
         reward = self._config.correct * observed + self._config.format * components["format"]
         return _score(reward, components, judged, None)
+
+
+class FunctionScorer:
+    """A user's reward function: its components, weighted; one event at the last output token.
+
+    The components also have the rule's `format`, and its `correct` where the function returns none of its own.
+    """
+
+    def __init__(self, config: RewardConfig, function: Judge, judge: Judge = judge_here):
+        """`function` runs what `reward.functions.adapt` made of the user's; `judge` is the rule's."""
+        self._config, self._function, self._judge = config, function, judge
+
+    def score(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]:
+        """One scored sample per sample, in order. Raises ValueError for a sample whose question is not given."""
+        ruled = self._judge(rule_rows(questions, samples, self._config))
+        asked = {question.ordinal: question for question in questions}
+        rows = [{"question": (q := asked[s.ordinal]).text, "output": s.text, "gold": q.gold} for s in samples]
+        verdicts = map(self._verdict, samples, self._function(rows), ruled)
+        return [
+            ScoredSample(sample=s, events=() if v.reward is None else _at_the_end(s, v.reward), verdict=v)
+            for s, v in zip(samples, verdicts, strict=True)
+        ]
+
+    def _verdict(self, sample: Sample, outcome: Outcome, ruled: Outcome) -> Verdict:
+        for status, reason in ((o.status, o.reason) for o in (outcome, ruled)):
+            if status != "score":
+                at = f"reward.function on group {sample.group_id}, index {sample.index}"
+                return replace(_without_score(status, f"{at}: {reason}"), seconds=outcome.seconds)
+        if not sample.output_ids:
+            return _without_score("unscorable", NO_TOKENS)
+        own, judged = outcome.value, ruled.value
+        weights = self._config.weights or dict.fromkeys(own, 1.0)
+        rule = rule_components(sample, judged)
+        if judged["problem"]:
+            del rule["correct"]
+        components = rule | own
+        if weights.keys() != own.keys() or "correct" not in components:
+            found = f"reward.function returned components {', '.join(own)}"
+            return _without_score("error", f"{found}; expected {', '.join(weights)}, and `correct` from it or from the rule")
+        reward = math.fsum(weight * own[name] for name, weight in weights.items())
+        return replace(_score(reward, components, judged, None), seconds=outcome.seconds)
 
 
 class ModelScorer:
@@ -162,6 +202,10 @@ def _golds(questions: Sequence[Question], samples: Sequence[Sample]) -> list[str
     if lost:
         raise ValueError(f"sample {lost[0].index} of group {lost[0].group_id}: its question {lost[0].ordinal} is not given")
     return [golds[sample.ordinal] for sample in samples]
+
+
+def _at_the_end(sample: Sample, reward: float) -> tuple[RewardEvent, ...]:
+    return (RewardEvent(position=len(sample.output_ids) - 1, value=reward),)
 
 
 def _score(reward: float, components: dict[str, float], judged: Judgement, version: int | None) -> Verdict:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reward.config import RewardConfig, RewardModelConfig, member_directories
 from reward.pool import Pool
-from reward.scorer import ModelScorer, RuleScorer
+from reward.scorer import FunctionScorer, ModelScorer, RuleScorer
 from reward.tokenizer import check_tokenizer
 from reward.types import ScoredSample
 from rollout.types import Question, Sample
@@ -29,10 +29,14 @@ class RewardWorker:
 
     def __init__(self, config: RewardConfig):
         self._config = config
-        self._judges = Pool(
-            "reward.rules:judge", workers=config.judges, seconds=config.judge_seconds, memory_gb=config.judge_memory_gb
+        limits = {"workers": config.judges, "seconds": config.judge_seconds, "memory_gb": config.judge_memory_gb}
+        self._judges = Pool("reward.rules:judge", **limits)
+        self._function = None
+        if config.function is not None:
+            self._function = Pool(config.function, adapter="reward.functions:adapt", **limits)
+        self._rule: RuleScorer | FunctionScorer = (
+            FunctionScorer(config, self._function, self._judges) if self._function else RuleScorer(config, self._judges)
         )
-        self._rule = RuleScorer(config, self._judges)
         self._model: ScalarModel | None = None
         self._finder: StepFinder | None = None
         self._staging: Staging | None = None
@@ -72,7 +76,10 @@ class RewardWorker:
     def score(
         self, questions: Sequence[Question], samples: Sequence[Sample], by: Literal["rule", "model"] = "rule"
     ) -> list[ScoredSample]:
-        """One scored sample per sample, in order. Raises RuntimeError for a model that has no weights."""
+        """One scored sample per sample, in order; by rule is by the user's function where there is one.
+
+        Raises RuntimeError for a model that has no weights.
+        """
         if by == "rule":
             return self._rule.score(questions, samples)
         if self._model is None or self._finder is None or self._version is None:
@@ -117,7 +124,9 @@ class RewardWorker:
 
     def close(self) -> None:
         """End the judges."""
-        self._judges.close()
+        for pool in (self._judges, self._function):
+            if pool is not None:
+                pool.close()
 
     def describe(self) -> dict[str, str | int | None]:
         """Who this is: for logs and the run's summary. `version` and `digest` are those of the weights that serve."""

@@ -2,11 +2,13 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
 
 from learner.credit import Accepted, GroupRelative, LeaveOneOut, Ones, Signed
+from learner.decoupled import DecoupledGroupRelative
 from learner.denoised import DenoisedGroupRelative
 from rollout.types import FinishReason
 from tests.learner.builders import scored
@@ -218,3 +220,29 @@ def test_denoising_refuses_rewards_other_than_one_of_0_or_1(events):
 def test_flips_that_leave_no_information_are_refused(flips):
     with pytest.raises(ValidationError, match="flip_to"):
         DenoisedGroupRelative(**flips)
+
+
+def named(*components, group_id="g"):
+    """A group whose members have these components."""
+    plain = group([0.0] * len(components), group_id)
+    return [replace(item, verdict=replace(item.verdict, components=c)) for item, c in zip(plain, components, strict=True)]
+
+
+def test_components_normalised_apart_worked_by_hand():
+    # right: 1, 0, 1, 0 -> 1, -1, 1, -1; length: 10, 10, 30, 30 -> -1, -1, 1, 1; with weights 1 and 0.5: 0.5, -1.5, 1.5, -0.5.
+    parts = [{"right": r, "length": n, "unread": 7.0} for r, n in ((1.0, 10.0), (0.0, 10.0), (1.0, 30.0), (0.0, 30.0))]
+    spread = math.sqrt((0.5**2 + 1.5**2) / 2)
+    cell = DecoupledGroupRelative(weights={"right": 1.0, "length": 0.5})
+    assert [a[0] for a in cell(named(*parts))] == pytest.approx([0.5 / spread, -1.5 / spread, 1.5 / spread, -0.5 / spread])
+    # Summed, right and short (1 + 0) is like wrong and long (0 + 1); apart they differ by their weights.
+    short = named({"right": 1.0, "length": 0.0}, {"right": 0.0, "length": 1.0})
+    assert cell(short)[0][0] == pytest.approx(1.0)
+
+
+def test_components_that_are_equal_in_a_group_give_exactly_zero_and_missing_ones_are_refused():
+    cell = DecoupledGroupRelative(weights={"a": 1.0, "b": 1.0})
+    assert cell(named(*[{"a": 0.1, "b": 0.7}] * 3)) == [(0.0, 0.0)] * 3
+    with pytest.raises(ValueError, match="group g, index 1: found components a, expected 'b' among them"):
+        cell(named({"a": 0.0, "b": 1.0}, {"a": 1.0}))
+    with pytest.raises(ValidationError, match="weights"):
+        DecoupledGroupRelative(weights={})

@@ -1,0 +1,105 @@
+"""One judge's process, from the outside: started, asked, read, and killed with all that it started."""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+START_SECONDS = 120
+LONGEST_ANSWER = 4_000_000
+
+
+class Process:
+    """One judge's process and its pipes."""
+
+    def __init__(self, setup: Mapping[str, Any]):
+        self._setup = setup
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "reward.pool_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            start_new_session=True, env=_environment(),
+        )  # fmt: skip
+        self.answers = self._process.stdout
+        os.set_blocking(self.answers.fileno(), False)
+        self._buffer = b""
+        self.since = time.monotonic()
+        """When it last answered, or was given rows after a pause."""
+        self.ended = ""
+        """Why it is of no more use; empty while it is."""
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def await_ready(self) -> dict:
+        """What it says when it is ready.
+
+        Raises ValueError with the traceback when the judge cannot be loaded, RuntimeError when its process says nothing.
+        """
+        self.send(self._setup)
+        until = time.monotonic() + START_SECONDS
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.answers, selectors.EVENT_READ)
+            while time.monotonic() < until and not self.ended:
+                selector.select(until - time.monotonic())
+                for message in self.read():
+                    if "error" in message:
+                        self.kill()
+                        raise ValueError(f"the judge {self._setup['target']} cannot be loaded:\n{message['error']}")
+                    return message
+        self.kill()
+        raise RuntimeError(f"the judge {self._setup['target']} did not start: {self.ended or f'silent for {START_SECONDS} s'}")
+
+    def send(self, message: Any) -> None:
+        self.since = time.monotonic()
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self.ended = "its process ended"
+
+    def read(self) -> list[dict]:
+        """The answers that have come."""
+        while True:
+            try:
+                part = os.read(self.answers.fileno(), 1 << 16)
+            except BlockingIOError:
+                break
+            if not part:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(timeout=5)
+                self.ended = self.ended or f"its process ended with {_exit(self._process.returncode)}"
+                break
+            self._buffer += part
+        *lines, self._buffer = self._buffer.split(b"\n")
+        if max(map(len, [*lines, self._buffer])) > LONGEST_ANSWER:
+            self.ended = f"an answer of more than {LONGEST_ANSWER} bytes"
+            return []
+        if lines:
+            self.since = time.monotonic()
+        return [json.loads(line) for line in lines]
+
+    def kill(self) -> None:
+        """The process and all that it started in its session."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(timeout=30)
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+
+
+def _exit(code: int | None) -> str:
+    if code is None:
+        return "no exit status"
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def _environment() -> dict[str, str]:
+    """One thread for a judge: there are as many judges as the cores are meant to be shared among."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,164 @@
+"""A user's reward function: its signature, what it may return, and its components as a reward."""
+
+import pytest
+
+from reward.config import RewardConfig
+from reward.functions import adapt
+from reward.pool import Outcome, Pool
+from reward.scorer import FunctionScorer
+from reward.worker import RewardWorker
+from rollout.types import FinishReason
+from tests.reward.builders import question, sample
+
+ROWS = [{"question": f"{i} + 1", "output": "x" * i, "gold": str(i + 1)} for i in range(3)]
+
+
+def one(output, gold, weight=2):
+    return weight * len(output)
+
+
+async def later(question, output, gold):
+    return {"correct": output == gold, "length": len(output)} if output else {"length": 0.0}
+
+
+def many(outputs):
+    return [len(output) for output in outputs]
+
+
+async def many_later(questions, golds):
+    return tuple({"a": float(gold), "b": len(question)} for question, gold in zip(questions, golds, strict=True))
+
+
+def test_one_output_at_a_time_or_many_and_async_or_not():
+    judge, batched = adapt(one)
+    assert not batched and [judge(**row) for row in ROWS] == [{"score": 0.0}, {"score": 2.0}, {"score": 4.0}]
+    judge, batched = adapt(later)
+    assert not batched and judge(**ROWS[0]) == {"length": 0.0}
+    judge, batched = adapt(many)
+    assert batched and judge(ROWS) == [{"score": 0.0}, {"score": 1.0}, {"score": 2.0}]
+    judge, batched = adapt(many_later)
+    assert batched and judge(ROWS) == [{"a": float(i + 1), "b": 5.0} for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        (lambda text: 1, "found parameters text"),
+        (lambda: 1, "found parameters none"),
+        (lambda question, outputs: 1, "found parameters question, outputs"),
+        (lambda output, threshold: 1, "found parameters output, threshold"),
+        (7, "found int, expected a function"),
+    ],
+)
+def test_a_signature_that_does_not_fit_is_refused(function, found):
+    with pytest.raises(TypeError, match=found):
+        adapt(function)
+
+
+@pytest.mark.parametrize("value", [None, True, float("nan"), float("inf"), "1", [1.0], {"a": None}, {"a": False}, {1: 1.0}, {}])
+def test_what_is_no_finite_number_is_an_error_that_names_the_function(value):
+    def mine(output):
+        return value
+
+    judge, _ = adapt(mine)
+    with pytest.raises(TypeError, match=r"test_functions.py:\d+: mine returned"):
+        judge(output="x", question="", gold="")
+
+
+@pytest.mark.parametrize(("values", "found"), [([1.0], "1 values"), (3.0, "3.0"), (None, "None")])
+def test_a_batch_of_another_length_is_an_error(values, found):
+    judge, _ = adapt(lambda outputs: values)
+    with pytest.raises(TypeError, match=f"returned {found} for 3 outputs; expected a list with one for each"):
+        judge(ROWS)
+
+
+def scorer(*values, **config):
+    """A scorer whose function returns these components, or fails with this reason."""
+
+    def function(rows):
+        assert [set(row) for row in rows] == [{"question", "output", "gold"}] * len(rows)
+        return [
+            Outcome(status="error", value=None, reason=v, seconds=0.1)
+            if isinstance(v, str)
+            else Outcome(status="score", value=v, reason="", seconds=0.1)
+            for v in values
+        ]
+
+    return FunctionScorer(RewardConfig().model_copy(update=config), function)
+
+
+def test_components_are_weighted_into_one_event_and_the_rules_stand_beside():
+    one = sample("#### 7", tokens=4)
+    (scored,) = scorer({"fit": 0.5, "style": 2.0}, weights={"fit": 2.0, "style": -0.25}).score([question()], [one])
+    assert scored.verdict.reward == 0.5 and [(e.position, e.value) for e in scored.events] == [(3, 0.5)]
+    assert scored.verdict.components == {"fit": 0.5, "style": 2.0, "correct": 1.0, "format": 1.0}
+    assert (scored.verdict.extracted, scored.verdict.value, scored.verdict.seconds) == ("7", "7", 0.1)
+    (plain,) = scorer({"fit": 0.5, "style": 2.0}).score([question()], [one])
+    assert plain.verdict.reward == 2.5
+
+
+def test_its_own_correct_replaces_the_rules_and_is_needed_where_the_rule_cannot_judge():
+    essay = question(gold="an essay about rain")
+    (own,) = scorer({"correct": 0.0}).score([question()], [sample("#### 7", finish_reason=FinishReason.LENGTH)])
+    assert own.verdict.components == {"correct": 0.0, "format": 0.0} and own.verdict.reward == 0.0
+    good, bad = scorer({"correct": 1.0}, {"fit": 1.0}).score([essay], [sample("rain"), sample("rain", index=1)])
+    assert good.verdict.status == "score" and good.verdict.components["correct"] == 1.0
+    assert bad.verdict.status == "error" and "`correct` from it or from the rule" in bad.verdict.reason
+
+
+def test_a_failure_names_function_and_sample_and_is_no_number():
+    bad, other, empty = scorer("Traceback: boom", {"unasked": 1.0}, {"fit": 1.0}, weights={"fit": 1.0}).score(
+        [question()], [sample("#### 7"), sample("#### 7", index=1), sample("", index=2, tokens=0)]
+    )
+    assert [x.verdict.status for x in (bad, other, empty)] == ["error", "error", "unscorable"]
+    assert bad.verdict.reason == "reward.function on group grpo/0, index 0: Traceback: boom"
+    assert "returned components unasked; expected fit" in other.verdict.reason
+    assert all(x.verdict.reward is None and x.events == () for x in (bad, other, empty))
+
+
+MINE = """
+import time
+
+def score(question, output, gold):
+    if output == "hang":
+        time.sleep(1000)
+    return {"correct": output == gold, "length": len(output)}
+
+def score_all(outputs, golds):
+    return [score("", output, gold) for output, gold in zip(outputs, golds)]
+"""
+
+
+@pytest.mark.parametrize("name", ["score", "score_all"])
+def test_a_function_of_a_file_in_the_pool(tmp_path, name):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE.replace("output == gold,", "float(output == gold),"))
+    with Pool(f"{file}:{name}", workers=1, seconds=2, memory_gb=1, adapter="reward.functions:adapt") as pool:
+        outcomes = pool([{"question": "", "output": text, "gold": "7"} for text in ("7", "hang", "abc")])
+    assert [o.value for o in outcomes] == [{"correct": 1.0, "length": 1.0}, None, {"correct": 0.0, "length": 3.0}]
+    assert outcomes[1].status == "unscorable"
+
+
+def test_the_reward_worker_scores_by_it(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE.replace("output == gold,", "float(output == gold),"))
+    worker = RewardWorker(RewardConfig(function=f"{file}:score", weights={"correct": 1.0, "length": 0.5}))
+    try:
+        (scored,) = worker.score([question()], [sample("7")])
+        assert scored.verdict.reward == 1.5 and worker.describe()["scorer"] == "FunctionScorer"
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"function": "mine"}, "expected a file and a function in it"),
+        ({"function": "nowhere.py:score"}, "nowhere.py: no such file"),
+        ({"weights": {"a": 1.0}}, "there is no reward.function"),
+        ({"function": f"{__file__}:one", "format": 0.5}, "format: given, but reward.function is the reward"),
+    ],
+)
+def test_settings_that_contradict_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RewardConfig(**settings)

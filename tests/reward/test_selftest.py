@@ -1,0 +1,101 @@
+"""The self-test finds judges and data that a run must not start with."""
+
+import pytest
+
+from reward.config import RewardConfig
+from reward.rules import judge_here
+from reward.selftest import Findings, self_test, try_function, try_rule
+from tests.reward.builders import question
+
+QUESTIONS = [question(i, gold) for i, gold in enumerate(["7", "#### 8", "1/2", "7.0", r"\boxed{\sqrt{2}}"])]
+
+
+def found(questions=QUESTIONS, form="hash", judge=judge_here):
+    findings = Findings()
+    try_rule(questions, form, judge, findings)
+    return findings
+
+
+@pytest.mark.parametrize("form", ["hash", "boxed", "auto"])
+def test_good_data_and_a_good_judge_pass(form):
+    assert found(form=form).problems == []
+    assert found(form=form).facts == ["the judge: 5 reference answers are right, 20 wrong answers are wrong"]
+
+
+def test_a_format_that_cannot_state_the_references_is_found():
+    (problem,) = found(form="last-number").problems
+    assert problem.startswith("1 question: the reference answer itself is not judged right") and "q:4" in problem
+
+
+def test_references_without_a_value_are_named():
+    bad = [question(i, "who knows") for i in range(7)]
+    problems = found([*QUESTIONS, *bad]).problems
+    assert problems[0].startswith("7 questions: the reference answer itself") and "and 2 more" in problems[0]
+    assert "q:0, answer 'who knows'" in problems[0]
+
+
+def changed(judge_one):
+    def judge(rows):
+        outcomes = judge_here(rows)
+        return [o if (v := judge_one(row)) is None else _with(o, v) for row, o in zip(rows, outcomes, strict=True)]
+
+    return judge
+
+
+def _with(outcome, correct):
+    from dataclasses import replace
+
+    return replace(outcome, value=outcome.value | {"correct": correct})
+
+
+@pytest.mark.parametrize(
+    ("judge_one", "what"),
+    [
+        (lambda row: True if not row["output"] else None, "no output is not judged wrong"),
+        (lambda row: True if row["gold"][-1] in row["output"] else None, "a list of candidates is not judged wrong"),
+        (lambda row: row["gold"] in row["output"], "the right answer in the reasoning, another one stated is not judged wrong"),
+        (lambda row: False, "the reference answer itself is not judged right"),
+        (lambda row: True, "another question's answer is not judged wrong"),
+    ],
+)
+def test_judges_that_can_be_fooled_are_found(judge_one, what):
+    assert any(what in problem for problem in found(judge=changed(judge_one)).problems)
+
+
+def test_a_judge_that_changes_its_mind_is_found():
+    turns = iter(range(10**6))
+    problems = found(judge=changed(lambda row: next(turns) % 3 > 0 if row["output"] else None)).problems
+    assert any("the judge does not say the same twice" in problem for problem in problems)
+
+
+def tried(function, **config):
+    findings = Findings()
+    try_function(QUESTIONS[:3], RewardConfig().model_copy(update=config), changed_into(function), judge_here, findings)
+    return findings
+
+
+def changed_into(function):
+    from reward.pool import Outcome
+
+    return lambda rows: [Outcome(status="score", value=function(row), reason="", seconds=0.0) for row in rows]
+
+
+def test_a_function_is_tried_for_its_components_and_for_saying_the_same_twice():
+    good = tried(lambda row: {"length": float(len(row["output"]))})
+    assert (good.problems, good.warnings) == ([], []) and good.facts == ["reward.function: length, tried on 3 questions"]
+    turns = iter(range(100))
+    assert "does not say the same twice" in tried(lambda row: {"a": float(next(turns))}).problems[0]
+    assert "expected those of reward.weights, b" in tried(lambda row: {"a": 1.0}, weights={"b": 1.0}).problems[0]
+    mixed = tried(lambda row: {"a": 1.0} if row["output"] else {"b": 1.0})
+    assert "a; or b; expected the same for every output" in mixed.problems[0]
+    assert tried(lambda row: {"a": 1.0}).warnings == ["reward.function gives the reference answers what it gives empty outputs"]
+
+
+def test_in_pools_of_its_own(tmp_path):
+    assert self_test(QUESTIONS, RewardConfig()).problems == []
+    file = tmp_path / "mine.py"
+    file.write_text("def score(output):\n    return 1 / len(output)\n")
+    (problem,) = self_test(QUESTIONS, RewardConfig(function=f"{file}:score")).problems
+    assert "gives no score to an empty output" in problem and "ZeroDivisionError" in problem
+    (problem,) = self_test(QUESTIONS, RewardConfig(function=f"{file}:scroe")).problems
+    assert "cannot be loaded" in problem and "scroe" in problem
