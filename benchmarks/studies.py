@@ -113,7 +113,7 @@ def overoptimisation(runs: Runs) -> Found:
     }  # fmt: skip
     overrides = ["rollout.temperature=1.0", *(f"stages.0.{key}={value}" for key, value in fast.items())]
     data, words = {}, []
-    for recipe in ("grpo", "grpo_process"):
+    for recipe in ("grpo_process", "grpo"):
         for label, places in (
             (recipe, runs.all(recipe, recipe)),
             (f"{recipe}, fast", runs.all(f"{recipe}-fast", recipe, *overrides)),

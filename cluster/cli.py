@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -58,9 +58,18 @@ def resume(run: RunPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def check(recipe: RecipePath, overrides: Overrides = None) -> None:
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    contamination: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A benchmark's questions, to be looked for in the training data.")
+    ] = None,
+    contamination_question: Annotated[
+        str, typer.Option(metavar="TEMPLATE", help="The question of the benchmark's rows.")
+    ] = "{question}",
+) -> None:
     """Check a recipe, its model and all of its data, without starting anything."""
-    _checked(recipe, overrides)
+    _checked(recipe, overrides, contamination or [], contamination_question)
     typer.echo("ok")
 
 
@@ -154,15 +163,16 @@ class _ToStderr(logging.Handler):
         print(self.format(record), file=sys.stderr)
 
 
-def _checked(recipe: Path, overrides: list[str] | None):
+def _checked(recipe: Path, overrides: list[str] | None, benchmarks: Sequence[Path] = (), question: str = ""):
     """The recipe's configuration after the preflight check, which is printed. Exits with 2 when something is wrong."""
     with _wrong_input():
         from cluster.config import load
 
         config = load(recipe, overrides)
         from cluster.preflight import check
+        from rollout.config import SourceConfig
 
-        found = check(config)
+        found = check(config, [SourceConfig(file=file, question=question) for file in benchmarks])
     for line in found.facts:
         typer.echo(line)
     for line in found.warnings:

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,10 @@ from reward.config import RewardModelConfig, member_directories
 from reward.rules import gold_check, well_formed
 from reward.selftest import self_test
 from reward.tokenizer import check_tokenizer
+from rollout.config import SourceConfig
 from rollout.data import Data, load_data
+from rollout.overlap import overlaps
+from rollout.rows import fill, load_rows
 from rollout.selection import Uniform
 
 if TYPE_CHECKING:
@@ -49,8 +53,8 @@ class Model:
     vocabulary: int
 
 
-def check(config: RunConfig) -> Report:
-    """Check model, data, sizes and the run directory. Problems are collected, not raised."""
+def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
+    """Check model, data, sizes and the run directory, and the data against benchmarks. Problems are collected, not raised."""
     report = Report()
     _check_output(config, report)
     _arithmetic(config, report)
@@ -62,6 +66,8 @@ def check(config: RunConfig) -> Report:
         data = load_data(config.data, model.tokenizer, config.seed, gold_check(config.reward))
         _check_data(config, data, model, report)
         _check_judge(config, data, report)
+        for source in benchmarks:
+            _check_overlap(data, source, report)
     except ValueError as error:
         report.problems.append(str(error))
     if model is not None:
@@ -187,6 +193,20 @@ def _check_judge(config: RunConfig, data: Data, report: Report) -> None:
     report.facts += found.facts
     report.warnings += found.warnings
     report.problems += found.problems
+
+
+def _check_overlap(data: Data, source: SourceConfig, report: Report) -> None:
+    """Training questions and given outputs that hold a text of a benchmark."""
+    rows = load_rows(source)
+    benchmark = list(zip([row.where for row in rows], fill(rows, source.question, "question"), strict=True))
+    texts = [(q.id, q.text) for q in data.train.rows]
+    if data.demonstrations is not None:
+        texts += [
+            (f"demonstration {shown.question.id}", f"{shown.question.text}\n{shown.text}") for shown in data.demonstrations.rows
+        ]
+    found = overlaps(texts, benchmark)
+    report.facts.append(f"contamination: {len(found)} of {len(texts)} training texts hold one of {len(rows)} of {source.file}")
+    report.warnings += [f"{x.training} holds {x.benchmark}: {x.words!r}" for x in found]
 
 
 def _check_demonstrations(config: RunConfig, data: Data, model: Model, report: Report) -> None:

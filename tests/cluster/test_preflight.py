@@ -5,6 +5,7 @@ import pytest
 
 from cluster.config import load
 from cluster.preflight import check
+from rollout.config import SourceConfig
 
 QUICKSTART = Path(__file__).parents[2] / "deploy/recipes/quickstart.yaml"
 SMALL = [
@@ -83,3 +84,13 @@ def test_a_bad_row_is_named_with_its_file_and_line(report, tmp_path, tiny_model_
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (problem,) = report(f"model={{path: {tiny_model_dir}}}", "data.questions={file: q.jsonl}", "data.hold_out=1").problems
     assert problem.startswith("3 rows: the reference answer cannot be judged") and "q.jsonl:2" in problem
+
+
+def test_texts_of_a_benchmark_in_the_training_data_are_named(tmp_path, report):
+    facts = report().facts
+    asked = next(fact for fact in facts if fact.startswith("prompt of")).split("<bos>")[1].split("\\n")[0]
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"q": f"What is {asked}?"}) + "\n" + json.dumps({"q": asked}) + "\n")
+    found = check(load(QUICKSTART, SMALL), [SourceConfig(file=tmp_path / "bench.jsonl", question="{q}")])
+    (fact,) = (fact for fact in found.facts if fact.startswith("contamination"))
+    held = [line for line in found.warnings if "bench.jsonl:2" in line]
+    assert held and int(fact.split()[1]) == len(held) and not any("bench.jsonl:1" in line for line in found.warnings)
