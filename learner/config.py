@@ -10,7 +10,7 @@ from rollout.config import Strict
 class LearnerConfig(Strict):
     """The FSDP group: how the arithmetic is laid out, never what it computes."""
 
-    ranks: int = Field(1, gt=0)
+    ranks: int = Field(1, ge=0)
     """Learner actors, one per rank (one per GPU when there are GPUs)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Forward and backward; the master weights and the optimiser are always float32."""

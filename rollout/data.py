@@ -117,6 +117,13 @@ def load_data(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", seed: in
     )
 
 
+def load_questions(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", gold_check: GoldCheck) -> list[Question]:
+    """All rows of the question set in the order of its file, and nothing else. Raises ValueError as `load_data` does."""
+    loader = _Loader(tokenizer, config.prompt, config.max_prompt_tokens, gold_check)
+    questions = loader.questions(load_rows(config.questions), config.questions)
+    return [replace(question, ordinal=place) for place, question in enumerate(questions)]
+
+
 def _rows(source: SourceConfig, seed: int, purpose: str) -> list[Row]:
     if source.task is None:
         return load_rows(source)

@@ -11,7 +11,7 @@ from cluster import cli
 from cluster.recipe import ConfigError
 
 QUICKSTART = Path(__file__).parents[2] / "deploy/recipes/quickstart.yaml"
-COMMANDS = ["train", "resume", "check", "describe", "report", "export", "score", "import-gguf"]
+COMMANDS = ["train", "resume", "check", "describe", "report", "export", "score", "evaluate", "import-gguf"]
 HEAVY = {"torch", "ray", "vllm", "transformers", "matplotlib", "numpy"}
 
 

@@ -1,0 +1,202 @@
+"""`cohort evaluate`: a model's outputs on a benchmark, sampled by rollout workers and judged by reward workers.
+
+Every generation is stored, question by question, in OUT/generations.jsonl; a run that was killed goes on with the questions
+that are left. OUT/results.json and OUT/at_k.png are made of that file alone.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+
+from cluster.config import ConfigError, RunConfig, diff, load, resolved_yaml
+from cluster.launch import cluster, roles, stop_flag
+from cluster.metrics import read_jsonl
+from cluster.pipeline import Stopped
+from cluster.resume import RunLock
+from cluster.roles import RoleFailed
+from cluster.sampling import RunFailed, Sampler
+from cluster.sources import by_ordinal, leases
+from reward.rules import gold_check
+from reward.stored import Judged, StoredRow, accuracy, measures
+from reward.types import ScoredSample
+from rollout.benchmarks import BENCHMARKS
+from rollout.data import load_questions
+from rollout.rows import load_rows
+from rollout.types import Question, Sampling
+
+log = logging.getLogger("cohort")
+
+WAVE = 512
+"""Outputs that are asked for together; what a kill loses at most."""
+MAY_CHANGE = (
+    "output",
+    "cluster.",
+    "rollout.workers",
+    "rollout.max_concurrent_samples",
+    "rollout.kv_cache_gb",
+    "reward.workers",
+    "reward.judge",
+)
+"""Settings that a run which goes on may have otherwise: they do not change its outputs' distribution."""
+
+
+def evaluate_benchmark(config: RunConfig, benchmark: str, ks: Sequence[int]) -> dict:
+    """Sample and judge what is missing, then sum up. Raises ConfigError, RunFailed, or Stopped after a signal."""
+    out = config.output
+    lock = RunLock(out)
+    try:
+        questions, extras = _questions(config, benchmark)
+        done = {row["ordinal"]: row for row in _kept(config)}
+        left = [question for question in questions if question.ordinal not in done]
+        if left:
+            log.info("%s: %d questions, %d of them done before", benchmark, len(questions), len(done))
+            _sample(config, left, extras, len(questions))
+        rows = read_jsonl(out / "generations.jsonl")
+        results = {"benchmark": benchmark, "model": str(config.model.path)} | summarise(
+            rows, ks, BENCHMARKS[benchmark].breakdown
+        )
+        (out / "results.json").write_text(json.dumps(results, indent=1))
+        if max(ks) > 1:
+            from cluster.report import plot_at_k
+
+            plot_at_k(measures(*_stored(rows)), benchmark, out / "at_k.png")
+        return results
+    except RoleFailed as error:
+        raise RunFailed(str(error)) from error
+    finally:
+        lock.release()
+
+
+def summarise(rows: Sequence[dict], ks: Sequence[int], breakdown: Sequence[str]) -> dict:
+    """The figures of the stored generations, and accuracy by the values of the breakdown's columns."""
+    stored, judged = _stored(rows)
+    found = measures(stored, judged, ks)
+    del found["questions"]
+    parts = {}
+    for name in breakdown:
+        values = sorted({row["extras"][name] for row in rows if name in row["extras"]}, key=lambda v: (str(type(v)), v))
+        if values:
+            parts[name] = {str(value): _part(rows, judged, name, value) for value in values}
+    outputs = [output for row in rows for output in row["outputs"]]
+    return found | {
+        "missing": sum(row["asked"] - len(row["outputs"]) for row in rows),
+        "truncated": sum(o["finish_reason"] == "length" for o in outputs) / len(outputs) if outputs else None,
+        "tokens": sum(o["tokens"] for o in outputs) / len(outputs) if outputs else None,
+        "breakdown": parts,
+    }
+
+
+def _part(rows: Sequence[dict], judged: Sequence[Sequence[Judged]], name: str, value: object) -> dict:
+    marks = [
+        [j.correct for j in found if j.correct is not None]
+        for row, found in zip(rows, judged, strict=True)
+        if row["extras"].get(name) == value
+    ]
+    return {"questions": len(marks)} | accuracy([mark for mark in marks if mark])
+
+
+def _stored(rows: Sequence[dict]) -> tuple[list[StoredRow], list[list[Judged]]]:
+    """Generations as stored responses; a question's id tells it apart from one with the same text."""
+    stored = [
+        StoredRow(
+            where=row["id"],
+            question=row["id"],
+            gold=row["gold"],
+            responses=tuple(o["text"] for o in row["outputs"]),
+            scores=None,
+        )
+        for row in rows
+    ]
+    judged = [
+        [
+            Judged(
+                correct=o["correct"],
+                extracted=o["extracted"],
+                value=o["value"],
+                error=o["status"] == "error",
+                reason=o["reason"],
+            )
+            for o in row["outputs"]
+        ]
+        for row in rows
+    ]
+    return stored, judged
+
+
+def _questions(config: RunConfig, benchmark: str) -> tuple[list[Question], list[dict]]:
+    """The questions, by ordinal, and the columns of each that accuracy is broken down by."""
+    from transformers import AutoTokenizer
+
+    if not (config.model.path / "config.json").is_file():
+        raise ConfigError([f"{config.model.path}: found no config.json; expected a Hugging Face model directory"])
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    questions = load_questions(config.data, tokenizer, gold_check(config.reward))
+    rows = load_rows(config.data.questions)
+    wanted = BENCHMARKS[benchmark].breakdown
+    return questions, [{name: row.columns[name] for name in wanted if name in row.columns} for row in rows]
+
+
+def _kept(config: RunConfig) -> list[dict]:
+    """What an earlier run with the same settings stored. Raises ConfigError when the directory holds something else."""
+    before, kept = config.output / "config.yaml", config.output / "generations.jsonl"
+    if before.exists():
+        changed = [line for line in diff(load(before), config) if not line.startswith(MAY_CHANGE)]
+        if changed:
+            raise ConfigError([f"{config.output} holds an evaluation with other settings; expected another --out", *changed])
+    elif any(path.name != "lock" for path in config.output.iterdir()):
+        raise ConfigError([f"{config.output} is not empty and holds no evaluation; expected another --out"])
+    before.write_text(resolved_yaml(config))
+    if not kept.exists():
+        return []
+    rows = read_jsonl(kept)
+    kept.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))  # a kill may have cut the last line
+    return rows
+
+
+def _sample(config: RunConfig, questions: Sequence[Question], extras: Sequence[dict], total: int) -> None:
+    """Outputs of the questions, judged, into generations.jsonl as they come."""
+    size = config.evaluation.samples_per_question
+    sampling = Sampling(temperature=config.evaluation.temperature, max_new_tokens=config.rollout.max_new_tokens)
+    at_once = max(1, WAVE // size)
+    with (
+        cluster(config, 0),
+        stop_flag() as stopping,
+        roles(config, 0) as actors,
+        (config.output / "generations.jsonl").open("a") as file,
+    ):
+        sampler = Sampler(actors, None, lambda slot: None, config.reward.max_error_share)
+        for start in range(0, len(questions), at_once):
+            part = questions[start : start + at_once]
+            name = f"{config.name} {part[0].ordinal}..{part[-1].ordinal}"
+            samples = sampler.sample(leases(part, config.name, size), sampling, name, version=0)
+            groups = by_ordinal(sampler.judge(part, samples, name, "rule"))
+            for question in part:
+                row = _row(question, extras[question.ordinal], size, groups.get(question.ordinal, []))
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            right = [s.verdict.components["correct"] for g in groups.values() for s in g if s.verdict.status == "score"]
+            share = f"{sum(right) / len(right):.3f}" if right else "-"
+            log.info(
+                "%s: %d of %d questions, accuracy of the last %d outputs %s",
+                config.name,
+                part[-1].ordinal + 1,
+                total,
+                len(right),
+                share,
+            )
+            if stopping():
+                raise Stopped(f"stopped: what was generated is in {config.output}; the same command goes on")
+
+
+def _row(question: Question, extras: dict, asked: int, group: Sequence[ScoredSample]) -> dict:
+    outputs = [
+        {
+            "index": s.sample.index, "text": s.sample.text, "extracted": s.verdict.extracted, "value": s.verdict.value,
+            "status": s.verdict.status, "reason": s.verdict.reason, "tokens": len(s.sample.output_ids),
+            "correct": s.verdict.components["correct"] == 1.0 if s.verdict.status == "score" else None,
+            "finish_reason": s.sample.finish_reason,
+        }
+        for s in group
+    ]  # fmt: skip
+    names = {"id": question.id, "ordinal": question.ordinal, "question": question.text, "gold": question.gold}
+    return names | {"extras": extras, "asked": asked, "outputs": outputs}
