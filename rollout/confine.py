@@ -1,11 +1,7 @@
 """Limits that a process puts on itself before it runs code that is not to be trusted: seccomp and Landlock, on Linux.
 
-Neither needs root, neither can be undone, and children inherit both. Each returns whether the kernel took it, so that the
+None of them needs root, none can be undone, and children inherit them. Each returns whether the kernel took it, so that the
 caller decides what a missing one means.
-
-`no_new_processes` refuses fork, vfork and clone other than threads (EPERM). `no_network` refuses sockets of every family but
-Unix ones (EACCES), and with them the namespaces of abstract Unix sockets stay reachable. `files` leaves the whole file
-system out of reach except the paths named.
 """
 
 import ctypes
@@ -23,9 +19,19 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _NUMBER_AT, _ARCH_AT, _ARGUMENT_AT = 0, 4, 16
 _CLONE_THREAD = 0x10000
-_AF_UNIX = 1
-# Architecture token, then the numbers of fork, vfork (None where there is no such call), clone, clone3 and socket.
-_CALLS = {"x86_64": (0xC000003E, 57, 58, 56, 435, 41), "aarch64": (0xC00000B7, None, None, 220, 435, 198)}
+_CAPABILITY_VERSION_3 = 0x20080522
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_CALLS = {
+    "x86_64": {
+        "fork": 57, "vfork": 58, "clone": 56, "clone3": 435, "socket": 41, "kill": 62, "tkill": 200, "tgkill": 234,
+        "pidfd_send_signal": 424, "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "io_uring_setup": 425,
+    },
+    "aarch64": {
+        "clone": 220, "clone3": 435, "socket": 198, "kill": 129, "tkill": 130, "tgkill": 131,
+        "pidfd_send_signal": 424, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "io_uring_setup": 425,
+    },
+}  # fmt: skip
+"""Numbers of the system calls that are refused; arm64 has neither fork nor vfork."""
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _READ = 1 << 0 | 1 << 2 | 1 << 3
@@ -42,38 +48,47 @@ def die_with_parent() -> None:
 
 
 def no_new_processes() -> bool:
-    """Refuse to start processes; threads are allowed."""
-    calls = _CALLS.get(platform.machine())
-    if calls is None:
+    """Refuse fork, vfork, and clone but for threads (EPERM)."""
+    calls = _CALLS.get(platform.machine(), {})
+    if not calls:
         return False
-    arch, fork, vfork, clone, clone3, _ = calls
-    rules = [_refuse(number, errno.EPERM) for number in (fork, vfork) if number is not None]
-    # Its flags lie in memory, where a filter cannot look; without it the C library takes clone.
-    rules.append(_refuse(clone3, errno.ENOSYS))
+    # clone3's flags lie in memory, where a filter cannot look; without it the C library takes clone.
+    rules = _refused("fork", "vfork") + _refuse(calls["clone3"], errno.ENOSYS)
     thread = [
-        (_EQUAL, 0, 4, clone),
+        (_EQUAL, 0, 4, calls["clone"]),
         (_LOAD, 0, 0, _ARGUMENT_AT),
         (_ANY_BIT, 1, 0, _CLONE_THREAD),
         (_RETURN, 0, 0, _ERRNO | errno.EPERM),
         (_RETURN, 0, 0, _ALLOW),
     ]
-    return _install(arch, [*(step for rule in rules for step in rule), *thread])
+    return _install(rules + thread)
 
 
 def no_network() -> bool:
-    """Refuse sockets of every family but Unix."""
-    calls = _CALLS.get(platform.machine())
-    if calls is None:
-        return False
-    arch, *_, socket = calls
-    family = [
-        (_EQUAL, 0, 4, socket),
-        (_LOAD, 0, 0, _ARGUMENT_AT),
-        (_EQUAL, 1, 0, _AF_UNIX),
-        (_RETURN, 0, 0, _ERRNO | errno.EACCES),
-        (_RETURN, 0, 0, _ALLOW),
-    ]
-    return _install(arch, family)
+    """Refuse every new socket (EPERM); pairs of connected ones stay possible."""
+    return platform.machine() in _CALLS and _install(_refused("socket"))
+
+
+def no_interference() -> bool:
+    """Refuse signals to, and reading and tracing of, any process, its own included (EPERM), and io_uring, which goes past
+    filters."""
+    names = (
+        "kill",
+        "tkill",
+        "tgkill",
+        "pidfd_send_signal",
+        "ptrace",
+        "process_vm_readv",
+        "process_vm_writev",
+        "io_uring_setup",
+    )
+    return platform.machine() in _CALLS and _install(_refused(*names))
+
+
+def no_capabilities() -> bool:
+    """Give up what root may do beyond an owner's rights."""
+    header, none = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)), ctypes.create_string_buffer(24)
+    return _libc.capset(header, none) == 0
 
 
 def files(readable: Iterable[Path], writable: Iterable[Path]) -> bool:
@@ -105,13 +120,23 @@ def _allow(ruleset: int, path: Path, rights: int) -> bool:
         os.close(place)
 
 
+def _refused(*names: str) -> list[tuple[int, int, int, int]]:
+    calls = _CALLS[platform.machine()]
+    return [step for name in names if name in calls for step in _refuse(calls[name], errno.EPERM)]
+
+
 def _refuse(number: int, error: int) -> list[tuple[int, int, int, int]]:
     return [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | error)]
 
 
-def _install(arch: int, rules: list[tuple[int, int, int, int]]) -> bool:
+def _install(rules: list[tuple[int, int, int, int]]) -> bool:
     """A filter: calls of another architecture are refused, then the rules in turn, then all is allowed."""
-    begin = [(_LOAD, 0, 0, _ARCH_AT), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _ERRNO | errno.EPERM), (_LOAD, 0, 0, _NUMBER_AT)]
+    begin = [
+        (_LOAD, 0, 0, _ARCH_AT),
+        (_EQUAL, 1, 0, _ARCHITECTURES[platform.machine()]),
+        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+        (_LOAD, 0, 0, _NUMBER_AT),
+    ]
     steps = [*begin, *rules, (_RETURN, 0, 0, _ALLOW)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
     program = struct.pack("@HP", len(steps), ctypes.addressof(code))
