@@ -61,7 +61,7 @@ def evaluate(
     ] = None,
     k: Annotated[str, typer.Option("--k", help="As in 1,8,64; as many outputs are sampled as the largest.")] = "1",
     temperature: Annotated[float | None, typer.Option(help="By default 0 (greedy) for one output, else 0.7.")] = None,
-    mode: Annotated[str, typer.Option(help="cot: chain of thought.")] = "cot",
+    mode: Annotated[str, typer.Option(help="cot: chain of thought; tool: with programs.")] = "cot",
     question: Annotated[str | None, typer.Option(help="Template for the question, where the file's columns differ.")] = None,
     gold: Annotated[str | None, typer.Option(help="Template for the reference answer.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Only the first of the questions.")] = None,
@@ -74,7 +74,7 @@ def evaluate(
     from rollout.benchmarks import BENCHMARKS
 
     _check_choice("--benchmark", benchmark, BENCHMARKS)
-    _check_choice("--mode", mode, ("cot",))
+    _check_choice("--mode", mode, ("cot", "tool"))
     ks, asked = numbers(k), BENCHMARKS[benchmark]
     if temperature == 0 and max(ks) > 1:
         raise ConfigError([f"--temperature 0 gives one output, found --k {k}; expected a temperature above 0"])
@@ -88,7 +88,7 @@ def evaluate(
         "data": {
             "questions": source, "prompt": {"suffix": asked.instruction[mode]}, "max_prompt_tokens": 1024,
         },
-        "rollout": {"max_new_tokens": 1024},
+        "rollout": {"max_new_tokens": 1024} | ({"tools": {}} if mode == "tool" else {}),
         "reward": {"answer_format": "auto"},
         "evaluation": {"samples_per_question": max(ks), "temperature": temperature},
         "learner": {"ranks": 0}, "stages": [],

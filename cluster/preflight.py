@@ -4,12 +4,13 @@ Reads the model's files, tokenizer and all data rows. Needs no GPU and no Ray; w
 is asked when the run connects to it.
 """
 
+import asyncio
 import math
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,13 @@ from cluster.contradictions import supervision
 from learner.algorithms import Need
 from reward.config import RewardModelConfig, member_directories
 from reward.rules import gold_check, well_formed
-from reward.selftest import self_test
+from reward.selftest import Report, self_test
 from reward.tokenizer import check_tokenizer
 from rollout.config import SourceConfig
 from rollout.data import Data, load_data
 from rollout.overlap import overlaps
 from rollout.rows import fill, load_rows
+from rollout.sandbox import Sandbox, SandboxError
 from rollout.selection import Uniform
 
 if TYPE_CHECKING:
@@ -31,15 +33,6 @@ if TYPE_CHECKING:
 
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: float32 weights and Adam's two moments. A frozen reference adds four."""
-
-
-@dataclass(slots=True)
-class Report:
-    """What a check found. The run can start when there are no problems."""
-
-    facts: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +50,7 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
     """Check model, data, sizes and the run directory, and the data against benchmarks. Problems are collected, not raised."""
     report = Report()
     _check_output(config, report)
+    _check_sandbox(config, report)
     _arithmetic(config, report)
     model = None
     try:
@@ -83,6 +77,16 @@ def _check_output(config: RunConfig, report: Report) -> None:
         report.problems.append(f"output: {out} is a file; expected a directory")
     elif not (place := _existing(out)).is_dir() or not os.access(place, os.W_OK | os.X_OK):
         report.problems.append(f"output: {out} cannot be made: {place} is not a directory that can be written to")
+
+
+def _check_sandbox(config: RunConfig, report: Report) -> None:
+    if config.rollout.tools is not None:
+        try:
+            asyncio.run(Sandbox(config.rollout.tools).check())
+        except SandboxError as error:
+            report.problems.append(f"rollout.tools: {error}")
+        else:
+            report.facts.append("sandbox: programs run here with every protection asked for")
 
 
 def _arithmetic(config: RunConfig, report: Report) -> None:
@@ -189,10 +193,7 @@ def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> 
 def _check_judge(config: RunConfig, data: Data, report: Report) -> None:
     """The judge tried on the run's own questions."""
     training = [data.train.question(n) for n in range(len(data.train))]
-    found = self_test([*training, *data.evaluation], config.reward)
-    report.facts += found.facts
-    report.warnings += found.warnings
-    report.problems += found.problems
+    self_test([*training, *data.evaluation], config.reward, report)
 
 
 def _check_overlap(data: Data, source: SourceConfig, report: Report) -> None:

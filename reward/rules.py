@@ -10,6 +10,7 @@ from reward.comparison import canonical, same
 from reward.config import RewardConfig
 from reward.pool import Outcome, Row
 from reward.values import parse
+from rollout.episode import without_tool_output
 from rollout.types import FinishReason, Sample
 
 
@@ -56,7 +57,7 @@ def gold_check(config: RewardConfig) -> Callable[[str], str | None]:
 
 def well_formed(sample: Sample, answer_format: AnswerFormat) -> float:
     """1.0 if the output ended by itself and states a final answer with a value in the asked form, else 0.0."""
-    return formed(sample, parse(extract(sample.text, answer_format)) is not None)
+    return formed(sample, parse(extract(without_tool_output(sample.text), answer_format)) is not None)
 
 
 def formed(sample: Sample, parsed: bool) -> float:

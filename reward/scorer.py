@@ -16,6 +16,7 @@ from reward.config import RewardConfig, RewardModelConfig
 from reward.pool import Judge, Outcome, Row
 from reward.rules import Judgement, formed, judge_here
 from reward.types import RewardEvent, ScoredSample, Verdict
+from rollout.episode import without_tool_output
 from rollout.types import Question, Sample
 
 if TYPE_CHECKING:
@@ -181,7 +182,8 @@ def rule_rows(questions: Sequence[Question], samples: Sequence[Sample], config: 
     """What the rule's judge reads of each sample. Raises ValueError for a sample whose question is not given."""
     golds = _golds(questions, samples)
     form = config.answer_format
-    return [{"output": s.text, "gold": gold, "answer_format": form} for s, gold in zip(samples, golds, strict=True)]
+    texts = [without_tool_output(sample.text) for sample in samples]
+    return [{"output": text, "gold": gold, "answer_format": form} for text, gold in zip(texts, golds, strict=True)]
 
 
 def rule_components(sample: Sample, judged: Judgement) -> dict[str, float]:

@@ -19,20 +19,21 @@ SHOWN = 5
 
 
 @dataclass(slots=True)
-class Findings:
+class Report:
+    """What a check found. A run can start when there are no problems."""
+
     facts: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
-def self_test(questions: Sequence[Question], config: RewardConfig) -> Findings:
-    """Try the rule, and the reward function where there is one, in pools of their own."""
-    found = Findings()
+def self_test(questions: Sequence[Question], config: RewardConfig, found: Report) -> None:
+    """Try the rule or, where there is one, the reward function, in pools of their own."""
     limits = {"workers": config.judges, "seconds": config.judge_seconds, "memory_gb": config.judge_memory_gb}
     if config.function is None:
         with Pool("reward.rules:judge", **limits) as pool:
             try_rule(questions, config.answer_format, pool, found)
-        return found
+        return
     try:
         with (
             Pool(config.function, adapter="reward.functions:adapt", **limits) as function,
@@ -41,11 +42,10 @@ def self_test(questions: Sequence[Question], config: RewardConfig) -> Findings:
             try_function(questions, config, function, rule, found)
     except ValueError as error:
         found.problems.append(f"reward.function: {error}")
-    return found
 
 
-def try_rule(questions: Sequence[Question], form: AnswerFormat, judge: Judge, found: Findings) -> None:
-    """Findings of the rule on these questions."""
+def try_rule(questions: Sequence[Question], form: AnswerFormat, judge: Judge, found: Report) -> None:
+    """Report of the rule on these questions."""
     golds = [reference(question.gold) for question in questions]
     others = _others(golds)
     right = [(question, stated(gold, form)) for question, gold in zip(questions, golds, strict=True)]
@@ -69,8 +69,8 @@ def try_rule(questions: Sequence[Question], form: AnswerFormat, judge: Judge, fo
         found.facts.append(f"the judge: {len(right)} reference answers are right, {count} wrong answers are wrong")
 
 
-def try_function(questions: Sequence[Question], config: RewardConfig, function: Judge, rule: Judge, found: Findings) -> None:
-    """Findings of a reward function, on the reference answers as outputs and on empty ones."""
+def try_function(questions: Sequence[Question], config: RewardConfig, function: Judge, rule: Judge, found: Report) -> None:
+    """Report of a reward function, on the reference answers as outputs and on empty ones."""
     tried = [questions[i] for i in range(0, len(questions), max(1, len(questions) // TRIED))]
     stating, silent = [(q, stated(reference(q.gold), config.answer_format)) for q in tried], [(q, "") for q in tried]
     first, again, empty = (_scored(function, rows) for rows in (stating, stating, silent))
@@ -127,7 +127,7 @@ def _correct(outcome: Outcome) -> bool | None:
 
 
 def _report(
-    found: Findings,
+    found: Report,
     rows: Sequence[tuple[Question, str]],
     outcomes: Sequence[Outcome],
     good: Callable[[Outcome], bool],

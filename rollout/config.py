@@ -94,6 +94,27 @@ class DataConfig(Strict):
     """A longer prompt is an error that names the row."""
 
 
+class SandboxConfig(Strict):
+    """Limits of a program that the model wrote."""
+
+    seconds: float = Field(5.0, gt=0.0)
+    memory_gb: float = Field(1.0, gt=0.0)
+    """Address space."""
+    output_characters: int = Field(2000, gt=0)
+    """A longer output is cut, and a program that goes on printing is ended."""
+    at_once: int = Field(2, gt=0)
+    """Programs of a worker that run at the same time."""
+    without: tuple[Literal["files", "network", "processes"], ...] = ()
+    """Protections that may be missing where the kernel has none."""
+
+
+class ToolsConfig(SandboxConfig):
+    """Outputs that alternate between reasoning and Python programs (tool-integrated reasoning)."""
+
+    max_programs: int = Field(4, gt=0)
+    """Of one output; later ones are left unrun."""
+
+
 class RolloutConfig(Strict):
     """The vLLM engines."""
 
@@ -113,5 +134,7 @@ class RolloutConfig(Strict):
     """CPU cores each engine binds; by default the cores are divided among the workers of a node, none idle."""
     compile: bool = False
     """Compile the model: a slower start for a few percent of speed on the CPU."""
+    tools: ToolsConfig | None = None
+    """Run the programs of an output and show it what they print; None for chain of thought."""
     transport: Literal["auto", "shm", "nccl", "ipc"] = "auto"
     """How weights reach the engines; auto is shm on the CPU and nccl between GPUs."""

@@ -12,12 +12,12 @@ _TOKENS_ONLY = {"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY
 
 
 def sampling_params(request: TokenRequest, stop_token_ids: Sequence[int]) -> SamplingParams:
-    """One output that ends at a stop token, which it keeps, or at its length."""
+    """One output that ends at a stop or a pause token, which it keeps, or at its length."""
     return SamplingParams(
         temperature=request.sampling.temperature,
         max_tokens=request.sampling.max_new_tokens,
         seed=request.seed,
-        stop_token_ids=list(stop_token_ids),
+        stop_token_ids=[*stop_token_ids, *request.pauses],
         ignore_eos=True,
         logprobs=0,
         **_TOKENS_ONLY,

@@ -10,19 +10,19 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from rollout.config import SandboxConfig
 
-from rollout.config import Strict
-
-Protection = Literal["files", "network", "processes"]
 FILE_BYTES = 16 * 2**20
 START_SECONDS = 60
 READABLE = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/urandom", "/dev/zero")
@@ -30,20 +30,6 @@ READABLE = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/urandom", "/dev/
 
 class SandboxError(RuntimeError):
     """The sandbox itself failed: no fault of the program, so nothing follows for the answer."""
-
-
-class SandboxConfig(Strict):
-    """Limits of one program."""
-
-    seconds: float = Field(5.0, gt=0.0)
-    memory_gb: float = Field(1.0, gt=0.0)
-    """Address space."""
-    output_characters: int = Field(2000, gt=0)
-    """A longer output is cut, and a program that goes on printing is ended."""
-    at_once: int = Field(2, gt=0)
-    """Programs that run at the same time."""
-    without: tuple[Protection, ...] = ()
-    """Protections that may be missing where the kernel has none: files, network, processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,35 +57,44 @@ class Sandbox:
     async def run(self, program: str) -> Ran:
         """Run it and wait. Raises SandboxError when the sandbox fails; whatever the program does is a result."""
         async with self._room:
-            folder = Path(tempfile.mkdtemp(prefix="cohort-sandbox-"))
-            try:
-                return await self._run(program, folder)
-            except OSError as error:
-                raise SandboxError(f"the sandbox did not start: {error}") from error
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            # A thread for each program: its process is killed should the thread end before it.
+            return await asyncio.to_thread(self._run, program)
 
-    async def _run(self, program: str, folder: Path) -> Ran:
+    def _run(self, program: str) -> Ran:
+        folder = Path(tempfile.mkdtemp(prefix="cohort-sandbox-"))
         told, tells = os.pipe()
+        child = Path(__file__).with_name("sandbox_child.py")
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", str(Path(__file__).with_name("sandbox_child.py")), json.dumps(self._asked(folder, tells)),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-                cwd=folder, env=_environment(folder), start_new_session=True,
-                pass_fds=(tells,),
+            process = subprocess.Popen(
+                [sys.executable, "-I", str(child), json.dumps(self._asked(folder, tells))],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder, env=_environment(folder),
+                start_new_session=True, pass_fds=(tells,),
             )  # fmt: skip
+        except OSError as error:
+            raise SandboxError(f"the sandbox did not start: {error}") from error
+        else:
+            with process:
+                try:
+                    os.close(tells)
+                    return self._watched(process, told, program)
+                finally:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
         finally:
-            os.close(tells)
-        try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                process.stdin.write(program.encode(errors="replace"))
-                process.stdin.close()
-            await self._started(told)
-            return await self._followed(process)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            os.close(told)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _watched(self, process: subprocess.Popen, told: int, program: str) -> Ran:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(program.encode(errors="replace"))
+            process.stdin.close()
+        said, _ = _read(told, 1 << 16, START_SECONDS)
+        if not said:
+            raise SandboxError(f"the sandboxed process said nothing within {START_SECONDS} s")
+        missing = sorted(set(json.loads(said)) - set(self._config.without))
+        if missing:
+            raise SandboxError(f"this kernel lacks a protection: {', '.join(missing)}; to do without, name it in `without`")
+        return self._followed(process)
 
     def _asked(self, folder: Path, status: int) -> dict:
         readable = [*READABLE, *dict.fromkeys((sys.prefix, sys.base_prefix, os.path.realpath(sys.executable)))]
@@ -108,43 +103,36 @@ class Sandbox:
             "cpu_seconds": int(self._config.seconds) + 2, "file_bytes": FILE_BYTES, "status": status,
         }  # fmt: skip
 
-    async def _started(self, told: int) -> None:
-        """Waits for the child's word on its protections."""
-        said = await asyncio.to_thread(_read_all, told)
-        if not said:
-            raise SandboxError(f"the sandboxed process said nothing within {START_SECONDS} s")
-        missing = sorted(set(json.loads(said)) - set(self._config.without))
-        if missing:
-            raise SandboxError(f"this kernel lacks a protection: {', '.join(missing)}; to do without, name it in `without`")
-
-    async def _followed(self, process: asyncio.subprocess.Process) -> Ran:
+    def _followed(self, process: subprocess.Popen) -> Ran:
         """The output until the program ends, or is ended."""
-        limit, output, ended = 4 * self._config.output_characters, b"", "by itself"
-        try:
-            async with asyncio.timeout(self._config.seconds):
-                while len(output) <= limit and (part := await process.stdout.read(1 << 16)):
-                    output += part
-                if len(output) > limit:
-                    ended = "output"
-                else:
-                    await process.wait()
-        except TimeoutError:
-            ended = "time"
-        why = {"time": f"TimeoutError: the program ran longer than {self._config.seconds:g} s\n"}
-        if ended == "by itself" and process.returncode < 0:
-            ended = "signal"
-            why["signal"] = f"the program was ended by {signal.Signals(-process.returncode).name}\n"
+        limit, until = self._config.output_characters, time.monotonic() + self._config.seconds
+        output, ended = _read(process.stdout.fileno(), 4 * limit, self._config.seconds)
+        why = ""
+        if ended == "by itself":
+            try:
+                code = process.wait(timeout=max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                ended = "time"
+            else:
+                if code < 0:
+                    ended, why = "signal", f"the program was ended by {signal.Signals(-code).name}\n"
+        if ended == "time":
+            why = f"TimeoutError: the program ran longer than {self._config.seconds:g} s\n"
         text = output.decode(errors="replace")
-        if len(text) > self._config.output_characters:
-            text = f"{text[: self._config.output_characters]}...\n"
-        return Ran(output=text + why.get(ended, ""), ended=ended)
+        return Ran(output=(text if len(text) <= limit else f"{text[:limit]}...\n") + why, ended=ended)
 
 
-def _read_all(descriptor: int) -> bytes:
-    import select
-
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read() if select.select([file], [], [], START_SECONDS)[0] else b""
+def _read(descriptor: int, limit: int, seconds: float) -> tuple[bytes, Literal["by itself", "time", "output"]]:
+    """What comes until the writer ends, or more than `limit` bytes have come, or the time is over; and which it was."""
+    until, found = time.monotonic() + seconds, b""
+    while select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]:
+        part = os.read(descriptor, 1 << 16)
+        found += part
+        if not part:
+            return found, "by itself"
+        if len(found) > limit:
+            return found, "output"
+    return found, "time"
 
 
 def _environment(folder: Path) -> dict[str, str]:

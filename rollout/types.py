@@ -71,6 +71,8 @@ class TokenRequest:
     prompt_ids: tuple[int, ...]
     seed: int
     sampling: Sampling
+    pauses: tuple[int, ...] = ()
+    """Tokens, besides those that end an output, after which the engine hands it back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +129,8 @@ class Rejection:
     reason: str
 
 
-def sample_seed(run_seed: int, group_id: str, index: int) -> int:
-    """Seed of one output, in [0, 2**63): independent of worker, order, attempt and retry."""
-    digest = hashlib.blake2b(f"{run_seed}/{group_id}/{index}".encode(), digest_size=8).digest()
+def sample_seed(run_seed: int, group_id: str, index: int, turn: int = 0) -> int:
+    """Seed of one output, or of a later turn of it, in [0, 2**63): independent of worker, order, attempt and retry."""
+    later = f"/{turn}" if turn else ""
+    digest = hashlib.blake2b(f"{run_seed}/{group_id}/{index}{later}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

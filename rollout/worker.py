@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rollout.config import RolloutConfig
 from rollout.engine import Engine
+from rollout.episode import ToolLoop
 from rollout.types import Completion, GenerateFn, Lease, Rejection, Sample, Sampling, TokenRequest, sample_seed
 
 
@@ -40,9 +41,14 @@ class RolloutWorker:
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self.engine: Engine | None = None
         self._generate_fn = generate_fn
+        self._tools: ToolLoop | None = None
+        if config.tools is not None:
+            self._tools = ToolLoop(config.tools, self.tokenizer, stop_token_ids(model_dir, self.tokenizer))
 
     async def start(self, cores: Sequence[int] | None) -> None:
-        """Start the engine on these cores (None: all allowed ones). Raises EngineError."""
+        """Start the engine on these cores (None: all allowed ones). Raises EngineError, or SandboxError for missing tools."""
+        if self._tools is not None:
+            await self._tools.check()
         self.engine = await Engine.start(
             self.model_dir,
             self.config,
@@ -69,10 +75,16 @@ class RolloutWorker:
             for lease, index in members
         ]
         generate = self._generate_fn or partial(self.engine.generate, deadline_s=deadline_s)
+        if self._tools is None:
+            made = [(completion, (True,) * len(completion.output_ids), "") for completion in await generate(requests)]
+        else:
+            groups = [(lease.group_id, index) for lease, index in members]
+            episodes = await self._tools.run(requests, generate, lambda i, turn: sample_seed(self.run_seed, *groups[i], turn))
+            made = [(e.completion(), tuple(e.sampled_mask), e.failure) for e in episodes]
         samples, rejections = [], []
-        for (lease, index), completion in zip(members, await generate(requests), strict=True):
+        for (lease, index), (completion, sampled, failure) in zip(members, made, strict=True):
             member = {"group_id": lease.group_id, "index": index, "attempt": lease.attempt}
-            if reason := unusable(completion, len(self.tokenizer)):
+            if reason := failure or unusable(completion, len(self.tokenizer)):
                 rejections.append(Rejection(reason=reason, **member))
                 continue
             samples.append(
@@ -80,7 +92,7 @@ class RolloutWorker:
                     ordinal=lease.question.ordinal,
                     prompt_ids=lease.question.prompt_ids,
                     output_ids=completion.output_ids,
-                    sampled_mask=(True,) * len(completion.output_ids),
+                    sampled_mask=sampled,
                     logprobs=completion.logprobs,
                     text=self.tokenizer.decode(completion.output_ids, skip_special_tokens=True),
                     versions=completion.versions,

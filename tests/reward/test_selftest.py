@@ -4,14 +4,14 @@ import pytest
 
 from reward.config import RewardConfig
 from reward.rules import judge_here
-from reward.selftest import Findings, self_test, try_function, try_rule
+from reward.selftest import Report, self_test, try_function, try_rule
 from tests.reward.builders import question
 
 QUESTIONS = [question(i, gold) for i, gold in enumerate(["7", "#### 8", "1/2", "7.0", r"\boxed{\sqrt{2}}"])]
 
 
 def found(questions=QUESTIONS, form="hash", judge=judge_here):
-    findings = Findings()
+    findings = Report()
     try_rule(questions, form, judge, findings)
     return findings
 
@@ -69,7 +69,7 @@ def test_a_judge_that_changes_its_mind_is_found():
 
 
 def tried(function, **config):
-    findings = Findings()
+    findings = Report()
     try_function(QUESTIONS[:3], RewardConfig().model_copy(update=config), changed_into(function), judge_here, findings)
     return findings
 
@@ -92,10 +92,15 @@ def test_a_function_is_tried_for_its_components_and_for_saying_the_same_twice():
 
 
 def test_in_pools_of_its_own(tmp_path):
-    assert self_test(QUESTIONS, RewardConfig()).problems == []
+    def problems(**config):
+        report = Report()
+        self_test(QUESTIONS, RewardConfig(**config), report)
+        return report.problems
+
+    assert problems() == []
     file = tmp_path / "mine.py"
     file.write_text("def score(output):\n    return 1 / len(output)\n")
-    (problem,) = self_test(QUESTIONS, RewardConfig(function=f"{file}:score")).problems
+    (problem,) = problems(function=f"{file}:score")
     assert "gives no score to an empty output" in problem and "ZeroDivisionError" in problem
-    (problem,) = self_test(QUESTIONS, RewardConfig(function=f"{file}:scroe")).problems
+    (problem,) = problems(function=f"{file}:scroe")
     assert "cannot be loaded" in problem and "scroe" in problem
