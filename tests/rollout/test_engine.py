@@ -1,5 +1,7 @@
 """The engine against transformers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -90,3 +92,14 @@ def test_a_wave_past_its_deadline_is_an_error_and_the_engine_serves_on(engine, e
         engine_loop.run(engine.generate(requests(PROMPTS, max_new_tokens=340), deadline_s=0.2))
     serves(engine, engine_loop, model)
     assert engine._llm.get_num_unfinished_requests() == 0
+
+
+@pytest.mark.engine
+def test_a_pause_token_hands_the_output_back_with_what_was_sampled_until_then(engine, engine_loop):
+    [request] = requests(PROMPTS[:1], temperature=0.0)
+    [whole] = engine_loop.run(engine.generate([request]))
+    token = whole.output_ids[5]
+    end = whole.output_ids.index(token) + 1
+    [part] = engine_loop.run(engine.generate([replace(request, pauses=(token,))]))
+    assert part.output_ids == whole.output_ids[:end] and part.finish_reason is FinishReason.STOP
+    assert part.logprobs == pytest.approx(whole.logprobs[:end], abs=1e-4)
