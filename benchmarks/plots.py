@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 AXES = {
     "figure5": ("questions seen", "held-out accuracy"), "figure6": ("iterations", "held-out accuracy"),
     "figure7": ("K", "held-out accuracy"), "noise": ("share of flipped rewards", "held-out accuracy"),
-    "selection": ("questions seen", "held-out accuracy"), "transfer": ("operations in a question", "held-out accuracy"),
+    "transfer": ("operations in a question", "held-out accuracy"),
 }  # fmt: skip
 BARS = {"rows": "gain in held-out accuracy over the warm start", "judges": "accuracy on held-out outputs"}
 

@@ -5,9 +5,8 @@
     python benchmarks/studies.py figure5     RFT, Online RFT, GRPO with either supervision: accuracy by questions seen
     python benchmarks/studies.py figure6     iterative GRPO: accuracy after every iteration
     python benchmarks/studies.py figure7     Maj@K and Pass@K, K = 1..64, before and after GRPO, temperature 0.7
-    python benchmarks/studies.py overoptimisation    a trained model's reward against the true one, over 40 steps
+    python benchmarks/studies.py overoptimisation    a process model's reward against the true one
     python benchmarks/studies.py noise       flipped rewards: plain against noise-robust credit
-    python benchmarks/studies.py selection   which questions are asked: uniform, by difficulty, prioritised
     python benchmarks/studies.py transfer    questions longer and shorter than those trained on
 
 One run per (row, seed) below --runs: a study goes on where it stopped, and studies share their runs. Each writes
@@ -102,9 +101,9 @@ def figure5(runs: Runs) -> Found:
 
 
 def overoptimisation(runs: Runs) -> Found:
-    """What the model gives to the outputs of a step's questions, which are new, and what the rule says of them.
+    """What the process model gives to the outputs of a step's questions, which are new, and what the rule says of them.
 
-    As in the recipes, and from 16 questions a step with three times the rate and no higher temperature, which follows the
+    As in the recipe, and from 16 questions a step with three times the rate and no higher temperature, which follows the
     model's mistakes on few questions further.
     """
     fast = {
@@ -113,18 +112,17 @@ def overoptimisation(runs: Runs) -> Found:
     }  # fmt: skip
     overrides = ["rollout.temperature=1.0", *(f"stages.0.{key}={value}" for key, value in fast.items())]
     data, words = {}, []
-    for recipe in ("grpo_process", "grpo"):
-        for label, places in (
-            (recipe, runs.all(recipe, recipe)),
-            (f"{recipe}, fast", runs.all(f"{recipe}-fast", recipe, *overrides)),
-        ):
-            said, true = (curve(places, partial(windows, key=key)) for key in ("reward", "accuracy"))
-            data |= {f"{label}: the model's reward": said, f"{label}: true accuracy": true}
-            best = max(true, key=lambda point: point[1])
-            words.append(
-                f"{label}: the model's reward {said[0][1]:.3f} -> {said[-1][1]:.3f}; true accuracy {true[0][1]:.3f} -> "
-                f"{true[-1][1]:.3f}, at best {best[1]:.3f} around step {best[0]:.0f}"
-            )
+    for label, places in (
+        ("grpo_process", runs.all("grpo_process", "grpo_process")),
+        ("grpo_process, fast", runs.all("grpo_process-fast", "grpo_process", *overrides)),
+    ):
+        said, true = (curve(places, partial(windows, key=key)) for key in ("reward", "accuracy"))
+        data |= {f"{label}: the model's reward": said, f"{label}: true accuracy": true}
+        best = max(true, key=lambda point: point[1])
+        words.append(
+            f"{label}: the model's reward {said[0][1]:.3f} -> {said[-1][1]:.3f}; true accuracy {true[0][1]:.3f} -> "
+            f"{true[-1][1]:.3f}, at best {best[1]:.3f} around step {best[0]:.0f}"
+        )
     return data, words, True
 
 
@@ -178,15 +176,6 @@ def noise(runs: Runs) -> Found:
     return data, words, True
 
 
-def selection(runs: Runs) -> Found:
-    """A pool of 128 questions, so that each is asked several times."""
-    data = {}
-    for cell in ("uniform", "by_difficulty", "prioritised"):
-        overrides = "data.questions.rows=128", f"stages.grpo.selection={{cell: {cell}}}"
-        data[cell] = curve(runs.all(f"selection-{cell}", "grpo_rule", *overrides), accuracy)
-    return data, [f"{cell}: {points[-1][1]:.3f} ± {points[-1][2]:.3f}" for cell, points in data.items()], True
-
-
 def transfer(runs: Runs) -> Found:
     """Trained on three operations, asked for two to five: 200 questions each, in one file."""
     counts, path = (2, 3, 4, 5), runs.root.absolute() / "transfer.jsonl"
@@ -209,7 +198,7 @@ def transfer(runs: Runs) -> Found:
 
 STUDIES: dict[str, Callable[[Runs], Found]] = {
     "rows": rows, "judges": judges, "figure5": figure5, "figure6": figure6, "figure7": figure7,
-    "overoptimisation": overoptimisation, "noise": noise, "selection": selection, "transfer": transfer,
+    "overoptimisation": overoptimisation, "noise": noise, "transfer": transfer,
 }  # fmt: skip
 
 

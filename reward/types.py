@@ -1,7 +1,9 @@
 """The vocabulary of the reward stage: a Sample comes in, a ScoredSample goes out."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from rollout.types import Sample
 
@@ -37,8 +39,8 @@ class Verdict:
     """Version of the reward model that scored; None where only the rule judged."""
     value: str | None = None
     """The final answer in canonical form: equal answers have equal ones."""
-    seconds: float | None = field(default=None, compare=False)
-    """What judging took; None where nothing was judged."""
+    seconds: Annotated[float | None, Field(exclude=True)] = field(default=None, compare=False)
+    """What judging took; None where nothing was judged. Not stored: a resumed run's files are those of an unbroken one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
