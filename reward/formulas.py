@@ -25,6 +25,8 @@ _ENDLESS = re.compile(
     rf"|[)}}\]]\s*{_POWER}\{{?\s*[0-9]{{2,}}.*[)}}\]]\s*{_POWER}\{{?\s*[0-9]{{2,}}|(?:[)}}\]]\s*{_POWER}.*){{5}}|[0-9]{{3,}}\s*!|!\s*!|binom"
 )
 _MARKUP = re.compile(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+|sqrt|sin|cos|tan|log|exp")
+# Two numbers side by side are no product.
+_SIDE_BY_SIDE = re.compile(r"[0-9]\s+[0-9]")
 _PROSE = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7fπ∞√∪∩≤≥²³×·÷]")
 
 
@@ -120,12 +122,9 @@ def _close(x: "sympy.Expr | None", y: "sympy.Expr | None") -> bool:
 
 @lru_cache(maxsize=4096)
 def _readings(latex: str) -> tuple:
-    if (
-        not (latex and closed(latex))
-        or len(latex) > LONGEST_EXPRESSION
-        or _ENDLESS.search(latex)
-        or _PROSE.search(_MARKUP.sub(" ", latex))
-    ):
+    if not (latex and closed(latex)) or len(latex) > LONGEST_EXPRESSION or _ENDLESS.search(latex):
+        return ()
+    if _SIDE_BY_SIDE.search(latex) or _PROSE.search(_MARKUP.sub(" ", latex)):
         return ()
     reader = _math_verify()
     # Only its LaTeX reader takes the whole text or nothing; the others take the part that they understand.

@@ -68,7 +68,9 @@ _TEXT = r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mathit|mbox|bf|rm)\s*"
 _DRESSED_UNITS = re.compile(
     rf"(?P<left>.*(?:[0-9}})]|\\pi)\s*){_TEXT}\{{\s*{_UNIT_WORD}(?:[\s/.·-]+{_UNIT_WORD})*\s*\}}(?:\^\{{?[23]\}}?)?"
 )
-_LEADING = re.compile(r"^(?:[A-Za-z]\w?(?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))|=|\\?approx(?:imately)?|≈|about)\s*(?=[^=]+$)")
+_LEADING = re.compile(
+    r"^(?:\([a-z](?:,\s*[a-z])+\)\s*=|[A-Za-z]\w?(?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))|=|\\?approx(?:imately)?|≈|about)\s*(?=[^=]+$)"
+)
 _PLAIN_WORDS = re.compile(r"yes|no|true|false|even|odd|none|infinite", re.IGNORECASE)
 _BASED = re.compile(r"([0-9A-F]+)_\{?\s*([0-9]{1,2})\s*\}?")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-z])|±")
@@ -87,6 +89,7 @@ def normalise(text: str) -> str:
     text = plain_characters(text).strip()
     if len(text) > 20 * LONGEST_NUMBER:
         return ""
+    text = re.sub(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9,/]| [0-9])", lambda match: match[1].replace(" ", ""), text)
     text = re.sub(r",\\!\s*(?=[0-9]{3})|\{,\}|(?<=[0-9])\\,(?=[0-9]{3})", "", text)
     text = re.sub(r"\\\$|US\$|[$€£¥₹]|^\s*RMB\b|\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\displaystyle", "", text)
     text = re.sub(r"(?<!\\)\\[!,;: ]|\\q?quad|\^\{?\s*\\circ\s*\}?|°|\\degree|\\[()]|(?<!\\)\\[\[\]]|~", " ", text)
@@ -95,7 +98,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*([0-9])\s*\{", r"\\frac{\1}{", re.sub(r"(\\frac\s*\{[^{}]*\})\s*([0-9a-z])", r"\1{\2}", text))
     text = re.sub(r"\\sqrt\s*([0-9a-z])", r"\\sqrt{\1}", text)
-    text = _LEADING.sub("", text)
+    text = _LEADING.sub("", text).replace(r"\varnothing", r"\emptyset").replace("infinity", r"\infty")
     units = _DRESSED_UNITS.fullmatch(text)
     text = units["left"] if units and not _NOT_UNITS.search(text[units.end("left") :]) else text
     text = re.sub(r"(?<![0-9,.(\[{])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])", lambda match: match[1].replace(",", ""), text)
@@ -170,7 +173,7 @@ def _collection(plain: str) -> Collection | None:
     if matrix := _MATRIX.fullmatch(plain):
         rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", matrix[2]) if row.strip()]
         return Collection("matrix", tuple(Collection("row", tuple(parse(cell) for cell in row)) for row in rows))
-    parts = _split(plain, r"\\cup(?![a-z])|∪")
+    parts = _split(plain, r"\\cup(?![a-z])|∪|(?<=[)\]])\s*U\s*(?=[(\[])")
     if len(parts) > 1:
         return Collection("union", tuple(map(parse, parts)))
     inner = re.fullmatch(r"(\\\{|\\lbrace|\(|\[|\\langle)(.*)(\\\}|\\rbrace|\)|\]|\\rangle)", plain, re.DOTALL)

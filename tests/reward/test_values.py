@@ -26,6 +26,7 @@ EQUAL = [
     (r"\frac{\sqrt3}{3}", r"\frac{1}{\sqrt{3}}"),
     (r"288\pi \text{ cm}^3", r"288 \pi"), ("6-5i", "-5i+6"), (r"\sin^2 x+\cos^2 x", "1"), ("about 5", "5"),
     (r"90^\circ", "90 degrees"),
+    ("10 000", "10,000"), ("(1,2)", "(x,y) = (1, 2)"), (r"\emptyset", r"\varnothing"), (r"(0,9)\cup(9,36)", "(0, 9) U (9, 36)"),
 ]  # fmt: skip
 
 DIFFERENT = [
@@ -36,7 +37,7 @@ DIFFERENT = [
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)"),
     (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"), (r"\text{(C)}", r"\text{(D)}"),
     (r"\text{Evelyn}", "Navin"), (r"\text{even}", "0"), ("2516_8", "2516"), ("5x-7y+4=0", "5x-7y-4=0"), ("x^2", "x^3"),
-    ("x", "y"),
+    ("x", "y"), ("12", "1 2"), ("1818", "18 18"), ("1 1/2", "11/2"),
     (r"\sqrt{2}", "1.41421356237"), ("2x+3", "2x"), ("i", "-i"), (r"\infty", r"-\infty"), ("3, 5, 7", "357"), ("x+y", "x"),
 ]  # fmt: skip
 
