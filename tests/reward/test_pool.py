@@ -4,6 +4,7 @@ accident."""
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -124,3 +125,21 @@ def test_closing_leaves_no_process():
     pids = [process._process.pid for process in pool._processes]
     pool.close()
     assert pool.size == 0 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_judging_does_not_depend_on_the_locale_or_the_thread(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C")
+    rows = [
+        {"output": f"#### {text}", "gold": gold, "answer_format": "hash"}
+        for text, gold in (("十八", "18"), (r"\sqrt8", r"2\sqrt2"))
+    ]
+    found = []
+
+    def work():
+        with Pool("reward.rules:judge", workers=1, seconds=20, memory_gb=2) as pool:
+            found.extend(outcome.value["correct"] for outcome in pool(rows))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert found == [True, True]
