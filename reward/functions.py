@@ -5,7 +5,8 @@
 
 All are strings; a function takes those of the parameters that it needs, and may be `async`. A single number is the component
 `score`; a dict names several. They must be finite numbers. A function may use threads and the network, but starts no processes;
-it is killed, and its output has no score, when it takes more than reward.judge_seconds or reward.judge_memory_gb.
+it is killed, and its output has no score, when a call takes more than reward.judge_seconds or reward.judge_memory_gb; the rows
+of a batched call that was killed are tried one by one.
 """
 
 import asyncio

@@ -78,8 +78,10 @@ class Pool:
         busy: dict[Process, deque[int]] = {}
         with selectors.DefaultSelector() as selector:
             while todo or busy:
-                for process in self._processes:
+                for place, process in enumerate(self._processes):
                     if todo and process not in busy:
+                        if not process.alive:  # it died while nobody asked it: no row's fault
+                            process = self._fresh(place)
                         busy[process] = deque(todo.popleft())
                         process.send([rows[i] for i in busy[process]])
                         selector.register(process.answers, selectors.EVENT_READ, process)
@@ -99,12 +101,13 @@ class Pool:
 
     def _take(self, process: Process, pending: deque[int], out: list[Outcome | None]) -> None:
         for message in process.read():
+            if message.get("leaving"):
+                process.ended = process.leaves
             if not self._batched:
                 out[pending.popleft()] = _outcome(message)
                 continue
             many = _outcomes(message, len(pending))
             if many is None:
-                process.ended = f"answered {str(message)[:200]}"
                 return
             for outcome in many:
                 out[pending.popleft()] = outcome
@@ -112,15 +115,20 @@ class Pool:
     def _replace(self, process: Process, pending: deque[int], late: bool, out: list[Outcome | None]) -> list[list[int]]:
         """A fresh process; the rows that are left to judge. Of a batch that failed as one, each is judged alone."""
         why = f"no answer within {self._seconds:g} s" if late else process.ended
-        self.kills += 1
-        place = self._processes.index(process)
-        process.kill()
-        if pending and not (self._batched and len(pending) > 1):
+        blamed = pending and why != process.leaves and not (self._batched and len(pending) > 1)
+        if blamed:
             seconds = time.monotonic() - process.since
             out[pending.popleft()] = Outcome(status="unscorable", value=None, reason=KILLED + why, seconds=seconds)
+        self._fresh(self._processes.index(process))
+        return [[i] for i in pending] if self._batched else [list(pending)] if pending else []
+
+    def _fresh(self, place: int) -> Process:
+        """Another process in the place of one that is of no more use."""
+        self.kills += 1
+        self._processes[place].kill()
         self._processes[place] = Process(self._setup)
         self._processes[place].await_ready()
-        return [[i] for i in pending] if self._batched else [list(pending)] if pending else []
+        return self._processes[place]
 
     def __enter__(self) -> "Pool":
         return self

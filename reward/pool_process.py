@@ -18,6 +18,9 @@ LONGEST_ANSWER = 4_000_000
 class Process:
     """One judge's process and its pipes."""
 
+    leaves = "it leaves after it ran out of memory"
+    """Why a process ended that told so after its last answer: no row is to blame."""
+
     def __init__(self, setup: Mapping[str, Any]):
         self._setup = setup
         self._process = subprocess.Popen(

@@ -58,11 +58,11 @@ def main() -> None:
     _answer(answers, {"ready": True, "confined": confined, "batched": batched})
     while line := requests.readline():
         rows = json.loads(line)
-        if batched:
-            _answer(answers, _judged(lambda rows=rows: judge(rows)))
-            continue
-        for row in rows:
-            _answer(answers, _judged(lambda row=row: judge(**row)))
+        for work in [lambda rows=rows: judge(rows)] if batched else [lambda row=row: judge(**row) for row in rows]:
+            answer = _judged(work)
+            _answer(answers, answer)
+            if "leaving" in answer:
+                return
 
 
 def _judged(work: Callable[[], Any]) -> dict:
@@ -72,7 +72,8 @@ def _judged(work: Callable[[], Any]) -> dict:
         value = work()
         json.dumps(value)
     except MemoryError:
-        return {"unscorable": "the judge ran into its memory limit"}
+        # What is left of its memory may not do for the next row.
+        return {"unscorable": "the judge ran into its memory limit", "leaving": True}
     except BaseException:
         return {"error": traceback.format_exc(limit=-20)}
     return {"value": value, "seconds": time.monotonic() - start}

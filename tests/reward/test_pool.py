@@ -2,6 +2,7 @@
 accident."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -56,6 +57,17 @@ def test_a_hostile_row_has_no_score_and_the_others_have_theirs(pool, do, status,
 
 def test_what_a_judge_prints_goes_nowhere(pool, capfd):
     assert [o.value for o in pool(rows("flood", ""))] == [0, 1] and capfd.readouterr() == ("", "")
+
+
+def test_a_judge_that_ran_out_of_memory_is_replaced_and_one_that_died_idle_costs_no_row(pool):
+    kills = pool.kills
+    outcomes = pool(rows("memory", "", "memory", "", ""))
+    assert [(o.status, o.value) for o in outcomes][1::2] == [("score", 1), ("score", 3)] and pool.kills == kills + 2
+    for process in pool._processes:
+        os.kill(process._process.pid, signal.SIGKILL)
+        process._process.wait(timeout=10)
+    assert pool.size == 0
+    assert [o.value for o in pool(rows(*[""] * 20))] == list(range(20)) and pool.size == 2
 
 
 def test_many_hostile_rows_in_a_row(pool):
