@@ -89,7 +89,7 @@ def model_directory(config: RunConfig) -> Path:
     if not (directory / "config.json").exists():
         from rollout.tasks import make_small_llama
 
-        make_small_llama(directory, config.seed)
+        make_small_llama(directory, config.seed, config.model.init)
     return directory
 
 
@@ -101,7 +101,7 @@ def load_data(config: RunConfig):
     from rollout.data import load_data
 
     tokenizer = AutoTokenizer.from_pretrained(model_directory(config))
-    return load_data(config.data, tokenizer, config.seed, gold_check(config.reward)), tokenizer
+    return load_data(config.data, tokenizer, config.seed, gold_check(config.reward), bool(config.rollout.tools)), tokenizer
 
 
 @contextmanager

@@ -54,6 +54,7 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric("correct outputs / scored outputs", "share", "reward"),
     "format": Metric("well-formed outputs / scored outputs", "share", "reward"),
     "response_length": Metric("mean of |o| over outputs", "tokens", "rollout"),
+    "programs": Metric("mean over outputs of the programs that ran, where tools are used", "programs", "rollout"),
     "truncated_share": Metric("outputs that ran out of tokens / outputs", "share", "rollout"),
     "zero_variance_share": Metric("groups whose rewards are all equal / groups", "share", "learner"),
     "unscorable_share": Metric("outputs without a score / outputs", "share", "reward"),

@@ -145,7 +145,7 @@ class Loop:
         name = f"{what} step {self.step + 1} v{version}"
         with self.timed("generate"):
             samples = self.sampler.sample(leases, self.sampling, name, version=version, booked=booked)
-        self.sampled_tokens += sum(len(s.output_ids) for s in samples)
+        self.sampled_tokens += sum(sum(s.sampled_mask) for s in samples)
         return samples
 
     def judge(self, questions: Sequence[Question], samples: Sequence[Sample], reward: RewardSource) -> list[ScoredSample]:

@@ -57,7 +57,7 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
         model = _model(config)
         _check_model(config, model, report)
         _check_reward_model(config, report)
-        data = load_data(config.data, model.tokenizer, config.seed, gold_check(config.reward))
+        data = load_data(config.data, model.tokenizer, config.seed, gold_check(config.reward), bool(config.rollout.tools))
         _check_data(config, data, model, report)
         _check_judge(config, data, report)
         for source in benchmarks:
@@ -106,7 +106,7 @@ def _model(config: RunConfig) -> Model:
     from rollout.tasks import make_small_llama
 
     with tempfile.TemporaryDirectory(prefix="cohort-check-") as folder:
-        make_small_llama(Path(folder), config.seed)
+        make_small_llama(Path(folder), config.seed, config.model.init)
         return _read_model(Path(folder))
 
 
@@ -203,7 +203,8 @@ def _check_overlap(data: Data, source: SourceConfig, report: Report) -> None:
     texts = [(q.id, q.text) for q in data.train.rows]
     if data.demonstrations is not None:
         texts += [
-            (f"demonstration {shown.question.id}", f"{shown.question.text}\n{shown.text}") for shown in data.demonstrations.rows
+            (f"demonstration {shown.question.id}", f"{shown.question.text}\n{shown.output.text}")
+            for shown in data.demonstrations.rows
         ]
     found = overlaps(texts, benchmark)
     report.facts.append(f"contamination: {len(found)} of {len(texts)} training texts hold one of {len(rows)} of {source.file}")

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from cluster.metrics import Mean, read_jsonl
@@ -26,6 +27,8 @@ def batch_metrics(batch: Sequence[ScoredSample]) -> dict[str, float]:
     """The metrics that the batch itself tells (see METRICS): lengths always; rewards only where something was judged."""
     lengths = Mean.of(len(s.sample.output_ids) for s in batch)
     out = {"response_length": lengths.value}
+    if not all(all(s.sample.sampled_mask) for s in batch):
+        out["programs"] = Mean.of(_programs(s.sample) for s in batch).value
     scored = [s for s in batch if s.verdict.status == "score"]
     if not scored:
         return out
@@ -44,6 +47,11 @@ def batch_metrics(batch: Sequence[ScoredSample]) -> dict[str, float]:
         groups.setdefault(s.sample.group_id, set()).add(s.verdict.reward)
     out["zero_variance_share"] = Mean.of(len(rewards) == 1 for rewards in groups.values()).value
     return out
+
+
+def _programs(sample: Sample) -> int:
+    """How many programs of an output ran: each left a run of tokens that the policy did not sample."""
+    return sum(before and not now for before, now in pairwise((True, *sample.sampled_mask)))
 
 
 def sample_rows(batch: Sequence[ScoredSample], advantages: Sequence[float | None], fates: Sequence[str]) -> Iterator[dict]:

@@ -17,8 +17,8 @@ class ModelConfig(Strict):
 
     path: Path | None = None
     """A Hugging Face model directory, with its tokenizer."""
-    init: Literal["small-llama"] | None = None
-    """Initialise a small Llama with a tokenizer for the built-in task, from the run's seed."""
+    init: Literal["small-llama", "small-llama-code"] | None = None
+    """Initialise a small Llama with a tokenizer for chained arithmetic or for programs, from the run's seed."""
 
     @model_validator(mode="after")
     def _one_of(self):
@@ -30,8 +30,8 @@ class ModelConfig(Strict):
 class SourceConfig(Strict):
     """Where rows come from, and how their columns become question, answer and response."""
 
-    task: Literal["chained-arithmetic"] | None = None
-    """A built-in procedural task."""
+    task: Literal["chained-arithmetic", "calculator"] | None = None
+    """A built-in procedural task; `calculator` is made for outputs with programs."""
     operations: int = Field(3, gt=0)
     """For a task: how many operations a question has."""
     file: Path | None = None
@@ -55,7 +55,8 @@ class SourceConfig(Strict):
     rows: int | None = Field(None, gt=0)
     """Use this many rows; for a task, how many questions to make (its default otherwise)."""
     imperfect: float = Field(0.0, ge=0.0, lt=1.0)
-    """For a task's demonstrations: the chance that a step where a mistake is possible has one."""
+    """For a task's demonstrations: the chance that a step where a mistake is possible has one (calculator: that the answer
+    is guessed, without a program)."""
 
     @model_validator(mode="after")
     def _one_of(self):

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rollout import tasks
-from rollout.config import DataConfig, PromptConfig, SourceConfig
-from rollout.given import LabelledOutput, LabelledSet, Preference, PreferenceSet, given, read_steps
+from rollout import calculator, tasks
+from rollout.config import DataConfig, SourceConfig
+from rollout.given import LabelledOutput, LabelledSet, Output, Preference, PreferenceSet, given, read_steps
 from rollout.order import Ordered
 from rollout.prompts import encode_response, encode_steps, end_token_id, render
 from rollout.rows import Row, fill, load_rows, reject
@@ -22,6 +22,10 @@ from rollout.types import Question, Sample
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TASKS = {
+    "chained-arithmetic": (tasks.items, tasks.demonstration),
+    "calculator": (calculator.calculations, calculator.program_demonstration),
+}
 TASK_TRAINING_ROWS = 4096
 TASK_EVALUATION_ROWS = 200
 
@@ -39,21 +43,19 @@ class QuestionSet(Ordered[Question]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """A question with a demonstrated output, both in tokens."""
+    """A question with a demonstrated output."""
 
     question: Question
-    text: str
-    output_ids: tuple[int, ...]
-    """Ends with the token that ends an output."""
+    output: Output
 
 
 class DemonstrationSet(Ordered[Demonstration]):
     """Demonstrations by ordinal."""
 
     def sample(self, ordinal: int, stage: str) -> Sample:
-        """The demonstration as a Sample: version 0, every token trained, no log-probabilities, a group of its own."""
+        """The demonstration as a Sample, a group of its own."""
         shown = self.at(ordinal)
-        return given(shown.question, shown.output_ids, shown.text, group_id=f"{stage}/{ordinal}", ordinal=ordinal)
+        return given(shown.question, shown.output, group_id=f"{stage}/{ordinal}", ordinal=ordinal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +74,16 @@ class Data:
     """Demonstrations, preferences and labelled outputs left out for the same reason."""
 
 
-def load_data(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", seed: int, gold_check: GoldCheck) -> Data:
-    """Load and check everything. Raises ValueError, naming file and line, for any row that cannot be used."""
+def load_data(
+    config: DataConfig, tokenizer: "PreTrainedTokenizerBase", seed: int, gold_check: GoldCheck, tools: bool = False
+) -> Data:
+    """Load and check everything. Raises ValueError, naming file and line, for any row that cannot be used.
+
+    With `tools` what programs printed in given outputs is not trained.
+    """
     # What is wrong with the tokenizer is said once, not for every row.
     end_token_id(tokenizer, config.prompt)
-    loader = _Loader(tokenizer, config.prompt, config.max_prompt_tokens, gold_check)
+    loader = _Loader(tokenizer, config, gold_check, tools)
     questions = loader.questions(_rows(config.questions, seed, "questions"), config.questions)
     if config.evaluation is not None:
         evaluation = loader.questions(_rows(config.evaluation, seed, "evaluation"), config.evaluation)
@@ -119,7 +126,7 @@ def load_data(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", seed: in
 
 def load_questions(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", gold_check: GoldCheck) -> list[Question]:
     """All rows of the question set in the order of its file, and nothing else. Raises ValueError as `load_data` does."""
-    loader = _Loader(tokenizer, config.prompt, config.max_prompt_tokens, gold_check)
+    loader = _Loader(tokenizer, config, gold_check, tools=False)
     questions = loader.questions(load_rows(config.questions), config.questions)
     return [replace(question, ordinal=place) for place, question in enumerate(questions)]
 
@@ -129,6 +136,7 @@ def _rows(source: SourceConfig, seed: int, purpose: str) -> list[Row]:
         return load_rows(source)
     held_out = purpose == "evaluation"
     count = source.rows or (TASK_EVALUATION_ROWS if held_out else TASK_TRAINING_ROWS)
+    items, demonstration = TASKS[source.task]
     rng, lengths = random.Random(f"{seed}/mistakes"), (source.operations, source.operations)
     return [
         Row(
@@ -136,10 +144,10 @@ def _rows(source: SourceConfig, seed: int, purpose: str) -> list[Row]:
             columns={
                 "question": item.question,
                 "answer": item.answer,
-                "response": tasks.demonstration(item, source.imperfect, rng),
+                "response": demonstration(item, source.imperfect, rng),
             },
         )
-        for number, item in enumerate(tasks.items(f"{seed}/{purpose}", count, held_out, lengths), start=1)
+        for number, item in enumerate(items(f"{seed}/{purpose}", count, held_out, lengths), start=1)
     ]
 
 
@@ -165,8 +173,9 @@ def _key(question: Question) -> str:
 class _Loader:
     """Rows to questions and demonstrations, with every check that needs the tokenizer or the judge."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: PromptConfig, limit: int, gold_check: GoldCheck):
-        self._tokenizer, self._prompt, self._limit, self._gold_check = tokenizer, prompt, limit, gold_check
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, gold_check: GoldCheck, tools: bool):
+        self._tokenizer, self._prompt, self._limit = tokenizer, config.prompt, config.max_prompt_tokens
+        self._gold_check, self._tools = gold_check, tools
 
     def questions(self, rows: Sequence[Row], source: SourceConfig) -> list[Question]:
         golds = fill(rows, source.answer, "answer")
@@ -181,11 +190,8 @@ class _Loader:
         texts = fill(rows, template, "response")
         # The reference answer of a demonstration is never judged, and its source need not have one.
         questions = self._ask(rows, source, [""] * len(rows))
-        encoded = self._each(rows, texts, lambda text: encode_response(self._tokenizer, text, self._prompt))
-        return [
-            Demonstration(question=question, text=text, output_ids=ids)
-            for question, text, ids in zip(questions, texts, encoded, strict=True)
-        ]
+        outputs = self._outputs(rows, texts)
+        return [Demonstration(question=question, output=output) for question, output in zip(questions, outputs, strict=True)]
 
     def preferences(self, rows: Sequence[Row], source: SourceConfig) -> list[Preference]:
         if source.chosen is None or source.rejected is None:
@@ -193,9 +199,7 @@ class _Loader:
         questions = self._ask(rows, source, [""] * len(rows))
         outputs = []
         for template, role in ((source.chosen, "chosen"), (source.rejected, "rejected")):
-            texts = fill(rows, template, role)
-            ids = self._each(rows, texts, lambda text: encode_response(self._tokenizer, text, self._prompt))
-            outputs.append(zip(ids, texts, strict=True))
+            outputs.append(self._outputs(rows, fill(rows, template, role)))
         return [
             Preference(question=question, better=better, worse=worse)
             for question, better, worse in zip(questions, *outputs, strict=True)
@@ -210,7 +214,11 @@ class _Loader:
             rows, [steps for steps, _ in given_steps], lambda steps: encode_steps(self._tokenizer, steps, self._prompt)
         )
         return [
-            LabelledOutput(question=question, ids=ids, text="\n".join(steps), labels=tuple(zip(ends, labels, strict=True)))
+            LabelledOutput(
+                question=question,
+                output=Output(ids=ids, said=(True,) * len(ids), text="\n".join(steps)),
+                labels=tuple(zip(ends, labels, strict=True)),
+            )
             for question, (steps, labels), (ids, ends) in zip(questions, given_steps, encoded, strict=True)
         ]
 
@@ -223,6 +231,10 @@ class _Loader:
             Question(ordinal=0, id=row.where, text=text, gold=gold, prompt_ids=ids)
             for row, text, gold, ids in zip(rows, texts, golds, prompts, strict=True)
         ]
+
+    def _outputs(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Output]:
+        encoded = self._each(rows, texts, lambda text: encode_response(self._tokenizer, text, self._prompt, self._tools))
+        return [Output(ids=ids, said=said, text=text) for (ids, said), text in zip(encoded, texts, strict=True)]
 
     def _each(self, rows: Sequence[Row], texts: Sequence[Any], encode: Callable[[Any], tuple]) -> list[tuple]:
         done, problems = [], []

@@ -23,6 +23,7 @@ Seed = Callable[[int, int], int]
 """(place in the wave, turn) -> seed."""
 _PROGRAM = re.compile(r"```python[ \t]*\n((?:(?!```).)*)```\s*\Z", re.DOTALL)
 _OUTPUT = re.compile(r"```output[ \t]*\n.*?(?:```\n?|\Z)", re.DOTALL)
+_APPENDED = re.compile(rf"(\n?{_OUTPUT.pattern})", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -51,6 +52,11 @@ class Episode:
 def without_tool_output(text: str) -> str:
     """An output without what its programs printed: what the policy itself states."""
     return _OUTPUT.sub("", text)
+
+
+def by_speaker(text: str) -> list[tuple[str, bool]]:
+    """A demonstrated output in pieces, cut where an episode would be: each with whether the policy is to say it."""
+    return [(piece, i % 2 == 0) for i, piece in enumerate(_APPENDED.split(text)) if piece]
 
 
 class ToolLoop:

@@ -9,18 +9,29 @@ from rollout.rows import Row, reject
 from rollout.types import FinishReason, Question, Sample
 
 
-def given(question: Question, ids: tuple[int, ...], text: str, *, group_id: str, ordinal: int, index: int = 0) -> Sample:
-    """A given output as a Sample: version 0, every token trained, no log-probabilities."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A given output in tokens."""
+
+    ids: tuple[int, ...]
+    """Ends with the token that ends an output."""
+    said: tuple[bool, ...]
+    """False for tokens that a program printed: they are not trained."""
+    text: str
+
+
+def given(question: Question, output: Output, *, group_id: str, ordinal: int, index: int = 0) -> Sample:
+    """A given output as a Sample: version 0, no log-probabilities."""
     return Sample(
         ordinal=ordinal,
         group_id=group_id,
         index=index,
         attempt=0,
         prompt_ids=question.prompt_ids,
-        output_ids=ids,
-        sampled_mask=(True,) * len(ids),
+        output_ids=output.ids,
+        sampled_mask=output.said,
         logprobs=(),
-        text=text,
+        text=output.text,
         versions=((0, 0),),
         finish_reason=FinishReason.STOP,
     )
@@ -28,11 +39,11 @@ def given(question: Question, ids: tuple[int, ...], text: str, *, group_id: str,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preference:
-    """A question with a better and a worse output, each as (token ids, text)."""
+    """A question with a better and a worse output."""
 
     question: Question
-    better: tuple[tuple[int, ...], str]
-    worse: tuple[tuple[int, ...], str]
+    better: Output
+    worse: Output
 
 
 class PreferenceSet(Ordered[Preference]):
@@ -42,7 +53,7 @@ class PreferenceSet(Ordered[Preference]):
         """(better, worse), one group."""
         row = self.at(ordinal)
         group = {"group_id": f"{stage}/{ordinal}", "ordinal": ordinal}
-        return given(row.question, *row.better, **group), given(row.question, *row.worse, **group, index=1)
+        return given(row.question, row.better, **group), given(row.question, row.worse, **group, index=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +61,7 @@ class LabelledOutput:
     """An output with the last token of every step and the step's label in [0, 1]."""
 
     question: Question
-    ids: tuple[int, ...]
-    text: str
+    output: Output
     labels: tuple[tuple[int, float], ...]
 
 
@@ -60,7 +70,7 @@ class LabelledSet(Ordered[LabelledOutput]):
 
     def output(self, ordinal: int, stage: str) -> tuple[Sample, tuple[tuple[int, float], ...]]:
         row = self.at(ordinal)
-        return given(row.question, row.ids, row.text, group_id=f"{stage}/{ordinal}", ordinal=ordinal), row.labels
+        return given(row.question, row.output, group_id=f"{stage}/{ordinal}", ordinal=ordinal), row.labels
 
 
 def read_steps(rows: Sequence[Row], steps: str, labels: str) -> list[tuple[list[str], list[float]]]:

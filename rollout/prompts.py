@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 from rollout.config import PromptConfig
+from rollout.episode import by_speaker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,11 +33,22 @@ def render(tokenizer: "PreTrainedTokenizerBase", question: str, config: PromptCo
     return tuple(_with_bos(tokenizer, ids))
 
 
-def encode_response(tokenizer: "PreTrainedTokenizerBase", text: str, config: PromptConfig) -> tuple[int, ...]:
-    """Token ids of a demonstrated output, with the token that ends it. Raises ValueError as `render` does."""
+def encode_response(
+    tokenizer: "PreTrainedTokenizerBase", text: str, config: PromptConfig, tools: bool = False
+) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Token ids of a demonstrated output, with the token that ends it, and which of them the policy is to say.
+
+    With `tools` it does not say the blocks of program output, which an episode puts there. Raises ValueError as `render` does.
+    """
     if not text.strip():
         raise ValueError("the response is empty")
-    return (*_encode(tokenizer, text, split_special_tokens=True), end_token_id(tokenizer, config))
+    ids: list[int] = []
+    said: list[bool] = []
+    for piece, by_policy in by_speaker(text) if tools else [(text, True)]:
+        encoded = _encode(tokenizer, piece, split_special_tokens=True)
+        ids += encoded
+        said += [by_policy] * len(encoded)
+    return (*ids, end_token_id(tokenizer, config)), (*said, True)
 
 
 def encode_steps(

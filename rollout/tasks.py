@@ -7,10 +7,11 @@ the blake2b digest of its question text, modulo 8, is 0.
 
 import hashlib
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 SMALLEST, LARGEST = 10, 29
 LARGEST_OPERAND = 9
 TASK_CHARACTERS = "\n #+-=0123456789"
+CODE_CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+CODE_WORDS = ("```", "python", "print", "output")
+T = TypeVar("T")
+SMALL_MODELS = {"small-llama": (TASK_CHARACTERS,), "small-llama-code": (CODE_CHARACTERS, CODE_WORDS)}
+"""The characters and words of each model's tokenizer."""
 
 # The roles need no marks of their own: a prompt is <bos>question\n, in the chat form and in the plain form.
 CHAT_TEMPLATE = (
@@ -53,8 +59,13 @@ def items(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int] 
     if not 1 <= lengths[0] <= lengths[1]:
         raise ValueError(f"lengths: {lengths}; expected (least, most) with 1 <= least <= most")
     rng = random.Random(f"chained-arithmetic/{seed}/{held_out}")
-    found: dict[str, Item] = {}
-    for item in _endless(rng, lengths):
+    return distinct(_endless(rng, lengths), count, held_out)
+
+
+def distinct(endless: Iterator[T], count: int, held_out: bool) -> list[T]:
+    """The first `count` items with different questions, all of them held out or none."""
+    found: dict[str, T] = {}
+    for item in endless:
         if len(found) == count:
             break
         if is_held_out(item.question) == held_out:
@@ -106,15 +117,18 @@ def _stays_in_range(value: int, operations: tuple[tuple[str, int], ...]) -> bool
     return all(SMALLEST <= x <= LARGEST for x in values)
 
 
-def character_tokenizer(characters: str = TASK_CHARACTERS) -> "PreTrainedTokenizerFast":
-    """One token per character; ids 0..3 are <pad>, <bos>, <eos>, <unk>. Decoding gives back the exact text."""
+def character_tokenizer(characters: str = TASK_CHARACTERS, words: Sequence[str] = ()) -> "PreTrainedTokenizerFast":
+    """One token for each of the words and each other character; ids 0..3 are <pad>, <bos>, <eos>, <unk>.
+
+    Decoding gives back the exact text.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<pad>", "<bos>", "<eos>", "<unk>"]
-    vocabulary = {token: place for place, token in enumerate([*specials, *characters])}
+    vocabulary = {token: place for place, token in enumerate([*specials, *characters, *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*map(re.escape, words), r"[\s\S]"])), behavior="isolated")
     core.decoder = decoders.Fuse()
     core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     return PreTrainedTokenizerFast(
@@ -128,15 +142,16 @@ def character_tokenizer(characters: str = TASK_CHARACTERS) -> "PreTrainedTokeniz
     )
 
 
-def make_small_llama(directory: Path, seed: int, tied: bool = False) -> None:
+def make_small_llama(directory: Path, seed: int, name: str = "small-llama", tied: bool = False) -> None:
     """Write a Hugging Face directory with a random Llama of 2.4 million parameters (float32) and its tokenizer.
 
-    `tied` shares the output head with the embedding.
+    `small-llama` knows the characters of chained arithmetic, `small-llama-code` those of programs. `tied` shares the output
+    head with the embedding.
     """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = character_tokenizer()
+    tokenizer = character_tokenizer(*SMALL_MODELS[name])
     ids = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,

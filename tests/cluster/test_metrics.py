@@ -7,6 +7,8 @@ from rich.console import Console
 
 from cluster.console import COLUMNS, ConsoleSink
 from cluster.metrics import METRICS, JsonlSink, Mean, RayMetricsSink, Sinks, TensorBoardSink, read_jsonl
+from cluster.records import batch_metrics
+from tests.learner.builders import scored
 
 STEP = {"stage": "grpo", "reward": 0.5, "accuracy": 0.25, "mismatch_p50": 1e-5, "seconds_generate": 2.0}
 
@@ -30,6 +32,15 @@ def test_a_merged_mean_weighs_unequal_parts_by_their_counts():
     assert (Mean.of([1.0, 1.0, 1.0]) + Mean.of([0.0])).value == 0.75
     assert (Mean() + Mean(3.0, 4.0)).value == 0.75
     assert math.isnan(Mean().value)
+
+
+def test_programs_are_counted_where_some_ran():
+    def item(mask):
+        return scored("g", 0, [3], [4] * len(mask), mask=mask, reward=1.0)
+
+    none, one, two = item([1, 1]), item([1, 0, 0, 1]), item([1, 0, 1, 1, 0, 0])
+    assert "programs" not in batch_metrics([none])
+    assert batch_metrics([none, one, two])["programs"] == 1.0
 
 
 def test_jsonl_has_one_line_a_step_and_null_for_what_is_not_finite(tmp_path):

@@ -1,5 +1,7 @@
 """The packed forward pass against the model's own, and the models that are refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -16,9 +18,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from learner.credit import Ones
+from learner.credit import GroupRelative, Ones
+from learner.objectives import PolicyObjective
 from learner.packing import pack
 from learner.policy import check_config, check_packing, load_policy
+from learner.weighting import Clipped
 from tests.learner.builders import plain_logprobs, random_batch, scored
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
@@ -44,6 +48,40 @@ def test_packed_logprobs_equal_each_output_alone(model_dir, tied_dir, tied, temp
         alone = [plain_logprobs(model, x.sample, temperature)[torch.tensor(x.sample.sampled_mask)] for x in batch]
     for budget in (1, 40, 4096):
         torch.testing.assert_close(packed_logprobs(policy, batch, temperature, budget), torch.cat(alone), rtol=0, atol=1e-6)
+
+
+def test_the_gradient_of_logits_at_tokens_that_a_program_printed_is_exactly_zero(model_dir):
+    # Each output: a program (6, 7), what it printed (40 and up), and words after it. No token is in two places.
+    batch = [
+        scored("g", 0, [3, 4], [6, 7, 40, 41, 42, 8, 2], mask=[1, 1, 0, 0, 0, 1, 1], reward=1.0, logprobs=[-4.0] * 7),
+        scored("g", 1, [3, 4], [9, 10, 43, 11], mask=[1, 1, 0, 1], reward=0.0, logprobs=[-4.0] * 4),
+        scored("h", 0, [5], [12, 44, 45], mask=[1, 0, 0], reward=0.0, logprobs=[-4.0] * 3),
+        scored("h", 1, [5], [46, 13], mask=[0, 1], reward=1.0, logprobs=[-4.0] * 2),
+    ]
+    policy = load_policy(model_dir, torch.float64, chunk=3)
+    hidden = []
+
+    def keep(module, args, output):
+        output.last_hidden_state.retain_grad()
+        hidden.append(output.last_hidden_state)
+
+    policy.causal_lm.base_model.register_forward_hook(keep)
+    objective = PolicyObjective(weighting=Clipped(kl=0), temperature=1.0, compare_behaviour=False)
+    predicted = {}
+    for micro in pack(batch, GroupRelative()(batch), max_tokens=64).micro_batches:
+        micro = replace(micro, old_logprob_N=policy(micro, 1.0)[0].detach())
+        objective(policy, micro)[0].backward()
+        # The head is linear, so the gradient here is the head's weight times that of the logits.
+        moved = hidden.pop().grad.flatten(0, 1).abs().amax(-1)
+        tokens, first = micro.input_ids_BT.flatten().tolist(), len(predicted)
+        for place, token in enumerate(tokens):
+            # The first token of an output is predicted at the prompt's end, which all outputs share.
+            if token > 5 and token not in (6, 9, 12, 46):
+                predicted[token] = moved[place - 1].item()
+        assert len(predicted) > first
+    printed = {token for token in predicted if token >= 40}
+    assert printed == {40, 41, 42, 43, 44, 45} and all(predicted[token] == 0.0 for token in printed)
+    assert all(predicted[token] > 1e-6 for token in (7, 8, 10, 11, 13))
 
 
 def test_a_neighbours_tokens_never_move_a_rows_logprobs(model_dir):

@@ -8,7 +8,7 @@ import pytest
 from rollout.config import DataConfig, PromptConfig, SourceConfig
 from rollout.data import load_data
 from rollout.rows import load_rows
-from rollout.tasks import character_tokenizer, is_held_out
+from rollout.tasks import SMALL_MODELS, character_tokenizer, is_held_out
 from rollout.types import FinishReason
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -165,6 +165,18 @@ def test_the_built_in_task_gives_disjoint_questions_and_imperfect_demonstrations
     steps = [line for sample in samples for line in sample.text.split("\n")[:-1]]
     wrong = sum(eval(line.replace("=", "==")) is False for line in steps)
     assert 0.04 < wrong / len(steps) < 0.12
+
+
+def test_what_programs_printed_in_demonstrations_is_trained_only_where_there_are_no_tools():
+    task = SourceConfig(task="calculator", operations=2, rows=40)
+    config = DataConfig(questions=task, demonstrations=task, hold_out=10)
+    tokenizer = character_tokenizer(*SMALL_MODELS["small-llama-code"])
+    for tools in (True, False):
+        data = load_data(config, tokenizer, 7, accept, tools)
+        for sample in (data.demonstrations.sample(n, "sft") for n in range(40)):
+            printed = [i for i, said in zip(sample.output_ids, sample.sampled_mask, strict=True) if not said]
+            answer = sample.text.rpartition("#### ")[2]
+            assert tokenizer.decode(printed) == (f"\n```output\n{answer}\n```\n" if tools else "")
 
 
 def test_the_built_in_task_has_defaults_for_its_size():

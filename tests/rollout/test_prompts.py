@@ -27,7 +27,7 @@ def test_the_built_in_model_is_asked_with_bos_the_question_and_a_newline(config)
     tokenizer = character_tokenizer()
     ids = render(tokenizer, "3 + 4", config)
     assert tokenizer.decode(ids) == "<bos>3 + 4\n" and ids.count(tokenizer.bos_token_id) == 1
-    assert tokenizer.decode(encode_response(tokenizer, "3+4=7\n#### 7", config)) == "3+4=7\n#### 7<eos>"
+    assert tokenizer.decode(encode_response(tokenizer, "3+4=7\n#### 7", config)[0]) == "3+4=7\n#### 7<eos>"
 
 
 def test_a_chat_prompt_has_the_system_message_the_suffix_and_the_generation_prompt():
@@ -66,9 +66,19 @@ def test_special_token_strings_are_text_in_the_plain_form_and_refused_in_the_cha
 
 def test_special_token_strings_in_a_response_are_text_and_only_the_end_is_a_control_token():
     tokenizer = tokenizer_with()
-    ids = encode_response(tokenizer, "7<|end|>", CHAT)
+    ids, said = encode_response(tokenizer, "7<|end|>", CHAT)
     assert [token in tokenizer.added_tokens_decoder for token in ids] == [False] * 8 + [True]
-    assert tokenizer.decode(ids) == "7<|end|><|end|>"
+    assert tokenizer.decode(ids) == "7<|end|><|end|>" and said == (True,) * 9
+
+
+def test_what_a_program_printed_is_cut_off_as_in_an_episode_and_not_for_the_policy_to_say():
+    tokenizer = character_tokenizer(string.printable)
+    text = "So:\n```python\nprint(6)\n```\n```output\n6\n```\nand\n```python\n7\n```\n```output\n```\n#### 6"
+    ids, said = encode_response(tokenizer, text, PLAIN, tools=True)
+    assert tokenizer.decode(ids) == text + "<eos>"
+    printed = "".join("\0" if s else tokenizer.decode([i]) for i, s in zip(ids, said, strict=True))
+    assert [x for x in printed.split("\0") if x] == ["\n```output\n6\n```\n", "\n```output\n```\n"] and said[-1]
+    assert encode_response(tokenizer, text, PLAIN) == (ids, (True,) * len(ids))
 
 
 def test_an_output_ends_with_the_end_of_turn_of_the_template_else_with_eos():

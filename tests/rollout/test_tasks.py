@@ -5,7 +5,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rollout.tasks import LARGEST, SMALLEST, Item, character_tokenizer, demonstration, is_held_out, items, make_small_llama
+from rollout.calculator import Calculation, calculations, program_demonstration
+from rollout.tasks import (
+    LARGEST,
+    SMALL_MODELS,
+    SMALLEST,
+    Item,
+    character_tokenizer,
+    demonstration,
+    is_held_out,
+    items,
+    make_small_llama,
+)
 
 
 def sum_of(question):
@@ -85,11 +96,20 @@ def test_the_tokenizer_gives_back_the_exact_text_one_token_per_character():
     assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
 
 
+def test_the_tokenizer_for_programs_has_words_of_its_own():
+    tokenizer = character_tokenizer(*SMALL_MODELS["small-llama-code"])
+    text = "```python\nprint(4 * 5)\n```\nan `output`, 'pythons'"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == text
+    words = [tokenizer.decode([i]) for i in ids]
+    assert [w for w in words if len(w) > 1] == ["```", "python", "print", "```", "output", "python"]
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_small_llama_loads_is_seeded_and_names_its_special_tokens(tmp_path, tied):
     before = torch.random.get_rng_state()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        make_small_llama(tmp_path / name, seed, tied)
+        make_small_llama(tmp_path / name, seed, tied=tied)
     assert torch.equal(torch.random.get_rng_state(), before)
     a, b, c = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in "abc")
     assert torch.equal(a.model.embed_tokens.weight, b.model.embed_tokens.weight)
@@ -103,3 +123,22 @@ def test_the_small_llama_loads_is_seeded_and_names_its_special_tokens(tmp_path, 
         assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == ids
     assert len(tokenizer) == a.config.vocab_size and tokenizer.chat_template is not None
     assert tokenizer.decode(tokenizer("1+1=2\n#### 2", add_special_tokens=False).input_ids) == "1+1=2\n#### 2"
+
+
+def test_a_calculation_is_worked_out_by_a_program_or_guessed_wrongly():
+    item = Calculation(factors=(47, 86), terms=(("-", 529),))
+    assert (item.question, item.answer) == ("47 * 86 - 529", "3513")
+    assert program_demonstration(item, 0.0, random.Random(0)) == (
+        "```python\nprint(47 * 86 - 529)\n```\n```output\n3513\n```\n#### 3513"
+    )
+    guesses = [program_demonstration(item, 0.9999, random.Random(seed)) for seed in range(50)]
+    assert all(re.fullmatch(r"#### \d+", guess) for guess in guesses)
+    assert all(0 < abs(int(guess[5:]) - 3513) <= 99 for guess in guesses) and len(set(guesses)) > 20
+
+
+def test_calculations_are_right_different_and_the_same_for_the_same_seed():
+    made = calculations(5, 300, held_out=False, lengths=(1, 3))
+    assert made == calculations(5, 300, held_out=False, lengths=(1, 3))
+    assert len({item.question for item in made}) == 300 and {len(item.terms) for item in made} == {0, 1, 2}
+    assert all(item.answer == str(eval(item.question)) and not is_held_out(item.question) for item in made)
+    assert all(is_held_out(item.question) for item in calculations(5, 50, held_out=True, lengths=(2, 2)))
