@@ -166,6 +166,8 @@ def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> 
     report.facts.append(
         f"questions: {len(data.train)} to train on, {len(data.evaluation)} held out, prompts up to {longest} tokens"
     )
+    if data.unjudgeable:
+        report.warnings.append(f"{data.unjudgeable} questions are left out: their reference answer cannot be judged")
     if data.removed_questions or data.removed_outputs:
         removed = f"{data.removed_questions} questions and {data.removed_outputs} given outputs"
         report.warnings.append(f"{removed} are left out: an evaluation question has the same text")

@@ -90,6 +90,8 @@ class DataConfig(Strict):
     """Held-out questions. Without it, `hold_out` of the questions are set aside."""
     hold_out: int = Field(200, gt=0)
     """How many questions to hold out when there is no `evaluation` source, chosen by the run's seed."""
+    drop_unjudgeable: bool = False
+    """Leave out questions whose reference answer cannot be judged, and say how many, instead of refusing them."""
     prompt: PromptConfig = PromptConfig()
     max_prompt_tokens: int = Field(512, gt=0)
     """A longer prompt is an error that names the row."""

@@ -6,28 +6,23 @@ are checked when they are loaded. The judge's view of the reference answers come
 may not import `reward`.
 """
 
+import logging
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rollout import calculator, tasks
 from rollout.config import DataConfig, SourceConfig
 from rollout.given import LabelledOutput, LabelledSet, Output, Preference, PreferenceSet, given, read_steps
 from rollout.order import Ordered
 from rollout.prompts import encode_response, encode_steps, end_token_id, render
-from rollout.rows import Row, fill, load_rows, reject
+from rollout.rows import Row, fill, load_rows, reject, source_rows
 from rollout.types import Question, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TASKS = {
-    "chained-arithmetic": (tasks.items, tasks.demonstration),
-    "calculator": (calculator.calculations, calculator.program_demonstration),
-}
-TASK_TRAINING_ROWS = 4096
-TASK_EVALUATION_ROWS = 200
+log = logging.getLogger(__name__)
 
 GoldCheck = Callable[[str], str | None]
 """A reference answer -> why it cannot be judged, or None when it can."""
@@ -68,6 +63,8 @@ class Data:
     demonstrations: DemonstrationSet | None
     preferences: PreferenceSet | None
     labelled_steps: LabelledSet | None
+    unjudgeable: int
+    """Questions left out because their reference answer cannot be judged, where `drop_unjudgeable` asks for that."""
     removed_questions: int
     """Training questions left out because an evaluation question has the same text."""
     removed_outputs: int
@@ -84,12 +81,12 @@ def load_data(
     # What is wrong with the tokenizer is said once, not for every row.
     end_token_id(tokenizer, config.prompt)
     loader = _Loader(tokenizer, config, gold_check, tools)
-    questions = loader.questions(_rows(config.questions, seed, "questions"), config.questions)
+    questions = loader.questions(source_rows(config.questions, seed, "questions"), config.questions)
     if config.evaluation is not None:
-        evaluation = loader.questions(_rows(config.evaluation, seed, "evaluation"), config.evaluation)
+        evaluation = loader.questions(source_rows(config.evaluation, seed, "evaluation"), config.evaluation)
     elif config.questions.task is not None:
         source = config.questions.model_copy(update={"rows": config.hold_out})
-        evaluation = loader.questions(_rows(source, seed, "evaluation"), source)
+        evaluation = loader.questions(source_rows(source, seed, "evaluation"), source)
     else:
         questions, evaluation = _hold_out(questions, config.hold_out, seed)
     held_out = {_key(question) for question in evaluation}
@@ -103,7 +100,7 @@ def load_data(
         nonlocal removed
         if source is None:
             return []
-        rows = load(_rows(source, seed, name), source)
+        rows = load(source_rows(source, seed, name), source)
         kept = [x for x in rows if _key(x.question) not in held_out]
         if not kept:
             raise ValueError(f"data.{name}: none is left: all {len(rows)} have the text of an evaluation question")
@@ -119,6 +116,7 @@ def load_data(
         demonstrations=DemonstrationSet(demonstrations, seed) if demonstrations else None,
         preferences=PreferenceSet(preferences, seed) if preferences else None,
         labelled_steps=LabelledSet(labelled, seed) if labelled else None,
+        unjudgeable=loader.unjudgeable,
         removed_questions=len(questions) - len(train),
         removed_outputs=removed,
     )
@@ -128,27 +126,9 @@ def load_questions(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", gol
     """All rows of the question set in the order of its file, and nothing else. Raises ValueError as `load_data` does."""
     loader = _Loader(tokenizer, config, gold_check, tools=False)
     questions = loader.questions(load_rows(config.questions), config.questions)
+    if loader.unjudgeable:
+        log.warning("%d questions are left out: their reference answer cannot be judged", loader.unjudgeable)
     return [replace(question, ordinal=place) for place, question in enumerate(questions)]
-
-
-def _rows(source: SourceConfig, seed: int, purpose: str) -> list[Row]:
-    if source.task is None:
-        return load_rows(source)
-    held_out = purpose == "evaluation"
-    count = source.rows or (TASK_EVALUATION_ROWS if held_out else TASK_TRAINING_ROWS)
-    items, demonstration = TASKS[source.task]
-    rng, lengths = random.Random(f"{seed}/mistakes"), (source.operations, source.operations)
-    return [
-        Row(
-            where=f"{source.task}/{purpose}:{number}",
-            columns={
-                "question": item.question,
-                "answer": item.answer,
-                "response": demonstration(item, source.imperfect, rng),
-            },
-        )
-        for number, item in enumerate(items(f"{seed}/{purpose}", count, held_out, lengths), start=1)
-    ]
 
 
 def _hold_out(questions: list[Question], count: int, seed: int) -> tuple[list[Question], list[Question]]:
@@ -176,12 +156,17 @@ class _Loader:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, gold_check: GoldCheck, tools: bool):
         self._tokenizer, self._prompt, self._limit = tokenizer, config.prompt, config.max_prompt_tokens
         self._gold_check, self._tools = gold_check, tools
+        self._drop, self.unjudgeable = config.drop_unjudgeable, 0
 
     def questions(self, rows: Sequence[Row], source: SourceConfig) -> list[Question]:
         golds = fill(rows, source.answer, "answer")
-        reasons = [(row.where, self._gold_check(gold)) for row, gold in zip(rows, golds, strict=True)]
-        reject([(where, reason) for where, reason in reasons if reason is not None], "the reference answer cannot be judged")
-        return self._ask(rows, source, golds)
+        reasons = [self._gold_check(gold) for gold in golds]
+        kept = [i for i, reason in enumerate(reasons) if reason is None]
+        if not self._drop or not kept:
+            bad = [(row.where, reason) for row, reason in zip(rows, reasons, strict=True) if reason is not None]
+            reject(bad, "the reference answer cannot be judged; data.drop_unjudgeable: true leaves such questions out")
+        self.unjudgeable += len(rows) - len(kept)
+        return self._ask([rows[i] for i in kept], source, [golds[i] for i in kept])
 
     def demonstrations(self, rows: Sequence[Row], source: SourceConfig) -> list[Demonstration]:
         template = source.response or ("{response}" if source.task is not None else None)

@@ -1,4 +1,4 @@
-"""Rows of a question file: read, checked and rendered through the column templates, with errors that name file and line.
+"""Rows of a file, or of a built-in task: checked and rendered through column templates, with errors that name file and line.
 
 All bad rows of a kind are counted and the first five are shown. A hub data set is fetched by `datasets`, on first use.
 """
@@ -6,6 +6,7 @@ All bad rows of a kind are counted and the first five are shown. A hub data set 
 import difflib
 import json
 import math
+import random
 import re
 import string
 from collections.abc import Sequence
@@ -13,9 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rollout import calculator, tasks
 from rollout.config import SourceConfig
 
 SHOWN = 5
+TASKS = {
+    "chained-arithmetic": (tasks.items, tasks.demonstration),
+    "calculator": (calculator.calculations, calculator.program_demonstration),
+}
+TASK_TRAINING_ROWS = 4096
+TASK_EVALUATION_ROWS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +33,27 @@ class Row:
     where: str
     """`file:line`, or `name:row` counted from 1 where there are no lines."""
     columns: dict[str, Any]
+
+
+def source_rows(source: SourceConfig, seed: int, purpose: str) -> list[Row]:
+    """The rows of a source: read, or made by a built-in task for this purpose (held-out items for `evaluation`)."""
+    if source.task is None:
+        return load_rows(source)
+    held_out = purpose == "evaluation"
+    count = source.rows or (TASK_EVALUATION_ROWS if held_out else TASK_TRAINING_ROWS)
+    items, demonstration = TASKS[source.task]
+    rng, lengths = random.Random(f"{seed}/mistakes"), (source.operations, source.operations)
+    return [
+        Row(
+            where=f"{source.task}/{purpose}:{number}",
+            columns={
+                "question": item.question,
+                "answer": item.answer,
+                "response": demonstration(item, source.imperfect, rng),
+            },
+        )
+        for number, item in enumerate(items(f"{seed}/{purpose}", count, held_out, lengths), start=1)
+    ]
 
 
 def load_rows(source: SourceConfig) -> list[Row]:

@@ -109,8 +109,18 @@ def test_golds_that_cannot_be_judged_are_listed_by_line(tmp_path):
     with pytest.raises(ValueError) as caught:
         load(from_file(path), gold_check=lambda gold: f"{gold} is odd" if int(gold) % 2 else None)
     assert str(caught.value).replace(str(path), "train.jsonl") == (
-        "2 rows: the reference answer cannot be judged\n  train.jsonl:2: 1 is odd\n  train.jsonl:4: 3 is odd"
+        "2 rows: the reference answer cannot be judged; data.drop_unjudgeable: true leaves such questions out\n"
+        "  train.jsonl:2: 1 is odd\n  train.jsonl:4: 3 is odd"
     )
+
+
+def test_questions_whose_gold_cannot_be_judged_are_left_out_and_counted_where_asked(tmp_path):
+    path = rows_file(tmp_path, numbered(5))
+    data = load(from_file(path, hold_out=1, drop_unjudgeable=True), gold_check=lambda gold: "odd" if int(gold) % 2 else None)
+    kept = [*data.train.rows, *data.evaluation]
+    assert data.unjudgeable == 2 and sorted(q.gold for q in kept) == ["0", "2", "4"]
+    with pytest.raises(ValueError, match="5 rows: the reference answer cannot be judged"):
+        load(from_file(path, drop_unjudgeable=True), gold_check=lambda gold: "no")
 
 
 def test_a_prompt_of_the_longest_length_passes_and_longer_ones_are_listed(tmp_path):
