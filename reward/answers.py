@@ -10,13 +10,14 @@ AnswerFormat = Literal["auto", "hash", "boxed", "answer-is", "last-number"]
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
 _BOXED = re.compile(r"\\f?boxed\s*(?:(\{)|(?<=\s)([^\s${}\\.,;]+))")
 _ANSWER_IS = re.compile(r"(?:answer|答案)[\s*_]*(?:is|are|[:：=是为])[\s*_]*(?:[:：=])?[\s*_]*([^\n]*)", re.IGNORECASE)
+_LAST_LINE = re.compile(r"(?:\A|\n)A[:：]\s*([^\n]+?)\s*\Z")
 _SENTENCE_END = re.compile(r"[。；;!！]|\.(?![0-9])|\bbecause\b|\bsince\b|, (?=[A-Za-z])")
 _MATHS = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 
 
 def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
-    """The final answer as it is written, or None: the last `#### N`, the last `\\boxed{}`, what the last "the answer is" says,
-    or the last number.
+    """The final answer as it is written, or None: the last `#### N`, the last `\\boxed{}`, what a last line `A: N` or the last
+    "the answer is" says, or the last number.
 
     `auto` takes the first of these that is found; as `####` heads sections too, it must have a value there. A last `\\boxed{`
     that is never closed is no answer.
@@ -32,8 +33,9 @@ def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
 
 
 def reference(gold: str) -> str:
-    """The answer in a reference: behind its last `####` or inside its last `\\boxed{}`, else the whole of it."""
-    return _hash(gold) or _boxed(gold) or gold
+    """The answer in a reference: behind its last `####`, inside its last `\\boxed{}`, in a last line `A: N`, else all of it."""
+    last = _LAST_LINE.search(gold)
+    return _hash(gold) or _boxed(gold) or (last[1] if last else gold)
 
 
 def _hash(text: str) -> str | None:
@@ -57,7 +59,8 @@ def _boxed(text: str) -> str | None:
 
 
 def _answer_is(text: str) -> str | None:
-    found = _ANSWER_IS.findall(text)
+    last = _LAST_LINE.search(text)
+    found = [last[1]] if last else _ANSWER_IS.findall(text)
     if not found:
         return None
     said = _SENTENCE_END.split(_boxed(found[-1]) or found[-1])[0].strip(" *_")

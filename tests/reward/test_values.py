@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reward.answers import extract
+from reward.answers import extract, reference
 from reward.chinese import chinese_number
 from reward.comparison import same
 from reward.values import Percent, parse
@@ -81,10 +81,16 @@ def test_a_percentage_in_chinese_is_one():
         ("The answer is that she has 18 left", "18"), (r"The answer is $\boxed{\frac12}$.", r"\frac12"),
         ("I do not know", None),
         ("The answer is 3.5, as said", "3.5"), ("answer: 5\nthe answer is 6", "6"),
+        ("9 + 9 = 18\nA: 18\n", "18"), ("A: 90,000", "90,000"), ("A: 12\nB: 15", None), ("a: 12", None),
     ],
 )  # fmt: skip
 def test_the_answer_that_a_sentence_states(text, answer):
     assert extract(text, "answer-is") == answer
+
+
+def test_a_reference_is_what_its_mark_or_its_last_line_says():
+    assert reference("9 * 2 = 18\n#### 18") == reference("9 * 2 = $18\nA: 18") == reference(r"So it is $\boxed{18}$.") == "18"
+    assert reference("A: 12\nB: 15") == "A: 12\nB: 15"
 
 
 def test_auto_prefers_a_mark_and_does_not_take_a_heading_for_one():
