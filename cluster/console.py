@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 COLUMNS = {
-    "reward": "reward", "acc": "accuracy", "len": "response_length", "prog": "programs", "kl": "kl", "clip": "clip_fraction", "grad": "grad_norm",
-    "rank": "ranking_accuracy", "label": "label_accuracy", "explained": "critic_explained_variance",
+    "reward": "reward", "acc": "accuracy", "len": "response_length", "prog": "programs", "kl": "kl", "clip": "clip_fraction",
+    "grad": "grad_norm", "rank": "ranking_accuracy", "label": "label_accuracy", "explained": "critic_explained_variance",
     "mism50": "mismatch_p50", "mism99": "mismatch_p99", "tok/s": "tokens_per_second", "gen": "seconds_generate",
     "score": "seconds_score", "train": "seconds_train", "sync": "seconds_sync", "other": "seconds_other",
 }  # fmt: skip
