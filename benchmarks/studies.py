@@ -5,7 +5,7 @@
     python benchmarks/studies.py figure5     RFT, Online RFT, GRPO with either supervision: accuracy by questions seen
     python benchmarks/studies.py figure6     iterative GRPO: accuracy after every iteration
     python benchmarks/studies.py figure7     Maj@K and Pass@K, K = 1..64, before and after GRPO, temperature 0.7
-    python benchmarks/studies.py overoptimisation    a process model's reward against the true one
+    python benchmarks/studies.py overoptimisation    a reward model's reward against the true one
     python benchmarks/studies.py noise       flipped rewards: plain against noise-robust credit
     python benchmarks/studies.py transfer    questions longer and shorter than those trained on
 
@@ -101,7 +101,7 @@ def figure5(runs: Runs) -> Found:
 
 
 def overoptimisation(runs: Runs) -> Found:
-    """What the process model gives to the outputs of a step's questions, which are new, and what the rule says of them.
+    """What either reward model gives to the outputs of a step's questions, which are new, and what the rule says of them.
 
     As in the recipe, and from 16 questions a step with three times the rate and no higher temperature, which follows the
     model's mistakes on few questions further.
@@ -112,10 +112,9 @@ def overoptimisation(runs: Runs) -> Found:
     }  # fmt: skip
     overrides = ["rollout.temperature=1.0", *(f"stages.0.{key}={value}" for key, value in fast.items())]
     data, words = {}, []
-    for label, places in (
-        ("grpo_process", runs.all("grpo_process", "grpo_process")),
-        ("grpo_process, fast", runs.all("grpo_process-fast", "grpo_process", *overrides)),
-    ):
+    kinds = [(recipe, how) for recipe in ("grpo_process", "grpo") for how in ("", "-fast")]
+    for recipe, how in kinds:
+        label, places = recipe + how.replace("-", ", "), runs.all(recipe + how, recipe, *(overrides if how else ()))
         said, true = (curve(places, partial(windows, key=key)) for key in ("reward", "accuracy"))
         data |= {f"{label}: the model's reward": said, f"{label}: true accuracy": true}
         best = max(true, key=lambda point: point[1])

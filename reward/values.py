@@ -26,7 +26,7 @@ class Percent:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Words in \\text{}, an option's letter, or a number in another base, in lower case."""
+    """Words in \\text{}, an option's letter, a number in another base, or a time of day, in lower case."""
 
     text: str
 
@@ -73,6 +73,7 @@ _LEADING = re.compile(
 )
 _PLAIN_WORDS = re.compile(r"yes|no|true|false|even|odd|none|infinite", re.IGNORECASE)
 _BASED = re.compile(r"([0-9A-F]+)_\{?\s*([0-9]{1,2})\s*\}?")
+_TIME = re.compile(r"([0-9]{1,2}):([0-9]{2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
 _PLUS_MINUS = re.compile(r"\\pm(?![a-z])|±")
 _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 
@@ -164,6 +165,8 @@ def _words(plain: str) -> Words | None:
     text = dressed[1].strip(" .") if dressed else plain
     if option := re.fullmatch(r"\(?([A-J])\)?", text):
         return Words(option[1].lower())
+    if time := _TIME.fullmatch(re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r"\1", plain)):
+        return Words(f"{time[1]}:{time[2]} {time[3]}m".lower())
     if based := _BASED.fullmatch(plain):
         return Words(f"{based[1]}_{based[2]}".lower())
     return Words(" ".join(text.lower().split())) if dressed or _PLAIN_WORDS.fullmatch(text) else None

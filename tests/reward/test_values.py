@@ -9,7 +9,7 @@ import pytest
 from reward.answers import extract, reference
 from reward.chinese import chinese_number
 from reward.comparison import same
-from reward.values import Percent, parse
+from reward.values import Percent, Words, parse
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -91,6 +91,11 @@ def test_the_answer_that_a_sentence_states(text, answer):
 def test_a_reference_is_what_its_mark_or_its_last_line_says():
     assert reference("9 * 2 = 18\n#### 18") == reference("9 * 2 = $18\nA: 18") == reference(r"So it is $\boxed{18}$.") == "18"
     assert reference("A: 12\nB: 15") == "A: 12\nB: 15"
+
+
+def test_a_time_of_day_is_no_ratio():
+    assert parse(r"6\text{:}15\text{ p.m.}") == parse("6:15 PM") == Words("6:15 pm")
+    assert not same(r"6:15\text{ p.m.}", "6:15 a.m.") and not same("6:10 pm", "3:05 pm")
 
 
 def test_auto_prefers_a_mark_and_does_not_take_a_heading_for_one():
