@@ -19,7 +19,9 @@ def score(
     question: Annotated[
         str, typer.Option(help="Column of the question, or a template such as '{Body} {Question}'.")
     ] = "question",
-    response: Annotated[str, typer.Option(help="Column of the response: text, or a list of them.")] = "response",
+    response: Annotated[
+        str, typer.Option(help="Column of the response, or a place in one such as a[b]: text, or a list.")
+    ] = "response",
     gold: Annotated[str, typer.Option(help="Column of the reference answer, or a template such as '{Answer:g}'.")] = "gold",
     score_field: Annotated[str | None, typer.Option(help="Column of a reward model's scores, for rm@k.")] = None,
     answer_format: Annotated[str, typer.Option(help="auto, hash, boxed, answer-is or last-number.")] = "auto",

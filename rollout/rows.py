@@ -90,11 +90,20 @@ def fill(rows: Sequence[Row], template: str, role: str) -> list[str]:
 
 
 def column(rows: Sequence[Row], name: str, role: str) -> list[Any]:
-    """The values of a column, as they are. Raises ValueError where it is missing."""
-    missing = [(row, name) for row in rows if name not in row.columns]
+    """The values of a column, or of a place in one such as `a[b]`, as they are. Raises ValueError where it is missing."""
+    first = name.partition("[")[0]
+    missing = [(row, first) for row in rows if name not in row.columns and first not in row.columns]
     if missing:
         raise ValueError(_missing_column(missing, f"{{{name}}}", role))
-    return [row.columns[name] for row in rows]
+    values, problems = [], []
+    for row in rows:
+        try:
+            found = row.columns[name] if name in row.columns else string.Formatter().get_field(name, (), row.columns)[0]
+            values.append(found)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            problems.append((row.where, f"{name!r} leads nowhere: {error!r}"))
+    reject(problems, f"the {role} column {name!r} cannot be read")
+    return values
 
 
 def reject(problems: Sequence[tuple[str, str]], what: str) -> None:

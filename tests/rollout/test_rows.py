@@ -5,7 +5,7 @@ import pytest
 from pyarrow import parquet
 
 from rollout.config import SourceConfig
-from rollout.rows import Row, fill, load_rows
+from rollout.rows import Row, column, fill, load_rows
 
 
 def written(tmp_path, data, name="train.jsonl"):
@@ -78,6 +78,18 @@ def test_templates_take_formats_and_places_inside_columns():
     rows = rows_of({"Body": "Two", "n": 14.0, "turns": [{"content": "Hi"}]})
     assert fill(rows, "{Body} {turns[0][content]}", "question") == ["Two Hi"]
     assert fill(rows, "{n:g}", "answer") == ["14"]
+
+
+def test_a_column_or_a_place_in_one_is_taken_as_it_is():
+    rows = rows_of({"a.b": [1], "c": {"d": ["x", None]}}, {"a.b": None, "c": {"d": "y"}})
+    assert column(rows, "c[d]", "response") == [["x", None], "y"]
+    assert column(rows, "a.b", "response") == [[1], None]
+    with pytest.raises(
+        ValueError, match="1 row: the response column 'c\\[d\\]' cannot be read\n  train.jsonl:1: .* leads nowhere"
+    ):
+        column(rows_of({"c": {"e": 1}}), "c[d]", "response")
+    with pytest.raises(ValueError, match="needs column 'f'"):
+        column(rows, "f[d]", "response")
 
 
 def test_a_missing_column_is_named_with_those_present_and_the_nearest():
