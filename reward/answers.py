@@ -7,20 +7,22 @@ from reward.values import LAST_NUMBER, parse, plain_characters
 
 AnswerFormat = Literal["auto", "hash", "boxed", "answer-is", "last-number"]
 
+LONGEST_BARE = 300
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
 _BOXED = re.compile(r"\\f?boxed\s*(?:(\{)|(?<=\s)([^\s${}\\.,;]+))")
 _ANSWER_IS = re.compile(r"(?:answer|答案)[\s*_]*(?:is|are|[:：=是为])[\s*_]*(?:[:：=])?[\s*_]*([^\n]*)", re.IGNORECASE)
 _LAST_LINE = re.compile(r"(?:\A|\n)A[:：]\s*([^\n]+?)\s*\Z")
 _SENTENCE_END = re.compile(r"[。；;!！]|\.(?![0-9])|\bbecause\b|\bsince\b|, (?=[A-Za-z])")
-_MATHS = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
 def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
     """The final answer as it is written, or None: the last `#### N`, the last `\\boxed{}`, what a last line `A: N` or the last
     "the answer is" says, or the last number.
 
-    `auto` takes the first of these that is found; as `####` heads sections too, it must have a value there. A last `\\boxed{`
-    that is never closed is no answer.
+    `auto` takes the first of these that is found; as `####` heads sections too, it must have a value there. Without a mark it
+    takes the whole text where that has a value, and a formula whole in which the last number stands. A last `\\boxed{` that is
+    never closed is no answer.
     """
     if not text:
         return None
@@ -28,14 +30,18 @@ def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
         stated = extract(text, "hash")
         if stated is not None and parse(stated) is not None:
             return stated
-        return extract(text, "boxed") or extract(text, "answer-is") or extract(text, "last-number")
+        return extract(text, "boxed") or extract(text, "answer-is") or _unmarked(text)
     return {"hash": _hash, "boxed": _boxed, "answer-is": _answer_is, "last-number": _last_number}[answer_format](text)
 
 
 def reference(gold: str) -> str:
-    """The answer in a reference: behind its last `####`, inside its last `\\boxed{}`, in a last line `A: N`, else all of it."""
+    """The answer in a reference: behind its last `####`, inside its last `\\boxed{}`, in a last line `A: N`, or else all of it.
+
+    Where all of it has no value, it is what the last "the answer is" says.
+    """
     last = _LAST_LINE.search(gold)
-    return _hash(gold) or _boxed(gold) or (last[1] if last else gold)
+    marked = _hash(gold) or _boxed(gold) or (last and last[1])
+    return marked or (gold if parse(gold) is not None else _answer_is(gold) or gold)
 
 
 def _hash(text: str) -> str | None:
@@ -70,6 +76,16 @@ def _answer_is(text: str) -> str | None:
     maths = _MATHS.search(said)
     number = LAST_NUMBER.search(plain_characters(said))
     return next(part for part in maths.groups() if part) if maths else number[0] if number else said or None
+
+
+def _unmarked(text: str) -> str | None:
+    plain, bare = plain_characters(text), text.strip()
+    if len(bare) <= LONGEST_BARE and (_MATHS.fullmatch(bare) or not _MATHS.search(bare)) and parse(bare) is not None:
+        return bare
+    number, formula = (max(pattern.finditer(plain), key=re.Match.end, default=None) for pattern in (LAST_NUMBER, _MATHS))
+    if formula is not None and (number is None or number.end() <= formula.end()):
+        return next(part for part in formula.groups() if part).strip() or None
+    return number[0] if number else None
 
 
 def _last_number(text: str) -> str | None:

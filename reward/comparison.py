@@ -22,7 +22,10 @@ def same(a: str | None, b: str | None) -> bool:
         # Words need their dress only in a reference.
         if isinstance(value, Words) and not isinstance(other, Words):
             return value.text == " ".join(plain[values.index(other)].lower().split())
-    return None not in values and same_value(*values)
+    if None not in values and same_value(*values):
+        return True
+    # One equation may be solved for its unknown, and the other not.
+    return all(isinstance(value, Formula) for value in values) and equal(normalise(a, named=True), normalise(b, named=True))
 
 
 def canonical(answer: str | None) -> str | None:

@@ -76,8 +76,8 @@ def fingerprint(latex: str) -> str:
 def _same_expression(a: "sympy.Basic", b: "sympy.Basic") -> bool:
     import sympy
 
-    if isinstance(a, sympy.Eq) and isinstance(b, sympy.Eq):
-        return _same_equation(a, b)
+    if isinstance(a, sympy.core.relational.Relational) and isinstance(b, sympy.core.relational.Relational):
+        return _same_relation(a, b)
     if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)):
         return type(a) is type(b) and bool(_math_verify().verify([a], [b], timeout_seconds=None))
     symbols = a.free_symbols | b.free_symbols
@@ -86,14 +86,21 @@ def _same_expression(a: "sympy.Basic", b: "sympy.Basic") -> bool:
     return all(_close(x, y) for x, y in zip(_values(a, symbols), _values(b, symbols), strict=True))
 
 
-def _same_equation(a: "sympy.Eq", b: "sympy.Eq") -> bool:
-    """Two equations of one unknown set are the same when their sides' differences are in one proportion."""
+def _same_relation(a: "sympy.core.relational.Relational", b: "sympy.core.relational.Relational") -> bool:
+    """Two equations or inequalities of the same unknowns are the same when their sides' differences are in one proportion,
+    for inequalities a positive one."""
+    import sympy
+
+    # a > b is written b < a.
+    a, b = (r.reversed if isinstance(r, sympy.Gt | sympy.Ge) else r for r in (a, b))
     left, right = a.lhs - a.rhs, b.lhs - b.rhs
-    if left.free_symbols != right.free_symbols:
+    if type(a) is not type(b) or left.free_symbols != right.free_symbols:
         return False
     pairs = list(zip(_values(left, left.free_symbols), _values(right, left.free_symbols), strict=True))
     (x0, y0), *others = pairs
-    return None not in (x0, y0) and all(None not in (x, y) and _close(x * y0, y * x0) for x, y in others)
+    if x0 is None or y0 is None or isinstance(a, sympy.Lt | sympy.Le) and not (x0 * y0).is_positive:
+        return False
+    return all(None not in (x, y) and _close(x * y0, y * x0) for x, y in others)
 
 
 def _values(expression: "sympy.Expr", symbols: set["sympy.Symbol"]) -> list["sympy.Expr | None"]:

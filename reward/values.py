@@ -1,7 +1,7 @@
 """The value of an answer as it is written: a number, a percentage, words, a collection of values, or a formula.
 
-Numbers are exact fractions, so 0.333 is not 1/3. Thousands separators, currency, trailing zeros, units and dress do not
-matter. Formulas stay LaTeX here; `formulas` compares them.
+Numbers are exact fractions: 0.333 is not 1/3, though 0.333333333333333, as programs print it, is. Thousands separators,
+currency, trailing zeros, units and dress do not matter. Formulas stay LaTeX here; `formulas` compares them.
 """
 
 import re
@@ -15,6 +15,7 @@ from reward.formulas import closed, readable
 
 LONGEST_NUMBER = 1000
 LARGEST_EXPONENT = 1000
+LARGEST_DENOMINATOR = 10**4
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ _UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+
 LAST_NUMBER = re.compile(rf"(?:(?<![A-Za-z0-9)\]])[-+])?[$€£¥]?(?:[0-9]+\s+[0-9]+/[0-9]+|(?:{_UNSIGNED})(?:/[0-9]+)?%?)")
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s*(?:(?P<whole>[0-9]+)\s+(?=[0-9]+/))?(?P<top>{_UNSIGNED})(?:e(?P<exponent>[-+]?[0-9]{{1,9}}))?"
-    rf"(?:\s*/\s*(?P<bottom>{_UNSIGNED}))?(?:\s*(?P<scale>thousand|million|billion|trillion))?(?P<percent>\s*(?:%|percent\b))?",
+    rf"(?:\s*/\s*(?P<bottom>{_UNSIGNED}))?(?:\s*(?P<scale>thousand|million|billion|trillion))?(?P<percent>\s*(?:%|percent(?:age)?\b|pct\b))?",
     re.IGNORECASE,
 )
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -64,7 +65,7 @@ _NOT_UNITS = re.compile(
     r"|pi|sqrt|sin|cos|tan|log|ln|exp|mod)s?\b|[十百千万亿]",
     re.IGNORECASE,
 )
-_TEXT = r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mathit|mbox|bf|rm)\s*"
+_TEXT = r"\\(?:text|textnormal|textbf|textrm|textit|mathrm|mathbf|mathit|mbox|bf|rm)\s*"
 _DRESSED_UNITS = re.compile(
     rf"(?P<left>.*(?:[0-9}})]|\\pi)\s*){_TEXT}\{{\s*{_UNIT_WORD}(?:[\s/.·-]+{_UNIT_WORD})*\s*\}}(?:\^\{{?[23]\}}?)?"
 )
@@ -75,7 +76,9 @@ _PLAIN_WORDS = re.compile(r"yes|no|true|false|even|odd|none|infinite", re.IGNORE
 _BASED = re.compile(r"([0-9A-F]+)_\{?\s*([0-9]{1,2})\s*\}?")
 _TIME = re.compile(r"([0-9]{1,2}):([0-9]{2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
 _PLUS_MINUS = re.compile(r"\\pm(?![a-z])|±")
-_MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_MATRIX = re.compile(r"(?:[(\[]\s*)?\\begin\{([pbBvV]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}(?:\s*[)\]])?", re.DOTALL)
+_EQUALS = re.compile(r"(?<![<>!:=])=(?!=)")
+_APPROXIMATELY = re.compile(r"\\approx(?:eq)?(?![a-z])|≈")
 
 
 @lru_cache(maxsize=16384)
@@ -85,8 +88,11 @@ def parse(text: str | None) -> Value | None:
 
 
 @lru_cache(maxsize=16384)
-def normalise(text: str) -> str:
-    """The answer without dress: characters in ASCII; no math marks, currency, separators, units or leading `x =`."""
+def normalise(text: str, named: bool = False) -> str:
+    """The answer without dress: characters in ASCII; no math marks, currency, separators or units.
+
+    Without a leading `x =` too, unless `named`.
+    """
     text = plain_characters(text).strip()
     if len(text) > 20 * LONGEST_NUMBER:
         return ""
@@ -99,11 +105,24 @@ def normalise(text: str) -> str:
     text = re.sub(r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*([0-9])\s*\{", r"\\frac{\1}{", re.sub(r"(\\frac\s*\{[^{}]*\})\s*([0-9a-z])", r"\1{\2}", text))
     text = re.sub(r"\\sqrt\s*([0-9a-z])", r"\\sqrt{\1}", text)
-    text = _LEADING.sub("", text).replace(r"\varnothing", r"\emptyset").replace("infinity", r"\infty")
+    text = (
+        (text if named else _LEADING.sub("", _last_side(text)))
+        .replace(r"\varnothing", r"\emptyset")
+        .replace("infinity", r"\infty")
+    )
     units = _DRESSED_UNITS.fullmatch(text)
     text = units["left"] if units and not _NOT_UNITS.search(text[units.end("left") :]) else text
     text = re.sub(r"(?<![0-9,.(\[{])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])", lambda match: match[1].replace(",", ""), text)
     return text.strip()
+
+
+def _last_side(text: str) -> str:
+    """What a chain `a = b = c` ends in, without a value that is near it behind `\\approx`."""
+    parts = _APPROXIMATELY.split(text, maxsplit=1)
+    if len(parts) > 1:
+        text = parts[0] if re.search("[0-9]", parts[0]) else parts[1]
+    sides = _EQUALS.split(text)
+    return sides[-1] if len(sides) > 2 and "," not in text else text
 
 
 def plain_characters(text: str) -> str:
@@ -143,7 +162,7 @@ def _number(plain: str) -> tuple[Fraction | Percent | None] | None:
     text = re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r" \1 ", plain)
     text = re.sub(r"\\frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}", r" \1/\2", text).strip()
     units = _UNITS.fullmatch(text)
-    if units and not _NOT_UNITS.search(units["units"]) and "percent" not in units["units"]:
+    if units and not _NOT_UNITS.search(units["units"]) and not units["units"].startswith(("percent", "pct")):
         text = units["number"]
     match = _NUMBER.fullmatch(text)
     if match is None:
@@ -156,8 +175,15 @@ def _number(plain: str) -> tuple[Fraction | Percent | None] | None:
     if bottom == 0:
         return (None,)
     value = int(match["whole"] or 0) + top * Fraction(10) ** exponent / bottom
+    value = _unrounded(value)
     value *= (-1 if match["sign"] == "-" else 1) * _SCALES.get((match["scale"] or "").lower(), 1)
     return (Percent(value) if match["percent"] else value,)
+
+
+def _unrounded(value: Fraction) -> Fraction:
+    """A decimal as programs print them, to twelve digits or more, is the simple fraction that it rounds."""
+    simple = value.limit_denominator(LARGEST_DENOMINATOR)
+    return simple if value.denominator > 10**11 and abs(simple - value) <= abs(value) / 10**12 else value
 
 
 def _words(plain: str) -> Words | None:

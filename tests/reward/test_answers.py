@@ -31,7 +31,7 @@ from reward.values import parse
         ("none", "last-number", None),
         (r"\boxed{3} and 4" + "\n#### 5", "auto", "5"),
         (r"\boxed{3} and 4", "auto", "3"),
-        ("3 and 4", "auto", "4"),
+        ("3 and 4", "auto", "3 and 4"),
         ("", "auto", None),
         (None, "auto", None),
     ],
@@ -47,6 +47,8 @@ EQUAL = [
     ("0.50", "1/2"), ("12/4", "3"), ("1 1/2", "1.5"), ("-1 1/2", "-1.5"), ("1\\frac{1}{2}", "3/2"), ("\\dfrac{3}{4}", "0.75"),
     ("18 dollars", "18"), ("5 cm^2", "5"), ("30 km/h", "30"), ("5 apples per day", "5"), ("5 m", "5"), ("5元", "5"),
     ("864 \\mbox{ inches}^2", "864"), ("\\text{18 dollars}", "18"), ("45^\\circ", "45"), ("$x = 5$", "5"),
+    ("28 pct", "28%"), ("28 percentage", "28%"), ("x = 5 + 5 + 1 = 11", "11"), ("x = 1/3 \\approx 0.33", "1/3"),
+    ("x \\approx 11", "11"), ("0.0833333333333333", "1/12"), ("0.30000000000000004", "0.3"), ("5\\textnormal{ miles}", "5"),
     ("４２", "42"), ("٤٢", "42"), ("1e3", "1000"), ("1e400", "1" + "0" * 400), ("0.1", "1e-1"),
 ]  # fmt: skip
 
@@ -57,8 +59,9 @@ def test_numbers_are_equal_by_value_whatever_their_dress(a, b):
 
 
 DIFFERENT = [
-    ("0.333", "1/3"), ("0.3333333333333333333333", "1/3"), ("1e400", "1e401"), ("4²", "42"), ("5x", "5"), ("2i", "2"),
+    ("0.333", "1/3"), ("0.33333333333", "1/3"), ("1e400", "1e401"), ("4²", "42"), ("5x", "5"), ("2i", "2"),
     ("5π", "5"), ("5 million", "5"), ("5万", "5"), ("0.25", "26%"), ("12,34", "1234"), ("5 or 6", "5"), ("5 times 3", "5"),
+    ("0.123456789012345", "0.12345679"), ("1.0000000001", "1"), ("a = 1, b = 2, c = 3", "3"), ("123456789012", "123456789013"),
     ("12 hours and 30 minutes", "30"), ("1.2.3", "1.2"), ("5, 5", "5"), ("5", "-5"), ("nan", "1"), ("[1,2)", "[1,2]"),
 ]  # fmt: skip
 
@@ -66,6 +69,40 @@ DIFFERENT = [
 @pytest.mark.parametrize(("a", "b"), DIFFERENT)
 def test_answers_of_different_value_are_different(a, b):
     assert not same(a, b) and not same(b, a)
+
+
+RELATIONS = [
+    (r"x \leq 5", r"5 \geq x"), ("x < 1", "-x > -1"), ("x <= 1", "2 - 2x >= 0"), ("x != 3", r"x \neq 3"),
+    ("2x + 4y - 3 = 0", r"y = -\frac{1}{2}x + \frac{3}{4}"), (r"\frac{x^2}{4} + y^2 = 1", "x^2 + 4y^2 = 4"),
+]  # fmt: skip
+OTHER_RELATIONS = [
+    (r"x \leq 5", r"x \geq 5"), (r"x \leq 5", "x < 5"), ("x < 1", "x > -1"), ("x < 1", "-x > 1"), ("2x + z = 1", "1"),
+    ("a + 3z = 0", "0"), ("y = 2x + 3", "y = 2x - 3"), ("2x - y = 3", "y = 2x + 3"), ("x < 3", "3"), ("x = 3", "x < 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "b"), RELATIONS)
+def test_equations_and_inequalities_are_equal_however_they_are_solved(a, b):
+    assert same(a, b) and same(b, a)
+
+
+@pytest.mark.parametrize(("a", "b"), OTHER_RELATIONS)
+def test_other_equations_and_inequalities_are_different(a, b):
+    assert not same(a, b) and not same(b, a)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\frac{10}{9}", r"\frac{10}{9}"), ("1 000", "1 000"), (r"Thus $k = \frac{1}{3}$.", r"k = \frac{1}{3}"),
+        ("so $x <= 2$ is it", "x <= 2"), (r"It is \[ \n 9 \n \] then", r"\n 9 \n"), 
+        ("She spends 3 of $5, so $2 are left of it", "$2"),
+        ("He pays $18 for 2, so $9.", "$9"), (r"not $-[0,1)$", "-[0,1)"), (r"first $\frac{1}{3}$, then 7", "7"),
+        (r"a matrix $\begin{pmatrix}1 & 2\end{pmatrix}$", r"\begin{pmatrix}1 & 2\end{pmatrix}"), ("17, 18, 19", "17, 18, 19"),
+    ],
+)  # fmt: skip
+def test_without_a_mark_the_answer_is_the_whole_text_or_the_formula_or_number_it_ends_in(text, answer):
+    assert extract(text, "auto") == answer
 
 
 @pytest.mark.parametrize("other", ["", "0", "1", None])
