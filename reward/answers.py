@@ -12,6 +12,7 @@ _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
 _BOXED = re.compile(r"\\f?boxed\s*(?:(\{)|(?<=\s)([^\s${}\\.,;]+))")
 _ANSWER_IS = re.compile(r"(?:answer|答案)[\s*_]*(?:is|are|[:：=是为])[\s*_]*(?:[:：=])?[\s*_]*([^\n]*)", re.IGNORECASE)
 _LAST_LINE = re.compile(r"(?:\A|\n)A[:：]\s*([^\n]+?)\s*\Z")
+_IS = re.compile(r"\b(?:is|are)\b(?=.*[0-9$\\])", re.DOTALL)
 _SENTENCE_END = re.compile(r"[。；;!！]|\.(?![0-9])|\bbecause\b|\bsince\b|, (?=[A-Za-z])")
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
@@ -72,7 +73,10 @@ def _answer_is(text: str) -> str | None:
     said = _SENTENCE_END.split(_boxed(found[-1]) or found[-1])[0].strip(" *_")
     if parse(said) is not None:
         return said
-    # A sentence around it: "18 apples that she sells", "at $x = 3$".
+    # A sentence around it: "the volume of $ABCD$ is 120", "18 apples that she sells", "at $x = 3$".
+    said = _IS.split(said)[-1].strip()
+    if parse(said) is not None:
+        return said
     maths = _MATHS.search(said)
     number = LAST_NUMBER.search(plain_characters(said))
     return next(part for part in maths.groups() if part) if maths else number[0] if number else said or None

@@ -78,7 +78,8 @@ def test_a_percentage_in_chinese_is_one():
     [
         ("So the answer is 18.", "18"), ("**Answer:** 18 dollars", "18 dollars"), ("The final answer is: $x = 3$.", "$x = 3$"),
         ("答案是：18。", "18"), ("答案：三分之一", "三分之一"), ("The answer is 18 apples because 9 + 9 is that.", "18 apples"),
-        ("The answer is that she has 18 left", "18"), (r"The answer is $\boxed{\frac12}$.", r"\frac12"),
+        ("The answer is that she has 18 left", "18"),
+        ("Final Answer: The volume of $ABCD$ is 120. I hope it is correct.", "120"), ("The answer is 5 that is", "5"), (r"The answer is $\boxed{\frac12}$.", r"\frac12"),
         ("I do not know", None),
         ("The answer is 3.5, as said", "3.5"), ("answer: 5\nthe answer is 6", "6"),
         ("9 + 9 = 18\nA: 18\n", "18"), ("A: 90,000", "90,000"), ("A: 12\nB: 15", None), ("a: 12", None),
