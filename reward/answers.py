@@ -21,9 +21,9 @@ def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
     """The final answer as it is written, or None: the last `#### N`, the last `\\boxed{}`, what a last line `A: N` or the last
     "the answer is" says, or the last number.
 
-    `auto` takes the first of these that is found; as `####` heads sections too, it must have a value there. Without a mark it
-    takes the whole text where that has a value, and a formula whole in which the last number stands. A last `\\boxed{` that is
-    never closed is no answer.
+    `auto` takes the first of these that is found; as `####` heads sections too, it must have a value there, and a "final
+    answer" stated behind the last `\\boxed{}` counts instead of that. Without a mark it takes the whole text where that has a
+    value, and a formula whole in which the last number stands. A last `\\boxed{` that is never closed is no answer.
     """
     if not text:
         return None
@@ -31,7 +31,10 @@ def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
         stated = extract(text, "hash")
         if stated is not None and parse(stated) is not None:
             return stated
-        return extract(text, "boxed") or extract(text, "answer-is") or _unmarked(text)
+        boxed, behind = _boxed(text), text.rpartition("boxed")[2]
+        if boxed and "final answer" in behind.lower() and parse(final := _answer_is(behind)) is not None:
+            return final
+        return boxed or _answer_is(text) or _unmarked(text)
     return {"hash": _hash, "boxed": _boxed, "answer-is": _answer_is, "last-number": _last_number}[answer_format](text)
 
 

@@ -79,7 +79,8 @@ def test_a_percentage_in_chinese_is_one():
         ("So the answer is 18.", "18"), ("**Answer:** 18 dollars", "18 dollars"), ("The final answer is: $x = 3$.", "$x = 3$"),
         ("答案是：18。", "18"), ("答案：三分之一", "三分之一"), ("The answer is 18 apples because 9 + 9 is that.", "18 apples"),
         ("The answer is that she has 18 left", "18"),
-        ("Final Answer: The volume of $ABCD$ is 120. I hope it is correct.", "120"), ("The answer is 5 that is", "5"), (r"The answer is $\boxed{\frac12}$.", r"\frac12"),
+        ("Final Answer: The volume of $ABCD$ is 120. I hope it is correct.", "120"),
+        (r"The answer is $\boxed{\frac12}$.", r"\frac12"),
         ("I do not know", None),
         ("The answer is 3.5, as said", "3.5"), ("answer: 5\nthe answer is 6", "6"),
         ("9 + 9 = 18\nA: 18\n", "18"), ("A: 90,000", "90,000"), ("A: 12\nB: 15", None), ("a: 12", None),
@@ -103,6 +104,8 @@ def test_auto_prefers_a_mark_and_does_not_take_a_heading_for_one():
     assert extract("#### Step 1\nthe answer is 7, not 8", "auto") == "7"
     assert extract("#### 5\nthe answer is 7", "auto") == "5"
     assert extract(r"\boxed 5 is it", "auto") == "5"
+    assert extract(r"\boxed{255} so far. Final Answer: The final answer is $10,455$. I hope so.", "auto") == "$10,455$"
+    assert extract(r"\boxed{255}. The final answer is correct.", "auto") == "255"
 
 
 NO_ANSWER = ["", " ", r"\boxed{}", r"\boxed{18", "I think it is eighteen", r"#### \boxed{}", "#### "]
