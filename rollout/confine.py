@@ -21,23 +21,54 @@ _NUMBER_AT, _ARCH_AT, _ARGUMENT_AT = 0, 4, 16
 _CLONE_THREAD = 0x10000
 _CAPABILITY_VERSION_3 = 0x20080522
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_CALLS = {
+_SIGNALS = {
+    "x86_64": {"kill": 62, "tkill": 200, "tgkill": 234, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297},
+    "aarch64": {"kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240},
+}  # fmt: skip
+_OTHERS = {
     "x86_64": {
-        "fork": 57, "vfork": 58, "clone": 56, "clone3": 435, "socket": 41, "kill": 62, "tkill": 200, "tgkill": 234,
-        "pidfd_send_signal": 424, "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "io_uring_setup": 425,
+        "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "setpriority": 141, "sched_setparam": 142,
+        "sched_setscheduler": 144, "sched_setaffinity": 203, "ioprio_set": 251, "migrate_pages": 256, "move_pages": 279,
+        "sched_setattr": 314, "shmget": 29, "shmat": 30, "semget": 64, "msgget": 68, "mq_open": 240, "memfd_create": 319,
+        "add_key": 248, "request_key": 249, "keyctl": 250, "perf_event_open": 298, "bpf": 321, "userfaultfd": 323,
     },
     "aarch64": {
-        "clone": 220, "clone3": 435, "socket": 198, "kill": 129, "tkill": 130, "tgkill": 131,
-        "pidfd_send_signal": 424, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "io_uring_setup": 425,
+        "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "setpriority": 140, "sched_setparam": 118,
+        "sched_setscheduler": 119, "sched_setaffinity": 122, "ioprio_set": 30, "migrate_pages": 238, "move_pages": 239,
+        "sched_setattr": 274, "shmget": 194, "shmat": 196, "semget": 190, "msgget": 186, "mq_open": 180, "memfd_create": 279,
+        "add_key": 217, "request_key": 218, "keyctl": 219, "perf_event_open": 241, "bpf": 280, "userfaultfd": 282,
     },
 }  # fmt: skip
-"""Numbers of the system calls that are refused; arm64 has neither fork nor vfork."""
+"""Calls that reach into other processes, or hold memory that no limit of a process counts."""
+_EVERYWHERE = {"pidfd_send_signal": 424, "io_uring_setup": 425, "pidfd_open": 434, "pidfd_getfd": 438}
+_METADATA = {
+    "x86_64": {
+        "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "utime": 132, "utimes": 235, "fchownat": 260,
+        "futimesat": 261, "fchmodat": 268, "utimensat": 280, "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190,
+        "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199, "fchmodat2": 452, "setxattrat": 463, "removexattrat": 466,
+    },
+    "aarch64": {
+        "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "utimensat": 88, "setxattr": 5, "lsetxattr": 6,
+        "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16, "fchmodat2": 452, "setxattrat": 463,
+        "removexattrat": 466,
+    },
+}  # fmt: skip
+"""Calls that Landlock does not look at."""
+_CALLS = {
+    "x86_64": {"fork": 57, "vfork": 58, "clone": 56, "clone3": 435, "socket": 41, "fcntl": 72, "ioctl": 16, "prlimit64": 302},
+    "aarch64": {"clone": 220, "clone3": 435, "socket": 198, "fcntl": 25, "ioctl": 29, "prlimit64": 261},
+}
+"""Numbers of the system calls that are refused wholly or in part; arm64 has neither fork nor vfork."""
+_OWNER_COMMANDS = {"fcntl": (8, 10, 15), "ioctl": (0x8901, 0x8902)}
+"""F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP: whom the kernel signals when a descriptor is ready."""
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _READ = 1 << 0 | 1 << 2 | 1 << 3
 """Execute, read a file, read a directory."""
 _ACCESS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """How many of the access rights to files each version of Landlock knows."""
+_SCOPED = 1 << 0 | 1 << 1
+"""Abstract sockets, signals."""
 _FILE_ONLY = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
 """Rights that a path which is no directory can have: execute, write, read, truncate, device calls."""
 
@@ -49,11 +80,11 @@ def die_with_parent() -> None:
 
 def no_new_processes() -> bool:
     """Refuse fork, vfork, and clone but for threads (EPERM)."""
-    calls = _CALLS.get(platform.machine(), {})
-    if not calls:
+    if not _known():
         return False
+    calls = _CALLS[platform.machine()]
     # clone3's flags lie in memory, where a filter cannot look; without it the C library takes clone.
-    rules = _refused("fork", "vfork") + _refuse(calls["clone3"], errno.ENOSYS)
+    rules = _refused(_CALLS, "fork", "vfork") + _refuse(calls["clone3"], errno.ENOSYS)
     thread = [
         (_EQUAL, 0, 4, calls["clone"]),
         (_LOAD, 0, 0, _ARGUMENT_AT),
@@ -66,23 +97,35 @@ def no_new_processes() -> bool:
 
 def no_network() -> bool:
     """Refuse every new socket (EPERM); pairs of connected ones stay possible."""
-    return platform.machine() in _CALLS and _install(_refused("socket"))
+    return _known() and _install(_refused(_CALLS, "socket"))
 
 
 def no_interference() -> bool:
-    """Refuse signals to, and reading and tracing of, any process, its own included (EPERM), and io_uring, which goes past
-    filters."""
-    names = (
-        "kill",
-        "tkill",
-        "tgkill",
-        "pidfd_send_signal",
-        "ptrace",
-        "process_vm_readv",
-        "process_vm_writev",
-        "io_uring_setup",
-    )
-    return platform.machine() in _CALLS and _install(_refused(*names))
+    """Refuse whatever reaches into a process, its own included (EPERM): signals, tracing, limits, priorities; memory that
+    outlives a process; and io_uring, which goes past filters."""
+    if not _known():
+        return False
+    calls = _CALLS[platform.machine()]
+    rules = _refused(_SIGNALS) + _refused(_OTHERS) + [step for n in _EVERYWHERE.values() for step in _refuse(n, errno.EPERM)]
+    for name, commands in _OWNER_COMMANDS.items():
+        rules += _refuse_when(calls[name], 1, commands)
+    own = [
+        (_EQUAL, 0, 4, calls["prlimit64"]),
+        (_LOAD, 0, 0, _ARGUMENT_AT),
+        (_EQUAL, 1, 0, 0),
+        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
+    return _install(rules + own)
+
+
+def no_metadata() -> bool:
+    """Refuse to change owners, modes, times and attributes of files (EPERM)."""
+    return _known() and _install(_refused(_METADATA))
+
+
+def _known() -> bool:
+    return platform.machine() in _CALLS
 
 
 def no_capabilities() -> bool:
@@ -97,7 +140,9 @@ def files(readable: Iterable[Path], writable: Iterable[Path]) -> bool:
     if abi < 1:
         return False
     handled = (1 << _ACCESS_BY_ABI.get(abi, 16)) - 1
-    ruleset = _libc.syscall(_LANDLOCK_CREATE, ctypes.byref(ctypes.c_uint64(handled)), 8, 0)
+    # From version 6 on, a process is also kept from signalling any outside.
+    asked = struct.pack("=QQQ", handled, 0, _SCOPED) if abi >= 6 else struct.pack("=Q", handled)
+    ruleset = _libc.syscall(_LANDLOCK_CREATE, ctypes.create_string_buffer(asked), len(asked), 0)
     if ruleset < 0:
         return False
     try:
@@ -120,9 +165,21 @@ def _allow(ruleset: int, path: Path, rights: int) -> bool:
         os.close(place)
 
 
-def _refused(*names: str) -> list[tuple[int, int, int, int]]:
-    calls = _CALLS[platform.machine()]
-    return [step for name in names if name in calls for step in _refuse(calls[name], errno.EPERM)]
+def _refused(table: dict[str, dict[str, int]], *names: str) -> list[tuple[int, int, int, int]]:
+    calls = table[platform.machine()]
+    return [step for name in names or calls if name in calls for step in _refuse(calls[name], errno.EPERM)]
+
+
+def _refuse_when(number: int, argument: int, values: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
+    """Refuse a call whose argument has one of the values; allow it otherwise."""
+    count = len(values)
+    return [
+        (_EQUAL, 0, count + 3, number),
+        (_LOAD, 0, 0, _ARGUMENT_AT + 8 * argument),
+        *((_EQUAL, count - place, 0, value) for place, value in enumerate(values)),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+    ]
 
 
 def _refuse(number: int, error: int) -> list[tuple[int, int, int, int]]:

@@ -1,9 +1,11 @@
 """Programs that a model wrote, each in a process of its own that can do little.
 
-Covered: no network (new sockets are refused), no file but Python's own to read and but its folder to write, no new processes,
-signals or tracing, no environment but a few fixed variables (and /proc is out of reach), limits of wall-clock, CPU time,
-memory, file size and output; the folder and the process are gone afterwards. By seccomp and Landlock, so without root.
-Not covered: faults of the kernel, timing, the use of one core until the limit, and what Python's own directories tell.
+Covered: no network (new sockets are refused), no file but Python's own to read and but its folder to write, no change of any
+file's mode, owner or times, no new processes, signals or tracing, no memory that outlives it, no environment but a few fixed
+variables (and /proc is out of reach), limits of wall-clock, CPU time, memory, file size and output; the folder and the process
+are gone afterwards. By seccomp and Landlock, so without root.
+Not covered: faults of the kernel, timing, the use of one core until the limit, how much it writes to its folder by then (each
+file is limited), the names and sizes of files outside it, and what Python's own directories tell.
 """
 
 import asyncio
@@ -11,7 +13,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -82,7 +83,8 @@ class Sandbox:
                         os.killpg(process.pid, signal.SIGKILL)
         finally:
             os.close(told)
-            shutil.rmtree(folder, ignore_errors=True)
+            # Python's own way to remove a tree follows it recursively, and a program may nest folders beyond that.
+            subprocess.run(["rm", "-rf", str(folder)], stderr=subprocess.DEVNULL, timeout=START_SECONDS)
 
     def _watched(self, process: subprocess.Popen, told: int, program: str) -> Ran:
         with contextlib.suppress(BrokenPipeError):

@@ -30,7 +30,7 @@ def main() -> None:
     folder = Path(asked["folder"])
     readable = [Path(path) for path in asked["readable"]]
     took = {
-        "files": confine.files(readable, [folder, Path(os.devnull)]) and confine.no_capabilities(),
+        "files": confine.files(readable, [folder, Path(os.devnull)]) and confine.no_capabilities() and confine.no_metadata(),
         "network": confine.no_network(),
         "processes": confine.no_new_processes() and confine.no_interference(),
     }  # fmt: skip

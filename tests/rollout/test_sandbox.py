@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import platform
 import socket
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -94,6 +97,55 @@ def test_no_signals_and_no_looking_into_other_processes(monkeypatch):
     assert "hidden" not in run("import os\nprint(dict(os.environ))").output
     attach = f"import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.ptrace(16, {me}, 0, 0), ctypes.get_errno())"
     assert run(attach).output == "-1 1\n"
+
+
+OWNED = """
+import fcntl, os
+r, w = os.pipe()
+try:
+    fcntl.fcntl(r, {command}, {value})
+    print('done')
+except PermissionError:
+    print('refused')
+"""
+
+
+def test_no_way_round_to_signal_or_limit_another_process():
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        # F_SETOWN and F_SETSIG: whom the kernel is to signal when a descriptor is ready, and how.
+        for command, value in ((8, other.pid), (10, 9)):
+            assert run(OWNED.format(command=command, value=value)).output == "refused\n"
+        refused(f"import resource; resource.prlimit({other.pid}, resource.RLIMIT_NOFILE, (3, 3))", "PermissionError")
+        assert run("import resource; print(resource.getrlimit(resource.RLIMIT_CORE))").output == "(0, 0)\n"
+        for number in (129, 297) if platform.machine() == "x86_64" else (138, 240):
+            call = (
+                f"import ctypes; print(ctypes.CDLL(None).syscall({number}, {other.pid}, 9, ctypes.create_string_buffer(128)))"
+            )
+            assert run(call).output == "-1\n"
+        refused(f"import os; os.sched_setaffinity({other.pid}, [0])", "PermissionError")
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_no_change_of_modes_and_times_and_no_shared_memory(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    before = file.stat()
+    refused(f"import os; os.chmod({str(file)!r}, 0)", "PermissionError")
+    refused(f"import os; os.utime({str(file)!r}, (0, 0))", "PermissionError")
+    refused(f"import os; os.setxattr({str(file)!r}, 'user.a', b'1')", "PermissionError")
+    assert (file.stat().st_mode, file.stat().st_mtime) == (before.st_mode, before.st_mtime)
+    assert run("import ctypes; print(ctypes.CDLL(None).shmget(0, 4096, 0o1600))").output == "-1\n"
+    refused("import os; os.memfd_create('a')", "PermissionError")
+
+
+def test_a_deeply_nested_folder_is_removed():
+    before = set(Path(tempfile.gettempdir()).glob("cohort-sandbox-*"))
+    ran = run("import os\nfor i in range(1500):\n    os.mkdir('d')\n    os.chdir('d')\nprint('done')")
+    assert ran.output == "done\n" and set(Path(tempfile.gettempdir()).glob("cohort-sandbox-*")) <= before
 
 
 def test_memory_time_and_output_are_limited():
