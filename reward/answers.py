@@ -8,12 +8,18 @@ from reward.values import LAST_NUMBER, parse, plain_characters
 AnswerFormat = Literal["auto", "hash", "boxed", "answer-is", "last-number"]
 
 LONGEST_BARE = 300
+LONGEST_TAIL = 2000
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
 _BOXED = re.compile(r"\\f?boxed\s*(?:(\{)|(?<=\s)([^\s${}\\.,;]+))")
 _ANSWER_IS = re.compile(r"(?:answer|答案)[\s*_]*(?:is|are|[:：=是为])[\s*_]*(?:[:：=])?[\s*_]*([^\n]*)", re.IGNORECASE)
-_LAST_LINE = re.compile(r"(?:\A|\n)A[:：]\s*([^\n]+?)\s*\Z")
+_LAST_LINE = re.compile(r"(?:\A|\n)A[:：]([^\n]*[^\s])\s*\Z")
 _IS = re.compile(r"\b(?:is|are)\b(?=.*[0-9$\\])", re.DOTALL)
-_SENTENCE_END = re.compile(r"[。；;!！]|\.(?![0-9])|\bbecause\b|\bsince\b|, (?=[A-Za-z])")
+# What follows "or", or another candidate, belongs to the answer: a list of candidates is none.
+_SENTENCE_END = re.compile(
+    r"[。!！]|[；;](?!\s*[-$0-9])|\.(?![0-9])|\bbecause\b|\bsince\b|, (?=[A-Za-z]{2})(?!(?:or|maybe|perhaps|possibly)\b)"
+)
+_NO_STATEMENT = re.compile(r"(?:in)?correct\b|right\b|wrong\b|clear\b|reasonable\b|as follows|below|above", re.IGNORECASE)
+_SEVERAL = re.compile(r"\b(?:not|either|or|between|maybe|perhaps|possibly|one of)\b|或|不是", re.IGNORECASE)
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
@@ -21,21 +27,28 @@ def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
     """The final answer as it is written, or None: the last `#### N`, the last `\\boxed{}`, what a last line `A: N` or the last
     "the answer is" says, or the last number.
 
-    `auto` takes the first of these that is found; as `####` heads sections too, it must have a value there, and a "final
-    answer" stated behind the last `\\boxed{}` counts instead of that. Without a mark it takes the whole text where that has a
-    value, and a formula whole in which the last number stands. A last `\\boxed{` that is never closed is no answer.
+    `auto` takes the last `####` or `\\boxed{}` (a `####` only with a value behind it, as it heads sections too), or the "final
+    answer" stated behind a box; else what is stated in words; else the whole text where that has a value, a formula whole in
+    which the last number stands, or that number. A last `\\boxed{` that is never closed is no answer, nor are candidates.
     """
     if not text:
         return None
     if answer_format == "auto":
-        stated = extract(text, "hash")
-        if stated is not None and parse(stated) is not None:
-            return stated
-        boxed, behind = _boxed(text), text.rpartition("boxed")[2]
-        if boxed and "final answer" in behind.lower() and parse(final := _answer_is(behind)) is not None:
-            return final
-        return boxed or _answer_is(text) or _unmarked(text)
+        return _any(text)
     return {"hash": _hash, "boxed": _boxed, "answer-is": _answer_is, "last-number": _last_number}[answer_format](text)
+
+
+def _any(text: str) -> str | None:
+    boxed, behind = _boxed(text), text.rpartition("boxed")[2]
+    stated, final = _hash(text), _answer_is(behind) if boxed and "final answer" in behind.lower() else None
+    # A heading before the box is no answer, and one behind it is.
+    if parse(stated) is not None and not ("boxed" in text and "####" not in behind):
+        return stated
+    if parse(final) is not None:
+        return final
+    if boxed or re.search(r"boxed\s*\{", text):
+        return boxed
+    return _answer_is(text) or _unmarked(text)
 
 
 def reference(gold: str) -> str:
@@ -44,7 +57,7 @@ def reference(gold: str) -> str:
     Where all of it has no value, it is what the last "the answer is" says.
     """
     last = _LAST_LINE.search(gold)
-    marked = _hash(gold) or _boxed(gold) or (last and last[1])
+    marked = _hash(gold) or _boxed(gold) or (last and last[1].strip())
     return marked or (gold if parse(gold) is not None else _answer_is(gold) or gold)
 
 
@@ -70,23 +83,28 @@ def _boxed(text: str) -> str | None:
 
 def _answer_is(text: str) -> str | None:
     last = _LAST_LINE.search(text)
-    found = [last[1]] if last else _ANSWER_IS.findall(text)
+    found = [last[1].strip()] if last else [said for said in _ANSWER_IS.findall(text) if not _NO_STATEMENT.match(said)]
     if not found:
         return None
-    said = _SENTENCE_END.split(_boxed(found[-1]) or found[-1])[0].strip(" *_")
+    said = _SENTENCE_END.split(_boxed(found[-1]) or found[-1][:LONGEST_BARE])[0].strip(" *_")
     if parse(said) is not None:
         return said
-    # A sentence around it: "the volume of $ABCD$ is 120", "18 apples that she sells", "at $x = 3$".
+    # A sentence around it: "the volume of $ABCD$ is 120", "48 + 24 = 72 clips", "18 apples that she sells", "at $x = 3$".
     said = _IS.split(said)[-1].strip()
     if parse(said) is not None:
         return said
-    maths = _MATHS.search(said)
-    number = LAST_NUMBER.search(plain_characters(said))
-    return next(part for part in maths.groups() if part) if maths else number[0] if number else said or None
+    worked = said.rpartition("=")[2].strip(" $") if "," not in said else said
+    if parse(worked) is not None and not _SEVERAL.search(said):
+        return worked
+    maths = _MATHS.findall(said)
+    numbers = LAST_NUMBER.findall(plain_characters(said))
+    if _SEVERAL.search(said) or len(maths) > 1 or not maths and len({parse(number) for number in numbers}) > 1:
+        return said
+    return next(part for part in maths[0] if part) if maths else numbers[0] if numbers else said or None
 
 
 def _unmarked(text: str) -> str | None:
-    plain, bare = plain_characters(text), text.strip()
+    plain, bare = plain_characters(text[-LONGEST_TAIL:]), text.strip()
     if len(bare) <= LONGEST_BARE and (_MATHS.fullmatch(bare) or not _MATHS.search(bare)) and parse(bare) is not None:
         return bare
     number, formula = (max(pattern.finditer(plain), key=re.Match.end, default=None) for pattern in (LAST_NUMBER, _MATHS))

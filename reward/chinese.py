@@ -4,6 +4,7 @@ import re
 from fractions import Fraction
 from typing import Literal
 
+LONGEST_NUMERAL = 60
 _DIGITS = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
 _PLACES = {"十": 10, "百": 100, "千": 1000}
 _MYRIADS = {"万": 10**4, "亿": 10**8}
@@ -16,6 +17,8 @@ _SCALED = re.compile(rf"([-+]?[0-9]+(?:\.[0-9]+)?)\s*([万亿]+){_UNIT}")
 
 def chinese_number(text: str) -> tuple[Fraction, Literal["%", "1"]] | None:
     """The number that a text is, a unit behind it or not, and whether it is per cent (%) or plain (1)."""
+    if len(text) > LONGEST_NUMERAL:
+        return None
     if match := _SCALED.fullmatch(text):
         scale = 1
         for character in match[2]:

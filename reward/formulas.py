@@ -1,32 +1,48 @@
 """Formulas in LaTeX: read by math-verify, compared by their values at points.
 
-There is no clock here: expressions that could take for ever (towers of powers, huge exponents, factorials) are not read at
+There is no clock here: expressions that could take for ever (towers of powers, huge exponents, integrals) are not read at
 all, and what is left is judged in processes that can be killed.
 """
 
 import logging
+import math
 import re
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import sympy
 
+A, B = TypeVar("A"), TypeVar("B")
 LONGEST_EXPRESSION = 300
 DEEPEST = 20
+LARGEST_POWER = 10**4
 DIGITS = 30
-_POINTS = ("0.7391", "1.6180", "2.2361")
+_POINTS = ("0.7391", "1.6180", "2.2361", "11.4142")
 """Positive, so that roots and logarithms are real; every symbol takes another one."""
+_NEGATIVE = ("-1.3171", "-4.7123")
+"""Where something stands between bars."""
 
-_POWER = r"(?:\^|\*\*)\s*"
-_ENDLESS = re.compile(
-    rf"{_POWER}[{{(]?\s*[-+]?[0-9]{{3,}}|{_POWER}[({{][^(){{}}]*{_POWER}|{_POWER}(?:[0-9]+|\{{[^{{}}]*\}})\s*{_POWER}"
-    rf"|[)}}\]]\s*{_POWER}\{{?\s*[0-9]{{2,}}.*[)}}\]]\s*{_POWER}\{{?\s*[0-9]{{2,}}|(?:[)}}\]]\s*{_POWER}.*){{5}}|[0-9]{{3,}}\s*!|!\s*!|binom"
+_POWER = re.compile(r"(?:\^|\*\*)\s*")
+_FACTORIAL = re.compile(r"(?<![0-9.)}\]!])(?:[0-9]{1,2}|[a-z])\s*!(?!\s*!)")
+_BINOMIAL = re.compile(r"\\binom\s*\{\s*[0-9]{1,2}\s*\}\s*\{\s*[0-9]{1,2}\s*\}")
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_COMMANDS = frozenset(
+    re.findall(
+        "[A-Za-z]+",
+        "frac sqrt cdot times div pm mp pi infty ln log exp sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh le leq"
+        " lt ge geq gt ne neq in cup cap emptyset mathbb lfloor rfloor lceil rceil begin end text lvert rvert vert mid alpha"
+        " beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi varphi chi psi"
+        " omega Delta Omega Phi Psi Sigma Theta Lambda binom operatorname",
+    )
 )
+"""What may stand in a formula; others (integrals, sums, limits) compute, and may do so for ever."""
 _MARKUP = re.compile(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+|sqrt|sin|cos|tan|log|exp")
 # Two numbers side by side are no product.
 _SIDE_BY_SIDE = re.compile(r"[0-9]\s+[0-9]")
+_NAMES = re.compile(r"(?<![A-Za-z])(?:xyz|abc|pqr|rst|uvw)(?![A-Za-z])")
 _PROSE = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7fπ∞√∪∩≤≥²³×·÷]")
 
 
@@ -44,7 +60,7 @@ def closed(text: str) -> bool:
 @lru_cache(maxsize=4096)
 def readable(latex: str) -> bool:
     """Whether this is a formula that can be read and evaluated safely."""
-    return bool(_readings(latex))
+    return bool(_tried(_readings, latex, ()))
 
 
 @lru_cache(maxsize=4096)
@@ -52,18 +68,60 @@ def equal(a: str, b: str) -> bool:
     """Whether two formulas are equal as mathematics. What cannot be read equals nothing."""
     if "".join(a.split()) == "".join(b.split()):
         return True
-    readings = _readings(a), _readings(b)
-    return all(readings) and _same_expression(readings[0][0], readings[1][0])
+    readings = _tried(_readings, a, ()), _tried(_readings, b, ())
+    return all(readings) and _tried(lambda pair: _same_expression(*pair), (readings[0][0], readings[1][0]), False)
 
 
 @lru_cache(maxsize=4096)
 def fingerprint(latex: str) -> str:
     """A text that equal formulas share: their values at a few points, to ten digits."""
+    return _tried(_fingerprint, latex, f"text {latex}")
+
+
+def _tried(function: Callable[[A], B], argument: A, otherwise: B) -> B:
+    """What the function makes of a text, or `otherwise` where the text is beyond it.
+
+    The libraries raise almost anything on texts that they were not made for, and an output may be any text.
+    """
+    try:
+        return function(argument)
+    except (ImportError, MemoryError):
+        raise
+    except Exception:
+        return otherwise
+
+
+def _ends(latex: str) -> bool:
+    """Whether evaluating it ends soon: no towers of powers, no large exponents or factorials, no commands that compute."""
+    if not _COMMANDS.issuperset(_COMMAND.findall(latex)) or "binom" in _BINOMIAL.sub("", latex):
+        return False
+    if "!" in latex and ("!" in _FACTORIAL.sub("", latex) or _POWER.search(latex)):
+        return False
+    bounds = []
+    for match in _POWER.finditer(latex):
+        exponent = _group(latex[match.end() :])
+        if _POWER.search(exponent) or _POWER.match(latex[match.end() + len(exponent) :].lstrip()):
+            return False
+        bounds.append(math.prod(max(2, int(part)) for part in re.findall(r"[0-9]{1,9}", exponent)))
+    of_group = re.search(rf"[)}}\]]\s*{_POWER.pattern}", latex)
+    return max(bounds, default=1) <= LARGEST_POWER and (not of_group or math.prod(bounds) <= LARGEST_POWER)
+
+
+def _group(text: str) -> str:
+    """The bracket that a text begins with, or what stands before the next sign."""
+    if not text[:1] or text[0] not in "{(":
+        return re.match(r"-?\s*(?:[0-9.]+|\\?[A-Za-z]*)", text)[0]
+    end = next((i for i in range(1, len(text) + 1) if closed(text[:i])), len(text))
+    return text[:end]
+
+
+def _fingerprint(latex: str) -> str:
     import sympy
 
     expression = _readings(latex)[0]
     if not isinstance(expression, sympy.Expr):
         return f"{type(expression).__name__} {sympy.srepr(expression)}"
+    expression = _with_i(expression)
     values = _values(expression, expression.free_symbols)
     if None in values:
         return sympy.srepr(expression)
@@ -73,6 +131,13 @@ def fingerprint(latex: str) -> str:
     return " ".join([names, *(str(value.evalf(10)) for value in values)])
 
 
+def _with_i(expression: "sympy.Expr") -> "sympy.Expr":
+    """The symbol i is the imaginary unit."""
+    import sympy
+
+    return expression.subs({s: sympy.I for s in expression.free_symbols if s.name == "i"})
+
+
 def _same_expression(a: "sympy.Basic", b: "sympy.Basic") -> bool:
     import sympy
 
@@ -80,10 +145,16 @@ def _same_expression(a: "sympy.Basic", b: "sympy.Basic") -> bool:
         return _same_relation(a, b)
     if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)):
         return type(a) is type(b) and bool(_math_verify().verify([a], [b], timeout_seconds=None))
+    a, b = _with_i(a), _with_i(b)
     symbols = a.free_symbols | b.free_symbols
     if a.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) or b.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan):
         return a == b
-    return all(_close(x, y) for x, y in zip(_values(a, symbols), _values(b, symbols), strict=True))
+    points = _POINTS + (_NEGATIVE if a.has(sympy.Abs) or b.has(sympy.Abs) else ())
+    # A decimal inside a formula was read as a floating-point number, and one of many digits was printed from one.
+    rounded = any(x.has(sympy.Float) or x.is_Rational and x.q > 10**11 for x in (a, b))
+    tolerance = "1e-12" if rounded else "1e-20"
+    pairs = zip(_values(a, symbols, points), _values(b, symbols, points), strict=True)
+    return all(_close(x, y, tolerance) for x, y in pairs)
 
 
 def _same_relation(a: "sympy.core.relational.Relational", b: "sympy.core.relational.Relational") -> bool:
@@ -103,40 +174,46 @@ def _same_relation(a: "sympy.core.relational.Relational", b: "sympy.core.relatio
     return all(None not in (x, y) and _close(x * y0, y * x0) for x, y in others)
 
 
-def _values(expression: "sympy.Expr", symbols: set["sympy.Symbol"]) -> list["sympy.Expr | None"]:
-    """The expression at a few points; None where it has no finite value."""
+def _values(
+    expression: "sympy.Expr", symbols: set["sympy.Symbol"], points: Sequence[str] = _POINTS
+) -> list["sympy.Expr | None"]:
+    """The expression at a few points, exactly where it is rational; None where it has no finite value."""
     import sympy
 
     named = sorted(symbols, key=str)
-    rounds = range(len(_POINTS)) if named else range(1)
     out = []
-    for turn in rounds:
-        at = {s: sympy.Rational(_POINTS[(turn + i) % 3]) + sympy.Rational(i, 7) for i, s in enumerate(named)}
-        value = expression.subs(at).evalf(DIGITS)
+    for turn in range(len(points)) if named else range(1):
+        at = {s: sympy.Rational(points[(turn + i) % len(points)]) + sympy.Rational(i, 7) for i, s in enumerate(named)}
+        value = expression.subs(at).doit()
+        value = value if value.is_Rational else value.evalf(DIGITS)
         out.append(value if value.is_number and value.is_finite else None)
     return out
 
 
-def _close(x: "sympy.Expr | None", y: "sympy.Expr | None") -> bool:
+def _close(x: "sympy.Expr | None", y: "sympy.Expr | None", tolerance: str = "1e-12") -> bool:
     if x is None or y is None:
         return False
     import sympy
 
-    # A decimal inside a formula was read as a floating-point number.
-    tolerance = sympy.Float("1e-12")
-    return bool(abs(x - y) <= tolerance * max(1, abs(x), abs(y)))
+    if x.is_Rational and y.is_Rational:
+        return x == y
+    # What is 0 only in truth comes out a little beside it.
+    return bool(abs(x - y) <= sympy.Float(tolerance) * max(abs(x), abs(y)) + sympy.Float("1e-25"))
 
 
 @lru_cache(maxsize=4096)
 def _readings(latex: str) -> tuple:
-    if not (latex and closed(latex)) or len(latex) > LONGEST_EXPRESSION or _ENDLESS.search(latex):
+    if not (latex and closed(latex)) or len(latex) > LONGEST_EXPRESSION or not _ends(latex):
         return ()
-    if _SIDE_BY_SIDE.search(latex) or _PROSE.search(_MARKUP.sub(" ", latex)):
+    if _SIDE_BY_SIDE.search(latex) or _PROSE.search(_NAMES.sub(" ", _MARKUP.sub(" ", latex))):
         return ()
     reader = _math_verify()
     # Only its LaTeX reader takes the whole text or nothing; the others take the part that they understand.
     whole = [reader.LatexExtractionConfig()]
-    return tuple(reader.parse(f"${latex.replace('**', '^')}$", whole, fallback_mode="no_fallback", parsing_timeout=None))
+    found = tuple(reader.parse(f"${latex.replace('**', '^')}$", whole, fallback_mode="no_fallback", parsing_timeout=None))
+    # Its reader drops letters that it takes for units.
+    letters = set(re.findall("[a-z]", _MARKUP.sub(" ", latex).lower())) - {"e", "i"}
+    return found if found and letters <= set(re.findall("[a-z]", str(found[0]).lower())) else ()
 
 
 def _math_verify() -> ModuleType:

@@ -12,9 +12,9 @@ from functools import lru_cache
 
 from reward.chinese import chinese_number
 from reward.formulas import closed, readable
+from reward.units import TEXT, without_dressed_units, without_units
 
-LONGEST_NUMBER = 1000
-LARGEST_EXPONENT = 1000
+LONGEST_NUMBER = LARGEST_EXPONENT = 1000
 LARGEST_DENOMINATOR = 10**4
 
 
@@ -42,7 +42,7 @@ class Collection:
     """Several values. Order matters unless `kind` is set, list or union."""
 
     kind: str
-    """set, list, union, matrix, row, or the two brackets of a tuple or interval, such as `[)`."""
+    """set, list, union, matrix, row, the two brackets of a tuple or interval, such as `[)`, or the names of its items."""
     items: tuple["Value", ...]
 
 
@@ -56,19 +56,8 @@ _NUMBER = re.compile(
     rf"(?:\s*/\s*(?P<bottom>{_UNSIGNED}))?(?:\s*(?P<scale>thousand|million|billion|trillion))?(?P<percent>\s*(?:%|percent(?:age)?\b|pct\b))?",
     re.IGNORECASE,
 )
+_REPEATING = re.compile(r"(-?)([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]{1,20})\}")
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-# One letter is a unit only if it is not a usual name of a variable; words for quantities are not units.
-_UNIT_WORD = r"(?:[A-Za-z]{2,}|[gmshL]|[\u3040-\u30ff\u4e00-\u9fff]+)(?:\s?\^?\{?[23]\}?|²|³)?"
-_UNITS = re.compile(rf"(?P<number>.*[0-9%])\s*(?P<units>{_UNIT_WORD}(?:[\s/.·-]+{_UNIT_WORD})*)")
-_NOT_UNITS = re.compile(
-    r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|halves|thirds?|quarters?|and|or|to|times|minus|plus"
-    r"|pi|sqrt|sin|cos|tan|log|ln|exp|mod)s?\b|[十百千万亿]",
-    re.IGNORECASE,
-)
-_TEXT = r"\\(?:text|textnormal|textbf|textrm|textit|mathrm|mathbf|mathit|mbox|bf|rm)\s*"
-_DRESSED_UNITS = re.compile(
-    rf"(?P<left>.*(?:[0-9}})]|\\pi)\s*){_TEXT}\{{\s*{_UNIT_WORD}(?:[\s/.·-]+{_UNIT_WORD})*\s*\}}(?:\^\{{?[23]\}}?)?"
-)
 _LEADING = re.compile(
     r"^(?:\([a-z](?:,\s*[a-z])+\)\s*=|[A-Za-z]\w?(?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))|=|\\?approx(?:imately)?|≈|about)\s*(?=[^=]+$)"
 )
@@ -76,7 +65,11 @@ _PLAIN_WORDS = re.compile(r"yes|no|true|false|even|odd|none|infinite", re.IGNORE
 _BASED = re.compile(r"([0-9A-F]+)_\{?\s*([0-9]{1,2})\s*\}?")
 _TIME = re.compile(r"([0-9]{1,2}):([0-9]{2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
 _PLUS_MINUS = re.compile(r"\\pm(?![a-z])|±")
-_MATRIX = re.compile(r"(?:[(\[]\s*)?\\begin\{([pbBvV]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}(?:\s*[)\]])?", re.DOTALL)
+_MATRIX = re.compile(r"(?:[(\[]\s*)?\\begin\{([pbB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}(?:\s*[)\]])?", re.DOTALL)
+_FRACTIONS = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3", "⅕": " 1/5", "⅛": " 1/8"}
+_DEGREES = r"(?:\^\{?\s*\\circ\s*\}?|°|\\degree(?![a-z]))"
+_NAMED = re.compile(r"(?P<name>[A-Za-z]\w?)\s*=\s*(?P<value>[^=]+)")
+_ARITHMETIC = re.compile(r"(?:[0-9.,()%\s]|\\[$%])+(?:(?:[-+*/×÷·]|\\(?:cdot|times|div))(?:[0-9.,()%\s]|\\[$%])+)+")
 _EQUALS = re.compile(r"(?<![<>!:=])=(?!=)")
 _APPROXIMATELY = re.compile(r"\\approx(?:eq)?(?![a-z])|≈")
 
@@ -99,9 +92,15 @@ def normalise(text: str, named: bool = False) -> str:
     text = re.sub(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9,/]| [0-9])", lambda match: match[1].replace(" ", ""), text)
     text = re.sub(r",\\!\s*(?=[0-9]{3})|\{,\}|(?<=[0-9])\\,(?=[0-9]{3})", "", text)
     text = re.sub(r"\\\$|US\$|[$€£¥₹]|^\s*RMB\b|\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\displaystyle", "", text)
-    text = re.sub(r"(?<!\\)\\[!,;: ]|\\q?quad|\^\{?\s*\\circ\s*\}?|°|\\degree|\\[()]|(?<!\\)\\[\[\]]|~", " ", text)
+    text = (
+        _radians(text) if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text) else re.sub(rf"{_DEGREES}\s*[CF]\b|℃|℉", "", text)
+    )
+    text = re.sub(rf"(?<!\\)\\[!,;: ]|\\q?quad|{_DEGREES}|\\[()]|(?<!\\)\\[\[\]]|~", " ", text)
     text = re.sub(r"\*\*(?=\W*$)|^\W*\*\*", "", text).strip().rstrip(".。").strip()
     text = re.sub(r"\\[dtc]frac", r"\\frac", text.replace("\\%", "%"))
+    text = re.sub(r"\\[dt]binom", r"\\binom", re.sub(r"\\log_\s*([0-9a-z])", r"\\log_{\1}", text))
+    text = re.sub(r"\\frac\s*\\pi\s*(?:\{([0-9]+)\}|([0-9]))", r"\\frac{\\pi}{\1\2}", text)
+    text = re.sub(r"√\s*([0-9a-z]+)", r"\\sqrt{\1}", text)
     text = re.sub(r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*([0-9])\s*\{", r"\\frac{\1}{", re.sub(r"(\\frac\s*\{[^{}]*\})\s*([0-9a-z])", r"\1{\2}", text))
     text = re.sub(r"\\sqrt\s*([0-9a-z])", r"\\sqrt{\1}", text)
@@ -110,19 +109,24 @@ def normalise(text: str, named: bool = False) -> str:
         .replace(r"\varnothing", r"\emptyset")
         .replace("infinity", r"\infty")
     )
-    units = _DRESSED_UNITS.fullmatch(text)
-    text = units["left"] if units and not _NOT_UNITS.search(text[units.end("left") :]) else text
+    text = without_dressed_units(text)
     text = re.sub(r"(?<![0-9,.(\[{])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])", lambda match: match[1].replace(",", ""), text)
     return text.strip()
 
 
+def _radians(text: str) -> str:
+    """Angles in degrees as radians, which functions of angles take."""
+    return re.sub(rf"([0-9.]+)\s*{_DEGREES}", r"{\\frac{\1\\pi}{180}}", text)
+
+
 def _last_side(text: str) -> str:
-    """What a chain `a = b = c` ends in, without a value that is near it behind `\\approx`."""
+    """What a chain `a = b = c` or a sum `5 + 3 = 8` ends in, without a value that is near it behind `\\approx`."""
     parts = _APPROXIMATELY.split(text, maxsplit=1)
     if len(parts) > 1:
         text = parts[0] if re.search("[0-9]", parts[0]) else parts[1]
     sides = _EQUALS.split(text)
-    return sides[-1] if len(sides) > 2 and "," not in text else text
+    worked = len(sides) == 2 and _ARITHMETIC.fullmatch(sides[0])
+    return sides[-1] if (len(sides) > 2 or worked) and "," not in text else text
 
 
 def plain_characters(text: str) -> str:
@@ -140,7 +144,9 @@ def _plain_character(character: str) -> str:
         return str(digit)
     if character in "\u00a0\u202f\u2009":
         return " "
-    return chr(ord(character) - 0xFEE0) if "！" <= character <= "～" else character
+    if "！" <= character <= "～":
+        return chr(ord(character) - 0xFEE0)
+    return _FRACTIONS.get(character, character)
 
 
 def _value(plain: str) -> Value | None:
@@ -153,18 +159,20 @@ def _value(plain: str) -> Value | None:
     collection = _collection(plain)
     if collection is not None:
         return collection if all(item is not None for item in collection.items) else None
-    latex = re.sub(rf"{_TEXT}(?=\{{)", "", plain)
+    latex = re.sub(rf"{TEXT}(?=\{{)", "", plain)
     return Formula(latex) if readable(latex) else None
 
 
 def _number(plain: str) -> tuple[Fraction | Percent | None] | None:
     """The number, None in its place where it has no value that can be held; None where the text is no number."""
-    text = re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r" \1 ", plain)
+    text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r" \1 ", plain)
     text = re.sub(r"\\frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}", r" \1/\2", text).strip()
-    units = _UNITS.fullmatch(text)
-    if units and not _NOT_UNITS.search(units["units"]) and not units["units"].startswith(("percent", "pct")):
-        text = units["number"]
+    text = without_units(text)
     match = _NUMBER.fullmatch(text)
+    if repeating := _REPEATING.fullmatch(text):
+        sign, before, after, again = repeating.groups()
+        value = Fraction(int(before + after + again) - int(before + after or "0"), 10 ** len(after) * (10 ** len(again) - 1))
+        return (-value if sign else value,)
     if match is None:
         found = chinese_number(text)
         return found and (Percent(found[0]) if found[1] == "%" else found[0],)
@@ -187,11 +195,11 @@ def _unrounded(value: Fraction) -> Fraction:
 
 
 def _words(plain: str) -> Words | None:
-    dressed = re.fullmatch(rf"{_TEXT}\{{([^{{}}0-9]*[A-Za-z\u4e00-\u9fff][^{{}}0-9]*)\}}", plain)
+    dressed = re.fullmatch(rf"{TEXT}\{{([^{{}}]*[A-Za-z\u4e00-\u9fff][^{{}}]*)\}}", plain)
     text = dressed[1].strip(" .") if dressed else plain
     if option := re.fullmatch(r"\(?([A-J])\)?", text):
         return Words(option[1].lower())
-    if time := _TIME.fullmatch(re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r"\1", plain)):
+    if time := _TIME.fullmatch(re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", plain)):
         return Words(f"{time[1]}:{time[2]} {time[3]}m".lower())
     if based := _BASED.fullmatch(plain):
         return Words(f"{based[1]}_{based[2]}".lower())
@@ -213,8 +221,12 @@ def _collection(plain: str) -> Collection | None:
         if len(items) > 1:
             return Collection(inner[1][-1].replace("e", "(") + inner[3][-1].replace("e", ")"), tuple(map(parse, items)))
         return None
-    items = _split(re.sub(rf"{_TEXT}\{{\s*(?:and|or)\s*\}}|\b(?:and|or)\b", ",", plain), r",(?:\s*,)?")
+    items = _split(re.sub(rf"{TEXT}\{{\s*(?:and|or)\s*\}}|\b(?:and|or)\b", ",", plain), r",(?:\s*,)?")
     items = [item for item in items if item]
+    named = [_NAMED.fullmatch(item) for item in items]
+    if len(items) > 1 and all(named) and len({match["name"] for match in named}) == len(items):
+        pairs = sorted((match["name"], match["value"]) for match in named)
+        return Collection(" ".join(name for name, _ in pairs), tuple(parse(value) for _, value in pairs))
     values = _expanded(items) if len(items) > 1 or len(_PLUS_MINUS.findall(plain)) == 1 else ()
     return Collection("list", values) if len(values) > 1 else None
 
