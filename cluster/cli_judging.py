@@ -50,6 +50,8 @@ def score(
     else:
         _show(found)
     _warn(rows, judged)
+    if missing := sorted(set(ks or ()) - set(found["pass_at_k"])):
+        typer.echo(f"warning: no question has as many responses with a score as --k {', '.join(map(str, missing))}", err=True)
     if found["errors"] > MOST_ERRORS * found["responses"]:
         raise typer.Exit(FAILED)
 

@@ -113,6 +113,10 @@ def accuracy(marks: Sequence[Sequence[bool]]) -> dict[str, float | list[float] |
         return {"accuracy": share, "accuracy_interval": None}
     spread = math.fsum((sum(group) - share * len(group)) ** 2 for group in marks)
     error = math.sqrt(spread * len(marks) / (len(marks) - 1)) / count
+    if error == 0 and share in (0, 1):
+        # No spread was seen, which says less the fewer the questions: Wilson's interval.
+        open_end = 1.96**2 / (len(marks) + 1.96**2)
+        return {"accuracy": share, "accuracy_interval": [0.0, open_end] if share == 0 else [1 - open_end, 1.0]}
     return {"accuracy": share, "accuracy_interval": [max(0.0, share - 1.96 * error), min(1.0, share + 1.96 * error)]}
 
 

@@ -142,10 +142,20 @@ def _jsonl_rows(path: Path) -> list[Row]:
         except json.JSONDecodeError as error:
             cut = "; the last line has no end, so the file may be cut short" if number == len(lines) else ""
             raise ValueError(f"{path}:{number}:{error.colno}: not JSON: {error.msg}{cut}") from error
+        if "\\ud" in line.lower() and not _encodable(columns):
+            raise ValueError(f"{path}:{number}:1: has half of a surrogate pair, such as \\ud800, which is no character")
         if not isinstance(columns, dict):
             raise ValueError(f"{path}:{number}:1: found {type(columns).__name__}; expected a JSON object with named columns")
         rows.append(Row(where=f"{path}:{number}", columns=columns))
     return rows
+
+
+def _encodable(columns: object) -> bool:
+    try:
+        json.dumps(columns, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet_rows(path: Path) -> list[Row]:

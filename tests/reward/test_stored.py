@@ -107,4 +107,6 @@ def test_unequal_rows_do_not_change_an_average_and_the_interval_is_over_question
     assert found["accuracy_interval"] == pytest.approx([max(0, share - 1.96 * error), min(1, share + 1.96 * error)])
     alone = accuracy([[True]] * 30 + [[False]] * 70)["accuracy_interval"]
     assert alone == pytest.approx([0.3 - 1.96 * math.sqrt(0.21 / 99), 0.3 + 1.96 * math.sqrt(0.21 / 99)])
+    assert accuracy([[True]] * 10)["accuracy_interval"] == pytest.approx([0.722, 1], abs=1e-3)
+    assert accuracy([[False]] * 10)["accuracy_interval"] == pytest.approx([0, 0.278], abs=1e-3)
     assert accuracy([[True]])["accuracy_interval"] is None and accuracy([])["accuracy"] is None

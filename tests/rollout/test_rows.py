@@ -51,6 +51,7 @@ def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
         (b"\n \n", "train.jsonl: no rows"),
         (b'{"a": 1}\n{"a": "\xff"}\n', "train.jsonl:2:8: byte 0xff is not UTF-8"),
         (b'{"a": 1}\n{"a": 2,, }\n{"a": 3}\n', "train.jsonl:2:9: not JSON: Expecting property name"),
+        (b'{"a": 1}\n{"a": "\\ud800"}\n', "train.jsonl:2:1: has half of a surrogate pair"),
         (b'{"a": 1}\n[1, 2]\n', "train.jsonl:2:1: found list; expected a JSON object"),
     ],
 )
