@@ -107,10 +107,15 @@ def _unmarked(text: str) -> str | None:
     plain, bare = plain_characters(text[-LONGEST_TAIL:]), text.strip()
     if len(bare) <= LONGEST_BARE and (_MATHS.fullmatch(bare) or not _MATHS.search(bare)) and parse(bare) is not None:
         return bare
-    number, formula = (max(pattern.finditer(plain), key=re.Match.end, default=None) for pattern in (LAST_NUMBER, _MATHS))
+    numbers = [found for found in LAST_NUMBER.finditer(plain) if not _inside_a_word(plain, *found.span())]
+    number, formula = (max(found, key=re.Match.end, default=None) for found in (numbers, _MATHS.finditer(plain)))
     if formula is not None and (number is None or number.end() <= formula.end()):
         return next(part for part in formula.groups() if part).strip() or None
     return number[0] if number else None
+
+
+def _inside_a_word(text: str, start: int, end: int) -> bool:
+    return bool(re.match("[A-Za-z]", text[start - 1 : start]) and re.match("[A-Za-z]", text[end:]))
 
 
 def _last_number(text: str) -> str | None:

@@ -113,10 +113,11 @@ def accuracy(marks: Sequence[Sequence[bool]]) -> dict[str, float | list[float] |
         return {"accuracy": share, "accuracy_interval": None}
     spread = math.fsum((sum(group) - share * len(group)) ** 2 for group in marks)
     error = math.sqrt(spread * len(marks) / (len(marks) - 1)) / count
-    if error == 0 and share in (0, 1):
+    if error == 0:
         # No spread was seen, which says less the fewer the questions: Wilson's interval.
-        open_end = 1.96**2 / (len(marks) + 1.96**2)
-        return {"accuracy": share, "accuracy_interval": [0.0, open_end] if share == 0 else [1 - open_end, 1.0]}
+        n, z = len(marks), 1.96
+        middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+        return {"accuracy": share, "accuracy_interval": [(middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)]}
     return {"accuracy": share, "accuracy_interval": [max(0.0, share - 1.96 * error), min(1.0, share + 1.96 * error)]}
 
 

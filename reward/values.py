@@ -57,21 +57,20 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _REPEATING = re.compile(r"(-?)([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]{1,20})\}")
+_PLAIN_WORDS = {"yes", "no", "true", "false", "even", "odd", "none", "infinite"}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _LEADING = re.compile(
     r"^(?:\([a-z](?:,\s*[a-z])+\)\s*=|[A-Za-z]\w?(?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))|=|\\?approx(?:imately)?|≈|about)\s*(?=[^=]+$)"
 )
-_PLAIN_WORDS = re.compile(r"yes|no|true|false|even|odd|none|infinite", re.IGNORECASE)
 _BASED = re.compile(r"([0-9A-F]+)_\{?\s*([0-9]{1,2})\s*\}?")
 _TIME = re.compile(r"([0-9]{1,2}):([0-9]{2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
 _PLUS_MINUS = re.compile(r"\\pm(?![a-z])|±")
 _MATRIX = re.compile(r"(?:[(\[]\s*)?\\begin\{([pbB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}(?:\s*[)\]])?", re.DOTALL)
 _FRACTIONS = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3", "⅕": " 1/5", "⅛": " 1/8"}
 _DEGREES = r"(?:\^\{?\s*\\circ\s*\}?|°|\\degree(?![a-z]))"
+_DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|text|pi|cdot|times|infty|cup|circ|begin|end)(?![a-z]))")
 _NAMED = re.compile(r"(?P<name>[A-Za-z]\w?)\s*=\s*(?P<value>[^=]+)")
 _ARITHMETIC = re.compile(r"(?:[0-9.,()%\s]|\\[$%])+(?:(?:[-+*/×÷·]|\\(?:cdot|times|div))(?:[0-9.,()%\s]|\\[$%])+)+")
-_EQUALS = re.compile(r"(?<![<>!:=])=(?!=)")
-_APPROXIMATELY = re.compile(r"\\approx(?:eq)?(?![a-z])|≈")
 
 
 @lru_cache(maxsize=16384)
@@ -89,6 +88,7 @@ def normalise(text: str, named: bool = False) -> str:
     text = plain_characters(text).strip()
     if len(text) > 20 * LONGEST_NUMBER:
         return ""
+    text = _DOUBLED.sub(r"\\", text)
     text = re.sub(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9,/]| [0-9])", lambda match: match[1].replace(" ", ""), text)
     text = re.sub(r",\\!\s*(?=[0-9]{3})|\{,\}|(?<=[0-9])\\,(?=[0-9]{3})", "", text)
     text = re.sub(r"\\\$|US\$|[$€£¥₹]|^\s*RMB\b|\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\displaystyle", "", text)
@@ -121,10 +121,10 @@ def _radians(text: str) -> str:
 
 def _last_side(text: str) -> str:
     """What a chain `a = b = c` or a sum `5 + 3 = 8` ends in, without a value that is near it behind `\\approx`."""
-    parts = _APPROXIMATELY.split(text, maxsplit=1)
+    parts = re.split(r"\\approx(?:eq)?(?![a-z])|≈", text, maxsplit=1)
     if len(parts) > 1:
         text = parts[0] if re.search("[0-9]", parts[0]) else parts[1]
-    sides = _EQUALS.split(text)
+    sides = re.split(r"(?<![<>!:=])=(?!=)", text)
     worked = len(sides) == 2 and _ARITHMETIC.fullmatch(sides[0])
     return sides[-1] if (len(sides) > 2 or worked) and "," not in text else text
 
@@ -203,7 +203,7 @@ def _words(plain: str) -> Words | None:
         return Words(f"{time[1]}:{time[2]} {time[3]}m".lower())
     if based := _BASED.fullmatch(plain):
         return Words(f"{based[1]}_{based[2]}".lower())
-    return Words(" ".join(text.lower().split())) if dressed or _PLAIN_WORDS.fullmatch(text) else None
+    return Words(" ".join(text.lower().split())) if dressed or text.lower() in _PLAIN_WORDS else None
 
 
 def _collection(plain: str) -> Collection | None:
