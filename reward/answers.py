@@ -10,7 +10,7 @@ AnswerFormat = Literal["auto", "hash", "boxed", "answer-is", "last-number"]
 LONGEST_BARE = 300
 LONGEST_TAIL = 2000
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
-_BOXED = re.compile(r"\\f?boxed\s*(?:(\{)|(?<=\s)([^\s${}\\.,;]+))")
+_BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?:(\{)|(?<=\s)([^\s${}\\.,;]+))")
 _ANSWER_IS = re.compile(r"(?:answer|答案)[\s*_]*(?:is|are|[:：=是为])[\s*_]*(?:[:：=])?[\s*_]*([^\n]*)", re.IGNORECASE)
 _LAST_LINE = re.compile(r"(?:\A|\n)A[:：]([^\n]*[^\s])\s*\Z")
 _IS = re.compile(r"\b(?:is|are)\b(?=.*[0-9$\\])", re.DOTALL)

@@ -105,6 +105,7 @@ def test_auto_prefers_a_mark_and_does_not_take_a_heading_for_one():
     assert extract("#### 5\nthe answer is 7", "auto") == "5"
     assert extract(r"\boxed 5 is it", "auto") == "5"
     assert extract(r"\boxed{255} so far. Final Answer: The final answer is $10,455$. I hope so.", "auto") == "$10,455$"
+    assert extract(r"\fbox{5} is it", "auto") == "5"
     assert extract(r"\boxed{255}. The final answer is correct.", "auto") == "255"
 
 
