@@ -16,7 +16,8 @@ _LAST_LINE = re.compile(r"(?:\A|\n)A[:：]([^\n]*[^\s])\s*\Z")
 _IS = re.compile(r"\b(?:is|are)\b(?=.*[0-9$\\])", re.DOTALL)
 # What follows "or", or another candidate, belongs to the answer: a list of candidates is none.
 _SENTENCE_END = re.compile(
-    r"[。!！]|[；;](?!\s*[-$0-9])|\.(?![0-9])|\bbecause\b|\bsince\b|, (?=[A-Za-z]{2})(?!(?:or|maybe|perhaps|possibly)\b)"
+    r"[。!！]|[；;](?!\s*[-$0-9])|\.(?![0-9])|\bbecause\b|\bsince\b"
+    r"|, (?=[A-Za-z]{2})(?!(?:or|maybe|perhaps|possibly)\b|[A-Za-z]+(?:,|[.!?]?$))"
 )
 _NO_STATEMENT = re.compile(r"(?:in)?correct\b|right\b|wrong\b|clear\b|reasonable\b|as follows|below|above", re.IGNORECASE)
 _SEVERAL = re.compile(r"\b(?:not|either|or|between|maybe|perhaps|possibly|one of)\b|或|不是", re.IGNORECASE)

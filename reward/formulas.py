@@ -43,6 +43,9 @@ _MARKUP = re.compile(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+|sqrt|sin|cos|tan|lo
 # Two numbers side by side are no product.
 _SIDE_BY_SIDE = re.compile(r"[0-9]\s+[0-9]")
 _NAMES = re.compile(r"(?<![A-Za-z])(?:xyz|abc|pqr|rst|uvw)(?![A-Za-z])")
+_PRODUCT = re.compile(
+    r"(?<![A-Za-z\\])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|exp|in)(?![A-Za-z]))(?:[A-Za-z]{2,3}(?![A-Za-z])|(?<=[0-9])[A-Za-z]$)"
+)
 _PROSE = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7fπ∞√∪∩≤≥²³×·÷]")
 
 
@@ -210,8 +213,9 @@ def _readings(latex: str) -> tuple:
     reader = _math_verify()
     # Only its LaTeX reader takes the whole text or nothing; the others take the part that they understand.
     whole = [reader.LatexExtractionConfig()]
-    found = tuple(reader.parse(f"${latex.replace('**', '^')}$", whole, fallback_mode="no_fallback", parsing_timeout=None))
     # Its reader drops letters that it takes for units.
+    grouped = _PRODUCT.sub(lambda match: "".join(f"{{{letter}}}" for letter in match[0]), latex.replace("**", "^"))
+    found = tuple(reader.parse(f"${grouped}$", whole, fallback_mode="no_fallback", parsing_timeout=None))
     letters = set(re.findall("[a-z]", _MARKUP.sub(" ", latex).lower())) - {"e", "i"}
     return found if found and letters <= set(re.findall("[a-z]", str(found[0]).lower())) else ()
 

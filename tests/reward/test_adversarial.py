@@ -30,7 +30,8 @@ RIGHT = [
     ("xyz", "x y z"), ("2^{1000}", r"2^{999}\cdot 2"), ("x^{100}", "x^{50}x^{50}"), ("|x-1|", "|1-x|"),
     (r"\sqrt{2}\sqrt{3}-\sqrt{6}", "0"), (r"e^{i\pi}", "-1"), ("(1+i)^2", "2i"), ("(2+i)(2-i)", "5"), (r"\frac{1}{i}", "-i"),
     (r"\sqrt{-1}", "i"), (r"\sqrt{17}", "4.123105625617661"), ("8", "5 + 3 = 8"),
-    (r"\frac{1}{5}", r"\\frac{1}{5}"),
+    (r"\frac{1}{5}", r"\\frac{1}{5}"), ("2ab", r"ab\cdot 2"), (r"\frac{1}{2}bh", r"\frac{bh}{2}"), ("4ac-b^2", "-b^2+4ac"),
+    (r"2\sqrt{3}ab", r"2ab\sqrt{3}"), (r"\sin x \cos y", r"\cos y\sin x"), ("3R^2", r"R^2 \cdot 3"), ("2g", r"g \cdot 2"),
 ]  # fmt: skip
 
 
@@ -51,6 +52,7 @@ def test_answers_with_the_same_value_are_right(gold, answer):
         ("18", "The answer is one of 18, 19, 20."), ("18", "The answer is 18, or maybe 20."), ("3", "The answer is 3; 4; 5"),
         ("1", "The answer is 1 2 3 4 5 6 7 8 9 10"), ("3", "The answer is 3, or 4"), ("3", "The answer is x=3, x=4"),
         ("5", "答案是5或6"), ("3", "答案是3小时20分钟"), (r"\text{(A)}", "The answer is A, B, or C."), ("5", r"\boxed{5"),
+        ("yes", "The answer is yes, yes, no."),
         ("48", "The answer is 48 + 24 = 72 clips"), ("2", "#### 2\n\\boxed{7}"), ("18", r"\boxed{18=18}"),
     ],
 )  # fmt: skip
