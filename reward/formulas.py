@@ -208,7 +208,7 @@ def _close(x: "sympy.Expr | None", y: "sympy.Expr | None", tolerance: str = "1e-
 def _readings(latex: str) -> tuple:
     if not (latex and closed(latex)) or len(latex) > LONGEST_EXPRESSION or not _ends(latex):
         return ()
-    if _SIDE_BY_SIDE.search(latex) or _PROSE.search(_NAMES.sub(" ", _MARKUP.sub(" ", latex))):
+    if "'" in latex or _SIDE_BY_SIDE.search(latex) or _PROSE.search(_NAMES.sub(" ", _MARKUP.sub(" ", latex))):
         return ()
     reader = _math_verify()
     # Only its LaTeX reader takes the whole text or nothing; the others take the part that they understand.

@@ -126,7 +126,7 @@ def _last_side(text: str) -> str:
         text = parts[0] if re.search("[0-9]", parts[0]) else parts[1]
     sides = re.split(r"(?<![<>!:=])=(?!=)", text)
     worked = len(sides) == 2 and _ARITHMETIC.fullmatch(sides[0])
-    return sides[-1] if (len(sides) > 2 or worked) and "," not in text else text
+    return sides[-1] if (len(sides) > 2 or worked) and not re.search(r"[,;]|\b(?:or|and)\b", text) else text
 
 
 def plain_characters(text: str) -> str:
