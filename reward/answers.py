@@ -3,7 +3,8 @@
 import re
 from typing import Literal
 
-from reward.values import LAST_NUMBER, parse, plain_characters
+from reward.dress import plain_characters
+from reward.values import LAST_NUMBER, parse
 
 AnswerFormat = Literal["auto", "hash", "boxed", "answer-is", "last-number"]
 

@@ -2,8 +2,9 @@
 
 from fractions import Fraction
 
+from reward.dress import normalise
 from reward.formulas import equal, fingerprint
-from reward.values import Collection, Formula, Percent, Value, Words, normalise, parse
+from reward.values import Collection, Formula, Percent, Value, Words, parse
 
 _UNORDERED = {"set", "list"}
 
