@@ -12,6 +12,9 @@ LONGEST_BARE = 300
 LONGEST_TAIL = 2000
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
 _BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?:(\{)|(?<=\s)([^\s${}\\.,;]+))")
+_BETWEEN = re.compile(
+    r"(?:[\s$,;]|\\[()\[\], ;]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|(?<=[\s$])[A-Za-z]\s*=)*"
+)
 _ANSWER_IS = re.compile(r"(?:answer|答案)[\s*_]*(?:is|are|[:：=是为])[\s*_]*(?:[:：=])?[\s*_]*([^\n]*)", re.IGNORECASE)
 _LAST_LINE = re.compile(r"(?:\A|\n)A[:：]([^\n]*[^\s])\s*\Z")
 _IS = re.compile(r"\b(?:is|are)\b(?=.*[0-9$\\])", re.DOTALL)
@@ -72,15 +75,28 @@ def _boxed(text: str) -> str | None:
     found = list(_BOXED.finditer(text))
     if not found:
         return None
-    if found[-1][2]:
-        return found[-1][2]
-    depth, start = 1, found[-1].end()
+    inside, _ = _content(text, found[-1])
+    # Boxes with nothing but "and", "or" or a comma between them are one answer, or candidates.
+    start = found[-1].start()
+    for before in reversed(found[:-1]):
+        other, end = _content(text, before)
+        if not (inside and other and _BETWEEN.fullmatch(text[end:start])):
+            break
+        inside, start = inside if parse(other) == parse(inside) else f"{other}, {inside}", before.start()
+    return inside
+
+
+def _content(text: str, box: re.Match[str]) -> tuple[str | None, int]:
+    """What stands in a box, None where it is empty or never closed, and where the box ends."""
+    if box[2]:
+        return box[2], box.end()
+    depth, start = 1, box.end()
     for place in range(start, len(text)):
         escaped = text[place - 1] == "\\"
         depth += 0 if escaped else (text[place] == "{") - (text[place] == "}")
         if depth == 0:
-            return text[start:place].strip() or None
-    return None
+            return text[start:place].strip() or None, place + 1
+    return None, len(text)
 
 
 def _answer_is(text: str) -> str | None:

@@ -1,11 +1,13 @@
 """When two answers are equal: by value."""
 
+import re
 from fractions import Fraction
 
 from reward.dress import normalise
 from reward.formulas import equal, fingerprint
-from reward.values import Collection, Formula, Percent, Value, Words, parse
+from reward.values import INTERVALS, Collection, Formula, Percent, Value, Words, parse
 
+_TIME = re.compile("[0-9]{1,2}:[0-9]{2}")
 _UNORDERED = {"set", "list"}
 
 
@@ -22,11 +24,33 @@ def same(a: str | None, b: str | None) -> bool:
     for value, other in (values, values[::-1]):
         # Words need their dress only in a reference.
         if isinstance(value, Words) and not isinstance(other, Words):
-            return value.text == " ".join(plain[values.index(other)].lower().split())
+            bare = " ".join(plain[values.index(other)].lower().split())
+            return bare in (value.text, f"({value.text})") or bool(_TIME.fullmatch(bare)) and value.text[:-3] == bare
     if None not in values and same_value(*values):
         return True
     # One equation may be solved for its unknown, and the other not.
-    return all(isinstance(value, Formula) for value in values) and equal(normalise(a, named=True), normalise(b, named=True))
+    full = normalise(a, named=True), normalise(b, named=True)
+    return any(isinstance(value, Formula) for value in values) and equal(*full) or _restated(full[0], values[0], full[1])
+
+
+def _restated(reference: str, value: Value | None, answer: str) -> bool:
+    """Whether the answer says what the reference is: of what, as `x^2 + y^2 = 5` does, as what else, or modulo what."""
+    if value is None or re.search(r"=|mod", reference):
+        return False
+    either = parse(answer)
+    if isinstance(either, Collection) and either.kind == "list" and not isinstance(value, Collection):
+        return re.search(r"\bor\b", answer) is not None and all(item and same_value(value, item) for item in either.items)
+    left, _, right = re.sub(
+        r"\(?\s*(?:\\[bp]?mod\b|\\text\s*\{\s*\(?mod\b|\bmod\b).*$", "", answer.replace(r"\equiv", "=")
+    ).rpartition("=")
+    if "=" in left or re.search(r"[,;<>]|\b(?:or|and|not)\b", re.sub(r"\([^()]*\)", "", answer)):
+        return False
+    # A number before an unknown, as in 2x = 10, would have to be divided by.
+    bare = re.sub(r"[_^]\s*(?:\w|\{[^{}]*\})|\([^()]*\)", "", left)
+    found = parse(right)
+    return (
+        found is not None and same_value(value, found) and (not re.search("[0-9]", bare) or left != right and same(left, right))
+    )
 
 
 def canonical(answer: str | None) -> str | None:
@@ -70,11 +94,20 @@ def same_value(a: Value, b: Value) -> bool:
 
 
 def _same_items(a: Collection, b: Collection) -> bool:
+    if "()" in (a.kind, b.kind) and a.kind != b.kind:
+        row, other = _in_order(a), _in_order(b)
+        return len(row) == len(other) and all(map(same_value, row, other))
     if len(a.items) != len(b.items):
         return False
     if a.kind in _UNORDERED and b.kind in _UNORDERED or a.kind == b.kind == "union":
         return _same_whatever_order(a.items, list(b.items))
     return a.kind == b.kind and all(map(same_value, a.items, b.items))
+
+
+def _in_order(values: Collection) -> tuple[Value, ...]:
+    """The coordinates of a point: in round brackets, by name, or, three or more of them, as a list."""
+    named = values.kind not in {*_UNORDERED, "union", "matrix", "row", *INTERVALS}
+    return values.items if named or values.kind == "()" or values.kind == "list" and len(values.items) > 2 else ()
 
 
 def _same_whatever_order(items: tuple[Value, ...], others: list[Value]) -> bool:

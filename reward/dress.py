@@ -4,15 +4,31 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from reward.units import without_dressed_units
+from reward.units import TEXT, without_dressed_units
 
 LONGEST_NUMBER = 1000
 
-_LEADING = re.compile(
-    r"^(?:\([a-z](?:,\s*[a-z])+\)\s*=|[A-Za-z]\w?(?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))|=|\\?approx(?:imately)?|≈|about)\s*(?=[^=]+$)"
+_GREEK = r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|varphi|phi|omega|ell)(?![a-z])"
+_WHERE = r"\((?:[^()=,]|\([^()=]*\))*\)"
+_INDEX = r"(?:_(?:\w|\{[^{}]*\}))?"
+NAME = (
+    rf"(?:\((?:[a-zA-Z],\s*)+[a-zA-Z]\)|\([a-zA-Z]\s*(?:[-+]|\\circ|\\cdot)\s*[a-zA-Z]\){_WHERE}|m?\s*\\angle\s*[A-Z]{{1,3}}"
+    rf"|{TEXT}\{{[A-Za-z ]+\}}|\\(?:vec|overline|hat|bar)\s*\{{[A-Za-z]{{1,3}}\}}"
+    rf"|[fghpqrFGHPQRST]{_INDEX}'?(?:\^\{{-1\}})?{_WHERE}|(?:{_GREEK}|[A-Za-z]){_INDEX}|[A-Za-z]\w?(?:\([a-z]\))?)"
 )
+"""What an answer may be called: x, x_1, f(2), f^{-1}(x), (a,b), \\angle ABC, \\text{Area}."""
+_LEADING = re.compile(rf"^(?:{NAME}\s*(?:=|\\in(?![a-z]))|=|\\?approx(?:imately)?|≈|about)\s*(?=[^=]+$)")
+_SIGNS = {
+    r"(?:<(?!=)|\\lt(?![a-z]))": "<",
+    r"(?:<=|≤|\\le(?:q|qslant)?(?![a-z]))": "<=",
+    r"(?:>(?!=)|\\gt(?![a-z]))": ">",
+    r"(?:>=|≥|\\ge(?:q|qslant)?(?![a-z]))": ">=",
+    r"(?:!=|≠|\\neq?(?![a-z]))": "!=",
+}
+_SIGN = re.compile(f"({'|'.join(_SIGNS)})")
+_UNKNOWN = re.compile(rf"\s*(?:(?![ei])[A-Za-z]|{_GREEK})(?:\([a-z]\))?\s*")
 _FRACTIONS = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3", "⅕": " 1/5", "⅛": " 1/8"}
-_DEGREES = r"(?:\^\{?\s*\\circ\s*\}?|°|\\degree(?![a-z]))"
+_DEGREES = r"(?:\^\{?\s*\\circ\s*\}?|°|\\degree(?![a-z])|(?<=[0-9])\^\{?o\}?(?![a-z]))"
 _DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|text|pi|cdot|times|infty|cup|circ|begin|end)(?![a-z]))")
 _ARITHMETIC = re.compile(r"(?:[0-9.,()%\s]|\\[$%])+(?:(?:[-+*/×÷·]|\\(?:cdot|times|div))(?:[0-9.,()%\s]|\\[$%])+)+")
 
@@ -29,12 +45,16 @@ def normalise(text: str, named: bool = False) -> str:
     text = _DOUBLED.sub(r"\\", text)
     text = re.sub(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9,/]| [0-9])", lambda match: match[1].replace(" ", ""), text)
     text = re.sub(r",\\!\s*(?=[0-9]{3})|\{,\}|(?<=[0-9])\\,(?=[0-9]{3})", "", text)
-    text = re.sub(r"\\\$|US\$|[$€£¥₹]|^\s*RMB\b|\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\displaystyle", "", text)
+    text = re.sub(r"\\\$|US\$|[$€£¥₹¢]|^\s*RMB\b|\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\displaystyle", "", text)
     text = (
         _radians(text) if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text) else re.sub(rf"{_DEGREES}\s*[CF]\b|℃|℉", "", text)
     )
     text = re.sub(rf"(?<!\\)\\[!,;: ]|\\q?quad|{_DEGREES}|\\[()]|(?<!\\)\\[\[\]]|~", " ", text)
     text = re.sub(r"\*\*(?=\W*$)|^\W*\*\*", "", text).strip().rstrip(".。").strip()
+    text = re.sub(rf"^((?:{TEXT}\{{)?[A-J])[).](\}}?)$", r"\1\2", text)
+    text = re.sub(r"\\underline\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(rf"(?<=[0-9])\s*\^?\{{?\s*(?:{TEXT}\{{)?(?:st|nd|rd|th)\}}{{0,2}}$", "", text)
+    text = re.sub(r"\{\s*([^{}]+?)\s*\\over(?![a-z])\s*([^{}]+?)\s*\}", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\[dtc]frac", r"\\frac", text.replace("\\%", "%"))
     text = re.sub(r"\\[dt]binom", r"\\binom", re.sub(r"\\log_\s*([0-9a-z])", r"\\log_{\1}", text))
     text = re.sub(r"\\frac\s*\\pi\s*(?:\{([0-9]+)\}|([0-9]))", r"\\frac{\\pi}{\1\2}", text)
@@ -85,3 +105,26 @@ def _plain_character(character: str) -> str:
     if "！" <= character <= "～":
         return chr(ord(character) - 0xFEE0)
     return _FRACTIONS.get(character, character)
+
+
+def in_interval_notation(plain: str) -> str:
+    """The interval of an inequality that has one unknown, by itself, and numbers for bounds; else the text itself."""
+    if re.fullmatch(rf"\\mathbb\s*\{{?R\}}?|(?:{TEXT}\{{\s*)?all real numbers\s*\}}?", plain):
+        return r"(-\infty,\infty)"
+    sides, found = _SIGN.split(plain)[::2], _SIGN.findall(plain)
+    bounds = [side.strip() for side in sides if not _UNKNOWN.fullmatch(side)]
+    if len(bounds) != len(found) or re.search("[A-Za-z,;]", re.sub(r"\\[A-Za-z]+", "", " ".join(bounds))):
+        return plain
+    signs = [next(sign for form, sign in _SIGNS.items() if re.fullmatch(form, text)) for text in found]
+    if len(signs) == 2 and _UNKNOWN.fullmatch(sides[1]) and signs[0][0] == signs[1][0] != "!":
+        ascending = zip(bounds, signs, strict=True) if signs[0][0] == "<" else zip(bounds[::-1], signs[::-1], strict=True)
+        (low, first), (high, last) = ascending
+        return f"{'[' if '=' in first else '('}{low},{high}{']' if '=' in last else ')'}"
+    if len(signs) != 1:
+        return plain
+    (bound,), (sign,) = bounds, signs
+    if sign == "!=":
+        return rf"(-\infty,{bound})\cup({bound},\infty)"
+    if (sign[0] == "<") == bool(_UNKNOWN.fullmatch(sides[0])):
+        return rf"(-\infty,{bound}{']' if '=' in sign else ')'}"
+    return rf"{'[' if '=' in sign else '('}{bound},\infty)"

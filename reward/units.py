@@ -27,7 +27,7 @@ _CJK_UNITS = re.compile("千克|千米|千瓦|千卡")
 """Units that begin as a number does."""
 _SCALED_UNITS = re.compile(r"(\d\s*(?:thousand|million|billion|trillion))\s+[A-Za-z]{3,}(?:\s+[A-Za-z]+)*\s*$", re.IGNORECASE)
 _DRESSED_UNITS = re.compile(
-    rf"(?P<left>.*(?:[0-9}})]|\\pi)\s*){TEXT}\{{\s*{_UNIT_WORD}(?:[\s/.·-]+{_UNIT_WORD})*\s*\}}(?:\^\{{?[23]\}}?)?"
+    rf"(?P<left>.*(?:[0-9}})]|\\pi)\s*){TEXT}\{{\s*{_UNIT_WORD}(?:[\s/.·-]+{_UNIT_WORD})*\s*\.?\s*\}}(?:\^\{{?[23]\}}?)?"
 )
 
 

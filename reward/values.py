@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from reward.chinese import chinese_number
-from reward.dress import LONGEST_NUMBER, normalise
+from reward.dress import LONGEST_NUMBER, NAME, in_interval_notation, normalise
 from reward.formulas import closed, readable
 from reward.units import TEXT, without_units
 
@@ -59,11 +59,12 @@ _NUMBER = re.compile(
 _REPEATING = re.compile(r"(-?)([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]{1,20})\}")
 _PLAIN_WORDS = {"yes", "no", "true", "false", "even", "odd", "none", "infinite"}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_BASED = re.compile(r"([0-9A-F]+)_\{?\s*([0-9]{1,2})\s*\}?")
+_BASED = re.compile(r"\(?([0-9A-F]+)\)?_\{?\s*\(?([0-9]{1,2})\)?\s*\}?")
 _TIME = re.compile(r"([0-9]{1,2}):([0-9]{2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
+INTERVALS = ("()", "(]", "[)", "[]")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-z])|±")
 _MATRIX = re.compile(r"(?:[(\[]\s*)?\\begin\{([pbB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}(?:\s*[)\]])?", re.DOTALL)
-_NAMED = re.compile(r"(?P<name>[A-Za-z]\w?)\s*=\s*(?P<value>[^=]+)")
+_NAMED = re.compile(rf"(?P<name>{NAME})\s*=\s*(?P<value>[^=]+)")
 
 
 @lru_cache(maxsize=16384)
@@ -79,7 +80,7 @@ def _value(plain: str) -> Value | None:
         return found[0]
     if (words := _words(plain)) is not None:
         return words
-    collection = _collection(plain)
+    collection = _collection(in_interval_notation(plain))
     if collection is not None:
         return collection if all(item is not None for item in collection.items) else None
     latex = re.sub(rf"{TEXT}(?=\{{)", "", plain)
@@ -119,8 +120,8 @@ def _unrounded(value: Fraction) -> Fraction:
 
 def _words(plain: str) -> Words | None:
     dressed = re.fullmatch(rf"{TEXT}\{{([^{{}}]*[A-Za-z\u4e00-\u9fff][^{{}}]*)\}}", plain)
-    text = dressed[1].strip(" .") if dressed else plain
-    if option := re.fullmatch(r"\(?([A-J])\)?", text):
+    text = re.sub(r"^(?:[Aa]n?|[Tt]he)\s+|\s+(?=,)|(?<=,)\s+", "", dressed[1].strip(" .")) if dressed else plain
+    if option := re.fullmatch(rf"\(?(?:{TEXT}\{{)?([A-J])\}}?\)?", text):
         return Words(option[1].lower())
     if time := _TIME.fullmatch(re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", plain)):
         return Words(f"{time[1]}:{time[2]} {time[3]}m".lower())
@@ -144,14 +145,16 @@ def _collection(plain: str) -> Collection | None:
         if len(items) > 1:
             return Collection(inner[1][-1].replace("e", "(") + inner[3][-1].replace("e", ")"), tuple(map(parse, items)))
         return None
-    items = _split(re.sub(rf"{TEXT}\{{\s*(?:and|or)\s*\}}|\b(?:and|or)\b", ",", plain), r",(?:\s*,)?")
+    items = _split(re.sub(rf"{TEXT}\{{\s*(?:and|or)\s*\}}|\b(?:and|or)\b", ",", plain), r"[,;](?:\s*,)?")
     items = [item for item in items if item]
     named = [_NAMED.fullmatch(item) for item in items]
-    if len(items) > 1 and all(named) and len({match["name"] for match in named}) == len(items):
+    if len(items) > 1 and all(named) and len({match["name"].partition("_")[0] for match in named}) == len(items):
         pairs = sorted((match["name"], match["value"]) for match in named)
         return Collection(" ".join(name for name, _ in pairs), tuple(parse(value) for _, value in pairs))
     values = _expanded(items) if len(items) > 1 or len(_PLUS_MINUS.findall(plain)) == 1 else ()
-    return Collection("list", values) if len(values) > 1 else None
+    regions = all(isinstance(value, Collection) and value.kind in (*INTERVALS, "union") for value in values)
+    kind = "union" if regions and re.search(r"\bor\b", plain) else "list"
+    return Collection(kind, values) if len(values) > 1 else None
 
 
 def _expanded(items: list[str]) -> tuple[Value | None, ...]:

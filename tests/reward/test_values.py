@@ -27,6 +27,20 @@ EQUAL = [
     (r"288\pi \text{ cm}^3", r"288 \pi"), ("6-5i", "-5i+6"), (r"\sin^2 x+\cos^2 x", "1"), ("about 5", "5"),
     (r"90^\circ", "90 degrees"),
     ("10 000", "10,000"), ("(1,2)", "(x,y) = (1, 2)"), (r"\emptyset", r"\varnothing"), (r"(0,9)\cup(9,36)", "(0, 9) U (9, 36)"),
+    # An inequality is an interval.
+    ("[-2,7]", r"-2 \le x \le 7"), ("(-2,7]", r"7 \geq t > -2"), (r"(-\infty,3)", "x < 3"), ("3 > x", "x<3"),
+    (r"[0,\infty)", "y ≥ 0"),
+    (r"(-\infty,-8)\cup(8,\infty)", r"m < -8 \text{ or } m > 8"), (r"(-\infty,2)\cup(2,\infty)", r"x \neq 2"),
+    (r"(-1,2]\cup[3,\infty)", r"-1<x\leq 2 \text{ or } x \geqslant 3"), (r"(-\infty,\infty)", r"\mathbb{R}"),
+    (r"[-\frac12, \frac12]", r"-0.5 \leq \theta \leq 0.5"), ("2x < 6", "x < 3"),
+    # A point by its coordinates' names, and names of more than one letter.
+    ("(6,31,-1)", "a = 6, b = 31, c = -1"), ("(1,-2)", r"x = 1 \text{ and } y = -2"), ("(6,31,-1)", "6, 31, -1"),
+    ("60", r"\angle ABC = 60^\circ"), ("60", r"m\angle A = 60"), ("60", r"\alpha = 60^o"), ("5", "x_1 = 5"), ("5", "f(2) = 5"),
+    ("5", "f^{-1}(3) = 5"), ("5", r"\text{Area} = 5\text{ cm}^2"), ("0.5", r"P(\text{heads}) = \frac12"), ("5", "f(g(2)) = 5"),
+    ("2x^2+3", r"(f \circ g)(x) = 2x^2+3"), ("2,3", "x_1 = 2, x_2 = 3"), ("2,3", "2; 3"), (r"0.25", r"{1 \over 4}"),
+    ("36", r"36\text{ in.}^2"), ("5.4", "5.4¢"), ("5", r"5^{\text{th}}"), ("5", "5th"), ("1001_2", "(1001)_{2}"),
+    (r"\text{(E)}", r"(\text{E})"), (r"\text{B}", r"\text{B)}"), (r"\text{ellipse}", r"\text{An ellipse}"),
+    (r"\text{(B)}", "(b)"), (r"4:30\text{ p.m.}", "4:30"), (r"\text{A, B}", r"\text{A,B}"),
 ]  # fmt: skip
 
 DIFFERENT = [
@@ -39,6 +53,12 @@ DIFFERENT = [
     (r"\text{Evelyn}", "Navin"), (r"\text{even}", "0"), ("2516_8", "2516"), ("5x-7y+4=0", "5x-7y-4=0"), ("x^2", "x^3"),
     ("x", "y"), ("12", "1 2"), ("1818", "18 18"), ("1 1/2", "11/2"),
     (r"\sqrt{2}", "1.41421356237"), ("2x+3", "2x"), ("i", "-i"), (r"\infty", r"-\infty"), ("3, 5, 7", "357"), ("x+y", "x"),
+    ("[-2,7]", "-2 < x < 7"), (r"(-\infty,3)", "x > 3"), (r"(-\infty,3)", r"x \le 3"), ("(-2,7)", "-2 < x > 7"), ("3", "x > 3"),
+    ("(1,4)", "1 < x+y < 4"), (r"(-\infty,2)\cup(2,\infty)", r"x \neq 3"), (r"(2,5)", r"x > 2 \text{ and } x > 5"),
+    ("(1,4)", "1,4"), (r"(2,\infty)", "a < x > 2"), ("(6,31,-1)", "31, 6, -1"), ("(1,-2)", "x = -2, y = 1"),
+    ("[1,2]", "x = 1, y = 2"),
+    ("[1,2,3]", "1,2,3"), (r"4:30\text{ p.m.}", "4:31"), ("5", "2x = 5"), ("5", "15 = 5"), ("5", r"\frac{x}{2} = 5"),
+    ("5", "5!"), ("5", "5^2"), (r"\text{(B)}", "(c)"), ("2,3", "x_1 = 3, x_2 = 4"),
 ]  # fmt: skip
 
 
@@ -50,6 +70,36 @@ def test_equal_values(a, b):
 @pytest.mark.parametrize(("a", "b"), DIFFERENT)
 def test_different_values(a, b):
     assert not same(a, b) and not same(b, a)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("5", "a+b+c = 5"), ("5", "x^2 + y^2 = 5"), ("5", r"|z| = 5"), ("5", r"\frac{a}{b} = 5"), ("5", r"\log_2 32 = 5"),
+        ("5", r"\gcd(a,b) = 5"), (r"\frac12", r"\sin\theta = 0.5"), (r"-\sqrt3", r"\tan 120^\circ = -\sqrt{3}"),
+        (r"\frac12", r"\frac{1}{2} = 0.5"),
+        ("5", r"5 \pmod{7}"), ("5", r"x \equiv 5 \pmod 7"), ("5", r"5 \text{ (mod 7)}"),
+        (r"\frac12", r"\frac12 \text{ or } 50\%"),
+    ],
+)  # fmt: skip
+def test_an_answer_may_say_what_has_the_value_and_a_reference_may_not(gold, answer):
+    assert same(gold, answer) and not same("7", answer)
+
+
+def test_a_reference_that_is_an_equation_is_not_its_right_side():
+    assert not same("x+y = 5", "5") and same("x+y = 5", "x = 5-y")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so $x=\boxed{2}$ or $x = \boxed{-3}$.", "2, -3"), (r"\boxed{1}, \boxed{2}\text{ and }\boxed{3}", "1, 2, 3"),
+        (r"\boxed{5}, \boxed{5.0}", "5.0"), (r"first \boxed{3}, then \boxed{4}", "4"), (r"\boxed{1}\boxed{2}", "1, 2"),
+        (r"\boxed{5} and \boxed{", None),
+    ],
+)  # fmt: skip
+def test_boxes_joined_by_a_word_are_one_answer(text, answer):
+    assert extract(text, "auto") == extract(text, "boxed") == answer
 
 
 @pytest.mark.parametrize(
