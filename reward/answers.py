@@ -15,22 +15,30 @@ _BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?:(\{)|(?<=\s)([^\s${}\\.,;]+))")
 _BETWEEN = re.compile(
     r"(?:[\s$,;]|\\[()\[\], ;]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|(?<=[\s$])[A-Za-z]\s*=)*"
 )
-_ANSWER_IS = re.compile(r"(?:answer|答案)[\s*_]*(?:is|are|[:：=是为])[\s*_]*(?:[:：=])?[\s*_]*([^\n]*)", re.IGNORECASE)
+# Also a heading of this name, and a tag.
+_ANSWER_IS = re.compile(
+    r"(?:(?:answer|答案)[\s*_]*(?:is|are|[:：=是为])|<answer>"
+    r"|(?:\A|\n)[ \t]*(?:[#*_]+[ \t]*(?:the )?)?(?:final )?answer[ \t*_]*\n)"
+    r"[\s*_]*(?:[:：=])?[\s*_]*(\\\[[^\[\]]*\\\]|\$\$[^$]*\$\$|\\begin\{(?s:.*?)\\end\{[a-z]+\}|[^\n]*?)\s*(?=</answer>|\n|\Z)",
+    re.IGNORECASE,
+)
+_END_TOKENS = re.compile(r"(?:\s*(?:<\|[A-Za-z0-9_]+\|>|</?s>|<eos>))+\s*\Z")
 _LAST_LINE = re.compile(r"(?:\A|\n)A[:：]([^\n]*[^\s])\s*\Z")
 _IS = re.compile(r"\b(?:is|are)\b(?=.*[0-9$\\])", re.DOTALL)
 # What follows "or", or another candidate, belongs to the answer: a list of candidates is none.
 _SENTENCE_END = re.compile(
-    r"[。!！]|[；;](?!\s*[-$0-9])|\.(?![0-9])|\bbecause\b|\bsince\b"
+    r"[。！]|(?<!\\)!(?=\s|$)|[；;](?!\s*[-$0-9])|\.(?![0-9])|\bbecause\b|\bsince\b"
     r"|, (?=[A-Za-z]{2})(?!(?:or|maybe|perhaps|possibly)\b|[A-Za-z]+(?:,|[.!?]?$))"
 )
+_FINAL = re.compile("final answer|<answer>", re.IGNORECASE)
 _NO_STATEMENT = re.compile(r"(?:in)?correct\b|right\b|wrong\b|clear\b|reasonable\b|as follows|below|above", re.IGNORECASE)
 _SEVERAL = re.compile(r"\b(?:not|either|or|between|maybe|perhaps|possibly|one of)\b|或|不是", re.IGNORECASE)
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
 def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
-    """The final answer as it is written, or None: the last `#### N`, the last `\\boxed{}`, what a last line `A: N` or the last
-    "the answer is" says, or the last number.
+    """The final answer as it is written, or None: the last `#### N`, the last `\\boxed{}`, what a last line `A: N`, or the last
+    "the answer is", heading `# Answer` or `<answer>` says, or the last number.
 
     `auto` takes the last `####` or `\\boxed{}` (a `####` only with a value behind it, as it heads sections too), or the "final
     answer" stated behind a box; else what is stated in words; else the whole text where that has a value, a formula whole in
@@ -38,6 +46,7 @@ def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
     """
     if not text:
         return None
+    text = _END_TOKENS.sub("", text)
     if answer_format == "auto":
         return _any(text)
     return {"hash": _hash, "boxed": _boxed, "answer-is": _answer_is, "last-number": _last_number}[answer_format](text)
@@ -45,7 +54,7 @@ def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
 
 def _any(text: str) -> str | None:
     boxed, behind = _boxed(text), text.rpartition("boxed")[2]
-    stated, final = _hash(text), _answer_is(behind) if boxed and "final answer" in behind.lower() else None
+    stated, final = _hash(text), _answer_is(behind) if boxed and _FINAL.search(behind) else None
     # A heading before the box is no answer, and one behind it is.
     if parse(stated) is not None and not ("boxed" in text and "####" not in behind):
         return stated
@@ -107,6 +116,10 @@ def _answer_is(text: str) -> str | None:
     said = _SENTENCE_END.split(_boxed(found[-1]) or found[-1][:LONGEST_BARE])[0].strip(" *_")
     if parse(said) is not None:
         return said
+    # What it is made of stands behind it: "72 (48 + 24)".
+    bare = re.sub(r"\s+\([^()]*\)\W*$", "", said)
+    if parse(bare) is not None and not _SEVERAL.search(said):
+        return bare
     # A sentence around it: "the volume of $ABCD$ is 120", "48 + 24 = 72 clips", "18 apples that she sells", "at $x = 3$".
     said = _IS.split(said)[-1].strip()
     if parse(said) is not None:

@@ -133,7 +133,12 @@ def test_a_percentage_in_chinese_is_one():
         (r"The answer is $\boxed{\frac12}$.", r"\frac12"),
         ("I do not know", None),
         ("The answer is 3.5, as said", "3.5"), ("answer: 5\nthe answer is 6", "6"),
-        ("9 + 9 = 18\nA: 18\n", "18"), ("A: 90,000", "90,000"), ("A: 12\nB: 15", None), ("a: 12", None),
+        ("9 + 9 = 18\nA: 18\n", "18"), ("so\n\n# Answer\n\n\\frac{1}{2}", r"\frac{1}{2}"),
+        ("# Answer\n\n3\n\n# Answer\n\n(3, 4]\n", "(3, 4]"),
+        ("**Final Answer**\nEvelyn", "Evelyn"), ("<answer>\n5 \n</answer>", "5"), ("the answer\nby 5 is 6", None),
+        ("The answer is\n\\[\nx^2\n\\]", "\\[\nx^2\n\\]"), ("The answer is 72 clips (48 + 24).", "72 clips"),
+        ("# Answer\n\n12,\\!345", r"12,\!345"), ("The answer is 5! It is", "5"), (r"The answer is $\frac12$</s>", r"$\frac12$"),
+        ("A: 90,000", "90,000"), ("A: 12\nB: 15", None), ("a: 12", None),
     ],
 )  # fmt: skip
 def test_the_answer_that_a_sentence_states(text, answer):
@@ -155,6 +160,7 @@ def test_auto_prefers_a_mark_and_does_not_take_a_heading_for_one():
     assert extract("#### 5\nthe answer is 7", "auto") == "5"
     assert extract(r"\boxed 5 is it", "auto") == "5"
     assert extract(r"\boxed{255} so far. Final Answer: The final answer is $10,455$. I hope so.", "auto") == "$10,455$"
+    assert extract("<think>\\boxed{4}</think>\n<answer>5</answer>", "auto") == "5"
     assert extract(r"\fbox{5} is it", "auto") == "5"
     assert extract(r"\boxed{255}. The final answer is correct.", "auto") == "255"
 
