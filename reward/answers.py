@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from reward.dress import plain_characters
+from reward.dress import FUNCTIONS, plain_characters
 from reward.values import LAST_NUMBER, parse
 
 AnswerFormat = Literal["auto", "hash", "boxed", "answer-is", "last-number"]
@@ -28,7 +28,7 @@ _IS = re.compile(r"\b(?:is|are)\b(?=.*[0-9$\\])", re.DOTALL)
 # What follows "or", or another candidate, belongs to the answer: a list of candidates is none.
 _SENTENCE_END = re.compile(
     r"[。！]|(?<!\\)!(?=\s|$)|[；;](?!\s*[-$0-9])|\.(?![0-9])|\bbecause\b|\bsince\b"
-    r"|, (?=[A-Za-z]{2})(?!(?:or|maybe|perhaps|possibly)\b|[A-Za-z]+(?:,|[.!?]?$))"
+    rf"|, (?=[A-Za-z]{{2}})(?!(?:{FUNCTIONS}|pi|infinity|inf|oo|or|maybe|perhaps|possibly)\b|[A-Za-z]+(?:,|[.!?]?$))"
 )
 _FINAL = re.compile("final answer|<answer>", re.IGNORECASE)
 _NO_STATEMENT = re.compile(r"(?:in)?correct\b|right\b|wrong\b|clear\b|reasonable\b|as follows|below|above", re.IGNORECASE)
@@ -89,7 +89,7 @@ def _boxed(text: str) -> str | None:
     start = found[-1].start()
     for before in reversed(found[:-1]):
         other, end = _content(text, before)
-        if not (inside and other and _BETWEEN.fullmatch(text[end:start])):
+        if not (inside and other and end <= start and _BETWEEN.fullmatch(text[end:start])):
             break
         inside, start = inside if parse(other) == parse(inside) else f"{other}, {inside}", before.start()
     return inside

@@ -30,6 +30,7 @@ _UNKNOWN = re.compile(rf"\s*(?:(?![ei])[A-Za-z]|{_GREEK})(?:\([a-z]\))?\s*")
 _FRACTIONS = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3", "⅕": " 1/5", "⅛": " 1/8"}
 _DEGREES = r"(?:\^\{?\s*\\circ\s*\}?|°|\\degree(?![a-z])|(?<=[0-9])\^\{?o\}?(?![a-z]))"
 _DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|text|pi|cdot|times|infty|cup|circ|begin|end)(?![a-z]))")
+FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|ln|log|exp"
 _ARITHMETIC = re.compile(r"(?:[0-9.,()%\s]|\\[$%])+(?:(?:[-+*/×÷·]|\\(?:cdot|times|div))(?:[0-9.,()%\s]|\\[$%])+)+")
 
 
@@ -44,6 +45,7 @@ def normalise(text: str, named: bool = False) -> str:
         return ""
     text = _DOUBLED.sub(r"\\", text)
     text = re.sub(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9,/]| [0-9])", lambda match: match[1].replace(" ", ""), text)
+    text = _typed(text)
     text = re.sub(r",\\!\s*(?=[0-9]{3})|\{,\}|(?<=[0-9])\\,(?=[0-9]{3})", "", text)
     text = re.sub(r"\\\$|US\$|[$€£¥₹¢]|^\s*RMB\b|\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\displaystyle", "", text)
     text = (
@@ -62,14 +64,17 @@ def normalise(text: str, named: bool = False) -> str:
     text = re.sub(r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*([0-9])\s*\{", r"\\frac{\1}{", re.sub(r"(\\frac\s*\{[^{}]*\})\s*([0-9a-z])", r"\1{\2}", text))
     text = re.sub(r"\\sqrt\s*([0-9a-z])", r"\\sqrt{\1}", text)
-    text = (
-        (text if named else _LEADING.sub("", _last_side(text)))
-        .replace(r"\varnothing", r"\emptyset")
-        .replace("infinity", r"\infty")
-    )
+    text = (text if named else _LEADING.sub("", _last_side(text))).replace(r"\varnothing", r"\emptyset")
     text = without_dressed_units(text)
     text = re.sub(r"(?<![0-9,.(\[{])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])", lambda match: match[1].replace(",", ""), text)
     return text.strip()
+
+
+def _typed(text: str) -> str:
+    """Formulas as they are typed without LaTeX, 12*pi and sqrt(3)/2, in LaTeX."""
+    text = re.sub(rf"(?<![A-Za-z\\])({FUNCTIONS}|pi)(?![A-Za-z])", r"\\\1", text.replace("√(", r"\sqrt("))
+    text = re.sub(r"(?<![A-Za-z\\])(?:[Ii]nfinity|inf|oo)(?![A-Za-z])|(?<=\\)infinity", r"\\infty", text)
+    return re.sub(r"\\sqrt\s*\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)", r"\\sqrt{\1}", text)
 
 
 def _radians(text: str) -> str:

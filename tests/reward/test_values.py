@@ -27,6 +27,11 @@ EQUAL = [
     (r"288\pi \text{ cm}^3", r"288 \pi"), ("6-5i", "-5i+6"), (r"\sin^2 x+\cos^2 x", "1"), ("about 5", "5"),
     (r"90^\circ", "90 degrees"),
     ("10 000", "10,000"), ("(1,2)", "(x,y) = (1, 2)"), (r"\emptyset", r"\varnothing"), (r"(0,9)\cup(9,36)", "(0, 9) U (9, 36)"),
+    # Typed without LaTeX.
+    (r"12\pi", "12*pi"), (r"12\pi", "12pi"), (r"3\sqrt{13}", "3 sqrt(13)"), (r"\frac{1+\sqrt5}{2}", "(1 + sqrt(5))/2"),
+    (r"\sqrt{2}", "√(2)"),
+    (r"(-\infty,3)", "(-inf, 3)"), (r"\log_2 3", "log_2(3)"), (r"\sin x", "sin(x)"), ("e^2", "exp(2)"),
+    (r"\sqrt{\sin(2x)}", "sqrt(sin(2*x))"),
     # An inequality is an interval.
     ("[-2,7]", r"-2 \le x \le 7"), ("(-2,7]", r"7 \geq t > -2"), (r"(-\infty,3)", "x < 3"), ("3 > x", "x<3"),
     (r"[0,\infty)", "y ≥ 0"),
@@ -95,7 +100,7 @@ def test_a_reference_that_is_an_equation_is_not_its_right_side():
     [
         (r"so $x=\boxed{2}$ or $x = \boxed{-3}$.", "2, -3"), (r"\boxed{1}, \boxed{2}\text{ and }\boxed{3}", "1, 2, 3"),
         (r"\boxed{5}, \boxed{5.0}", "5.0"), (r"first \boxed{3}, then \boxed{4}", "4"), (r"\boxed{1}\boxed{2}", "1, 2"),
-        (r"\boxed{5} and \boxed{", None),
+        (r"\boxed{5} and \boxed{", None), (r"\boxed{\boxed{5}}", "5"),
     ],
 )  # fmt: skip
 def test_boxes_joined_by_a_word_are_one_answer(text, answer):
@@ -135,7 +140,8 @@ def test_a_percentage_in_chinese_is_one():
         ("The answer is 3.5, as said", "3.5"), ("answer: 5\nthe answer is 6", "6"),
         ("9 + 9 = 18\nA: 18\n", "18"), ("so\n\n# Answer\n\n\\frac{1}{2}", r"\frac{1}{2}"),
         ("# Answer\n\n3\n\n# Answer\n\n(3, 4]\n", "(3, 4]"),
-        ("**Final Answer**\nEvelyn", "Evelyn"), ("<answer>\n5 \n</answer>", "5"), ("the answer\nby 5 is 6", None),
+        ("**Final Answer**\nEvelyn", "Evelyn"), ("<answer>\n5 \n</answer>", "5"), ("# Answer\n\n(3, pi/2)", "(3, pi/2)"),
+        ("the answer\nby 5 is 6", None),
         ("The answer is\n\\[\nx^2\n\\]", "\\[\nx^2\n\\]"), ("The answer is 72 clips (48 + 24).", "72 clips"),
         ("# Answer\n\n12,\\!345", r"12,\!345"), ("The answer is 5! It is", "5"), (r"The answer is $\frac12$</s>", r"$\frac12$"),
         ("A: 90,000", "90,000"), ("A: 12\nB: 15", None), ("a: 12", None),
