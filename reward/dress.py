@@ -28,7 +28,7 @@ _SIGNS = {
 _SIGN = re.compile(f"({'|'.join(_SIGNS)})")
 _UNKNOWN = re.compile(rf"\s*(?:(?![ei])[A-Za-z]|{_GREEK})(?:\([a-z]\))?\s*")
 _FRACTIONS = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3", "⅕": " 1/5", "⅛": " 1/8"}
-_DEGREES = r"(?:\^\{?\s*\\circ\s*\}?|°|\\degree(?![a-z])|(?<=[0-9])\^\{?o\}?(?![a-z]))"
+_DEGREES = r"(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|°|\\degree(?![a-z])|(?<=[0-9])\^\{?o\}?(?![a-z]))"
 _DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|text|pi|cdot|times|infty|cup|circ|begin|end)(?![a-z]))")
 FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|ln|log|exp"
 _ARITHMETIC = re.compile(r"(?:[0-9.,()%\s]|\\[$%])+(?:(?:[-+*/×÷·]|\\(?:cdot|times|div))(?:[0-9.,()%\s]|\\[$%])+)+")
@@ -79,7 +79,8 @@ def _typed(text: str) -> str:
 
 def _radians(text: str) -> str:
     """Angles in degrees as radians, which functions of angles take."""
-    return re.sub(rf"([0-9.]+)\s*{_DEGREES}", r"{\\frac{\1\\pi}{180}}", text)
+    text = re.sub(rf"\{{\s*([0-9.]+\s*{_DEGREES})\s*\}}", r"\1", text)
+    return re.sub(rf"([0-9.]+)\s*{_DEGREES}", r"(\\frac{\1\\pi}{180})", text)
 
 
 def _last_side(text: str) -> str:
