@@ -8,6 +8,7 @@ from reward.formulas import equal, fingerprint
 from reward.values import INTERVALS, Collection, Formula, Percent, Value, Words, parse
 
 _TIME = re.compile("[0-9]{1,2}:[0-9]{2}")
+_INEQUALITY = re.compile(r"[<>≤≥]|\\[lg][et]")
 _UNORDERED = {"set", "list"}
 
 
@@ -30,12 +31,16 @@ def same(a: str | None, b: str | None) -> bool:
         return True
     # One equation may be solved for its unknown, and the other not.
     full = normalise(a, named=True), normalise(b, named=True)
-    return any(isinstance(value, Formula) for value in values) and equal(*full) or _restated(full[0], values[0], full[1])
+    kinds = {type(value) for value in values}
+    solvable = full != plain and kinds <= {Formula, Fraction} or all(map(_INEQUALITY.search, full))
+    if solvable and Formula in kinds and equal(*full):
+        return True
+    return re.search(r"=|\\equiv|mod|\bor\b", full[1]) is not None and _restated(full[0], values[0], full[1])
 
 
 def _restated(reference: str, value: Value | None, answer: str) -> bool:
     """Whether the answer says what the reference is: of what, as `x^2 + y^2 = 5` does, as what else, or modulo what."""
-    if value is None or re.search(r"=|mod", reference):
+    if value is None or re.search("=|mod", reference):
         return False
     either = parse(answer)
     if isinstance(either, Collection) and either.kind == "list" and not isinstance(value, Collection):

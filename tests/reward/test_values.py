@@ -37,7 +37,7 @@ EQUAL = [
     (r"[0,\infty)", "y ≥ 0"),
     (r"(-\infty,-8)\cup(8,\infty)", r"m < -8 \text{ or } m > 8"), (r"(-\infty,2)\cup(2,\infty)", r"x \neq 2"),
     (r"(-1,2]\cup[3,\infty)", r"-1<x\leq 2 \text{ or } x \geqslant 3"), (r"(-\infty,\infty)", r"\mathbb{R}"),
-    (r"[-\frac12, \frac12]", r"-0.5 \leq \theta \leq 0.5"), ("2x < 6", "x < 3"),
+    (r"[-\frac12, \frac12]", r"-0.5 \leq \theta \leq 0.5"), ("2x < 6", "x < 3"), (r"2x \leq 6", r"x \le 3"),
     # A point by its coordinates' names, and names of more than one letter.
     ("(6,31,-1)", "a = 6, b = 31, c = -1"), ("(1,-2)", r"x = 1 \text{ and } y = -2"), ("(6,31,-1)", "6, 31, -1"),
     ("60", r"\angle ABC = 60^\circ"), ("60", r"m\angle A = 60"), ("60", r"\alpha = 60^o"), ("5", "x_1 = 5"), ("5", "f(2) = 5"),
