@@ -62,7 +62,9 @@ def _any(text: str) -> str | None:
         return final
     if boxed or re.search(r"boxed\s*\{", text):
         return boxed
-    return _answer_is(text) or _unmarked(text)
+    # The last line states the answer also where it is a sentence, or several.
+    last = stated if stated and text.rstrip().endswith(stated) else None
+    return _answer_is(text) or (_said(last) if last else _unmarked(text))
 
 
 def reference(gold: str) -> str:
@@ -111,9 +113,12 @@ def _content(text: str, box: re.Match[str]) -> tuple[str | None, int]:
 def _answer_is(text: str) -> str | None:
     last = _LAST_LINE.search(text)
     found = [last[1].strip()] if last else [said for said in _ANSWER_IS.findall(text) if not _NO_STATEMENT.match(said)]
-    if not found:
-        return None
-    said = _SENTENCE_END.split(_boxed(found[-1]) or found[-1][:LONGEST_BARE])[0].strip(" *_")
+    return _said(found[-1]) if found else None
+
+
+def _said(sentence: str) -> str | None:
+    """The answer in what stands behind "the answer is"; all of it where that is several."""
+    said = _SENTENCE_END.split(_boxed(sentence) or sentence[:LONGEST_BARE])[0].strip(" *_")
     if parse(said) is not None:
         return said
     # What it is made of stands behind it: "72 (48 + 24)".

@@ -56,6 +56,7 @@ def test_answers_with_the_same_value_are_right(gold, answer):
         ("5", "答案是5或6"), ("3", "答案是3小时20分钟"), (r"\text{(A)}", "The answer is A, B, or C."), ("5", r"\boxed{5"),
         ("yes", "The answer is yes, yes, no."),
         ("48", "The answer is 48 + 24 = 72 clips"), ("2", "#### 2\n\\boxed{7}"), ("18", r"\boxed{18=18}"),
+        ("5", "#### 6 (not 5)"), ("10", "#### 10 hours 30 minutes"),
     ],
 )  # fmt: skip
 def test_candidates_headings_and_workings_are_no_answer(gold, output):

@@ -164,6 +164,7 @@ def test_a_time_of_day_is_no_ratio():
 def test_auto_prefers_a_mark_and_does_not_take_a_heading_for_one():
     assert extract("#### Step 1\nthe answer is 7, not 8", "auto") == "7"
     assert extract("#### 5\nthe answer is 7", "auto") == "5"
+    assert extract("#### So she has 72 apples", "auto") == extract("#### 48 + 24 apples = 72", "auto") == "72"
     assert extract(r"\boxed 5 is it", "auto") == "5"
     assert extract(r"\boxed{255} so far. Final Answer: The final answer is $10,455$. I hope so.", "auto") == "$10,455$"
     assert extract("<think>\\boxed{4}</think>\n<answer>5</answer>", "auto") == "5"
