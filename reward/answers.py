@@ -17,7 +17,7 @@ _BETWEEN = re.compile(
 )
 # Also a heading of this name, and a tag.
 _ANSWER_IS = re.compile(
-    r"(?:(?:answer|答案)[\s*_]*(?:is|are|[:：=是为])|<answer>"
+    r"(?:(?:answer|答案)[\s*_]*(?:is|are|[:：=是为]|(?=不))|<answer>"
     r"|(?:\A|\n)[ \t]*(?:[#*_]+[ \t]*(?:the )?)?(?:final )?answer[ \t*_]*\n)"
     r"[\s*_]*(?:[:：=])?[\s*_]*(\\\[[^\[\]]*\\\]|\$\$[^$]*\$\$|\\begin\{(?s:.*?)\\end\{[a-z]+\}|[^\n]*?)\s*(?=</answer>|\n|\Z)",
     re.IGNORECASE,

@@ -54,6 +54,7 @@ def normalise(text: str, named: bool = False) -> str:
     text = re.sub(rf"(?<!\\)\\[!,;: ]|\\q?quad|{_DEGREES}|\\[()]|(?<!\\)\\[\[\]]|~", " ", text)
     text = re.sub(r"\*\*(?=\W*$)|^\W*\*\*", "", text).strip().rstrip(".。").strip()
     text = re.sub(rf"^((?:{TEXT}\{{)?[A-J])[).](\}}?)$", r"\1\2", text)
+    text = re.sub(r"(?<=[0-9}%])\s*\(([\u4e00-\u9fff]+)\)$", r"\1", text)
     text = re.sub(r"\\underline\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(rf"(?<=[0-9])\s*\^?\{{?\s*(?:{TEXT}\{{)?(?:st|nd|rd|th)\}}{{0,2}}$", "", text)
     text = re.sub(r"\{\s*([^{}]+?)\s*\\over(?![a-z])\s*([^{}]+?)\s*\}", r"\\frac{\1}{\2}", text)

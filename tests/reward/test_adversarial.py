@@ -22,8 +22,8 @@ WRONG = [
     (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
 ]  # fmt: skip
 RIGHT = [
-    ("3", "3千克"), ("3", "3千米"), ("3", r"3\text{千克}"), ("3", "3平方千米"), ("三千克", "3"), ("12", r"12^\circ C"),
-    ("12", "12℃"),
+    ("3", "3千克"), ("3", "3千米"), ("3", r"3\text{千克}"), ("3", "3平方千米"), ("60", "60（分钟）"), ("三千克", "3"),
+    ("12", r"12^\circ C"), ("12", "12℃"),
     ("0.5", "½"), ("1.5", "1½"), (r"\frac\pi2", r"\pi/2"), (r"\frac\pi{4}", r"\frac{\pi}{4}"), (r"0.\overline{13}", "13/99"),
     (r"\text{June 20}", "June 20"), (r"\cos 60^\circ", "0.5"), (r"\frac{\sin 30^\circ}{\cos{60^{\circ}}}", "1"),
     (r"\tan 15^\circ", r"2-\sqrt3"), (r"11\sqrt2", "11√2"),
@@ -53,8 +53,8 @@ def test_answers_with_the_same_value_are_right(gold, answer):
         ("5", "The answer is either 5 or 6."), ("5", "The answer is not 5."), ("5", "The answer is between 5 and 10."),
         ("18", "The answer is one of 18, 19, 20."), ("18", "The answer is 18, or maybe 20."), ("3", "The answer is 3; 4; 5"),
         ("1", "The answer is 1 2 3 4 5 6 7 8 9 10"), ("3", "The answer is 3, or 4"), ("3", "The answer is x=3, x=4"),
-        ("5", "答案是5或6"), ("3", "答案是3小时20分钟"), (r"\text{(A)}", "The answer is A, B, or C."), ("5", r"\boxed{5"),
-        ("yes", "The answer is yes, yes, no."),
+        ("5", "答案是5或6"), ("5", "答案不是5"), ("3", "答案是3小时20分钟"), (r"\text{(A)}", "The answer is A, B, or C."),
+        ("5", r"\boxed{5"), ("yes", "The answer is yes, yes, no."),
         ("48", "The answer is 48 + 24 = 72 clips"), ("2", "#### 2\n\\boxed{7}"), ("18", r"\boxed{18=18}"),
         ("5", "#### 6 (not 5)"), ("10", "#### 10 hours 30 minutes"),
     ],
