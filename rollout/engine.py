@@ -8,6 +8,7 @@ There is no tokenizer and no stop string here, and no top-p or top-k: the log-pr
 import asyncio
 import os
 import signal
+import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from rollout.config import RolloutConfig
 from rollout.requests import completion, sampling_params, scoring_params
-from rollout.settings import bind_cores, engine_settings
+from rollout.settings import bind_cores, engine_settings, temporary_files_in
 from rollout.transfer import record_engine, remove_engine, running
 from rollout.types import Completion, TokenRequest
 from rollout.weights import register, resolve_transport
@@ -72,9 +73,13 @@ class Engine:
         register()
         transport = resolve_transport(config.transport)
         args = AsyncEngineArgs(**engine_settings(model_dir, config, max_model_len=max_model_len, transport=transport))
+        folder = Path(tempfile.mkdtemp(prefix="engine_"))
+        record = record_engine(prefix, [], folder)
         try:
-            llm = AsyncLLM.from_engine_args(args)
+            with temporary_files_in(folder):
+                llm = AsyncLLM.from_engine_args(args)
         except Exception as error:
+            remove_engine(record)
             raise EngineError(f"vLLM did not start on {model_dir}: {error}") from error
         engine = cls(llm, transport=transport, stop_token_ids=stop_token_ids, prefix=prefix)
         async with engine._failures("start"):
@@ -82,7 +87,7 @@ class Engine:
             engine._pids = [process.pid for process in llm.engine_core.resources.engine_manager.processes]
             engine._pids += await llm.collective_rpc("process_id")
         del llm  # a frame that outlives this call would keep it, and its finaliser, until the interpreter is half gone
-        engine._record = record_engine(prefix, engine._pids)
+        engine._record = record_engine(prefix, engine._pids, folder)
         return engine
 
     @property

@@ -1,7 +1,9 @@
 """How a vLLM engine is set up: every setting that differs from vLLM's default, and why. Imports no vllm."""
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +54,21 @@ def bind_cores(cores: Sequence[int] | None, ranks: int) -> None:
     shares = [cores[rank::ranks] or [cores[rank % len(cores)]] for rank in range(ranks)]
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """For the start of an engine: its sockets and temporary files, which vLLM leaves behind, go where they can be removed.
+
+    What torch compiles stays in a folder that all engines find. Changes the environment, from which other processes start.
+    """
+    outside, outer = tempfile.gettempdir(), os.environ.get("TMPDIR")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(outside) / f"torchinductor_{os.getuid()}"))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = outside
+        del os.environ["TMPDIR"]
+        if outer is not None:
+            os.environ["TMPDIR"] = outer

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 SHM = Path("/dev/shm")
 ALIGNMENT = 64
 """Bytes; a tensor's offset must be a multiple of its item size to be viewed in place."""
-_SEGMENT = re.compile(r"cohort_(?P<prefix>[\w.-]+)_(?P<pid>\d+)_(?:v\d+_\d+|engine)")
+_SEGMENT = re.compile(r"cohort_(?P<prefix>[\w.-]+)_(?P<pid>\d+)_(?:v\d+_\d+|(?P<engine>engine_\w+))")
 
 
 class TransferError(ValueError):
@@ -164,12 +165,14 @@ def write_bucket(segment: str, data: bytes) -> None:
     segment_path(segment).write_bytes(data)
 
 
-def record_engine(prefix: str, pids: Sequence[int]) -> Path:
-    """Note which segments of vLLM an engine's processes map: a SIGKILL leaves them all, and even a regular end some."""
+def record_engine(prefix: str, pids: Sequence[int], folder: Path) -> Path:
+    """Note what an engine's processes leave behind: the segments of vLLM that they map, which a SIGKILL leaves all and even a
+    regular end some, and `folder`, where their temporary files are."""
     mapped = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
     segments = set(re.findall(r"/dev/shm/((?:psm_|sem\.mp-|vllm_dist_)\S+)", mapped))
-    record = SHM / f"cohort_{prefix}_{os.getpid()}_engine"
-    record.write_text(json.dumps({"pids": list(pids), "segments": sorted(s for s in segments if (SHM / s).exists())}))
+    record = SHM / f"cohort_{prefix}_{os.getpid()}_{folder.name}"
+    noted = {"pids": list(pids), "segments": sorted(s for s in segments if (SHM / s).exists()), "folder": str(folder)}
+    record.write_text(json.dumps(noted))
     return record
 
 
@@ -181,6 +184,7 @@ def remove_engine(record: Path) -> list[str]:
     left = [segment for segment in noted["segments"] if (SHM / segment).exists()]
     for segment in left:
         (SHM / segment).unlink(missing_ok=True)
+    shutil.rmtree(noted["folder"], ignore_errors=True)
     record.unlink(missing_ok=True)
     return [*left, record.name]
 
@@ -196,7 +200,7 @@ def sweep(prefix: str | None = None) -> list[str]:
         if not match or running(int(match["pid"])) or match["prefix"] != (prefix or match["prefix"]):
             continue
         try:
-            if path.name.endswith("_engine"):
+            if match["engine"]:
                 removed += remove_engine(path)
             else:
                 path.unlink()

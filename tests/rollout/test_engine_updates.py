@@ -99,13 +99,15 @@ def test_a_tied_head_follows_and_shutdown_leaves_nothing(make_tiny_model, start_
         described = engine.describe()
         assert {"device": "cpu", "dtype": "float32"}.items() <= described.items()
         assert all(Path(f"/proc/{pid}").exists() for pid in described["pids"])
-        segments = [engine._record, *(engine._record.parent / s for s in json.loads(engine._record.read_text())["segments"])]
+        noted = json.loads(engine._record.read_text())
+        segments = [engine._record, *(engine._record.parent / s for s in noted["segments"])]
         assert len(segments) > 1
         assert all(segment.exists() for segment in segments)
+        assert any(path.is_socket() for path in Path(noted["folder"]).iterdir())
     finally:
         engine_loop.run(engine.shutdown())
     assert not [pid for pid in described["pids"] if Path(f"/proc/{pid}").exists()]
-    assert not [segment for segment in segments if segment.exists()]
+    assert not [path for path in [*segments, Path(noted["folder"])] if path.exists()]
 
 
 class Remote:

@@ -200,15 +200,18 @@ def test_a_sweep_removes_what_dead_processes_left_and_nothing_else(publish, shm,
     assert {kept, "psm_1", names[3]} <= {p.name for p in shm.iterdir()}
 
 
-def test_segments_of_a_killed_engine_are_swept_once_its_processes_are_gone(shm, dead_pid, monkeypatch):
+def test_what_a_killed_engine_left_is_swept_once_its_processes_are_gone(shm, dead_pid):
     for name in ("psm_ours", "psm_others"):
         (shm / name).touch()
-    record = record_engine("run", [os.getpid()])
-    assert json.loads(record.read_text()) == {"pids": [os.getpid()], "segments": []}
+    folder = shm / "engine_a_1"
+    (folder / "sockets").mkdir(parents=True)
+    record = record_engine("run", [os.getpid()], folder)
+    assert json.loads(record.read_text()) == {"pids": [os.getpid()], "segments": [], "folder": str(folder)}
     assert sweep() == []
-    orphan = shm / f"cohort_run_{dead_pid}_engine"
-    orphan.write_text(json.dumps({"pids": [os.getpid()], "segments": ["psm_ours"]}))
+    orphan = shm / f"cohort_run_{dead_pid}_{folder.name}"
+    orphan.write_text(json.dumps({"pids": [os.getpid()], "segments": ["psm_ours"], "folder": str(folder)}))
     assert sweep() == []
-    orphan.write_text(json.dumps({"pids": [dead_pid], "segments": ["psm_ours"]}))
+    assert folder.exists()
+    orphan.write_text(json.dumps({"pids": [dead_pid], "segments": ["psm_ours"], "folder": str(folder)}))
     assert sweep() == ["psm_ours", orphan.name]
     assert sorted(p.name for p in shm.iterdir()) == [record.name, "psm_others"]
