@@ -38,7 +38,7 @@ def train(config: RunConfig) -> dict:
 
 def run(config: RunConfig, resume_from: tuple[Path, dict] | None = None) -> dict:
     """Run to the end and return the summary. Raises RunFailed, or Stopped after a signal, with everything ended."""
-    from rollout.transfer import sweep
+    from rollout.leftovers import sweep
 
     run_dir, state = config.output, resume_from[1] if resume_from else {}
     lock = RunLock(run_dir)
@@ -46,8 +46,8 @@ def run(config: RunConfig, resume_from: tuple[Path, dict] | None = None) -> dict
     ledger = sinks = None
     try:
         (run_dir / "config.yaml").write_text(resolved_yaml(config))
-        for segment in sweep():
-            log.info("removed shared memory that a dead run left: %s", segment)
+        for name in sweep():
+            log.info("removed what a dead run left: %s", name)
         incarnation = incarnations(run_dir / "ledger.jsonl")
         ledger = Ledger(run_dir / "ledger.jsonl", incarnation=incarnation, offset=state.get("ledger_offset", 0))
         step = state.get("step", 0)

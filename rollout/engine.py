@@ -8,7 +8,6 @@ There is no tokenizer and no stop string here, and no top-p or top-k: the log-pr
 import asyncio
 import os
 import signal
-import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,9 +22,9 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from rollout.config import RolloutConfig
+from rollout.leftovers import record_engine, remove_engine, remove_folder, running, temporary_folder
 from rollout.requests import completion, sampling_params, scoring_params
 from rollout.settings import bind_cores, engine_settings, temporary_files_in
-from rollout.transfer import record_engine, remove_engine, running
 from rollout.types import Completion, TokenRequest
 from rollout.weights import register, resolve_transport
 
@@ -53,6 +52,7 @@ class Engine:
         self._version = 0
         self._pids: list[int] = []
         self._record: Path | None = None
+        self._folder: Path | None = None
 
     @classmethod
     async def start(
@@ -73,21 +73,21 @@ class Engine:
         register()
         transport = resolve_transport(config.transport)
         args = AsyncEngineArgs(**engine_settings(model_dir, config, max_model_len=max_model_len, transport=transport))
-        folder = Path(tempfile.mkdtemp(prefix="engine_"))
-        record = record_engine(prefix, [], folder)
+        folder = temporary_folder("engine")
         try:
             with temporary_files_in(folder):
                 llm = AsyncLLM.from_engine_args(args)
         except Exception as error:
-            remove_engine(record)
+            remove_folder(folder)
             raise EngineError(f"vLLM did not start on {model_dir}: {error}") from error
         engine = cls(llm, transport=transport, stop_token_ids=stop_token_ids, prefix=prefix)
+        engine._folder = folder
         async with engine._failures("start"):
             await llm.update_weight_version("0")
             engine._pids = [process.pid for process in llm.engine_core.resources.engine_manager.processes]
             engine._pids += await llm.collective_rpc("process_id")
         del llm  # a frame that outlives this call would keep it, and its finaliser, until the interpreter is half gone
-        engine._record = record_engine(prefix, engine._pids, folder)
+        engine._record = record_engine(prefix, engine._pids)
         return engine
 
     @property
@@ -200,6 +200,8 @@ class Engine:
         self._llm = None
         if self._record and self._record.exists():
             remove_engine(self._record)
+        if self._folder:
+            remove_folder(self._folder)
 
     def _check(self) -> None:
         if self._broken:

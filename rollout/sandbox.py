@@ -16,13 +16,13 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rollout.config import SandboxConfig
+from rollout.leftovers import remove_folder, temporary_folder
 
 FILE_BYTES = 16 * 2**20
 START_SECONDS = 60
@@ -62,7 +62,7 @@ class Sandbox:
             return await asyncio.to_thread(self._run, program)
 
     def _run(self, program: str) -> Ran:
-        folder = Path(tempfile.mkdtemp(prefix="cohort-sandbox-"))
+        folder = temporary_folder("sandbox")
         told, tells = os.pipe()
         child = Path(__file__).with_name("sandbox_child.py")
         try:
@@ -83,8 +83,7 @@ class Sandbox:
                         os.killpg(process.pid, signal.SIGKILL)
         finally:
             os.close(told)
-            # Python's own way to remove a tree follows it recursively, and a program may nest folders beyond that.
-            subprocess.run(["rm", "-rf", str(folder)], stderr=subprocess.DEVNULL, timeout=START_SECONDS)
+            remove_folder(folder)
 
     def _watched(self, process: subprocess.Popen, told: int, program: str) -> Ran:
         with contextlib.suppress(BrokenPipeError):

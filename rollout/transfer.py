@@ -1,4 +1,4 @@
-"""Weights in shared memory: the sender's half, and what keeps /dev/shm clean.
+"""Weights in shared memory: the sender's half.
 
 The sender packs tensors into plain files under /dev/shm and describes them in a manifest; `rollout.staging` receives them.
 Torch only, so any process can take part. Plain files instead of multiprocessing.shared_memory, whose resource tracker unlinks
@@ -8,8 +8,6 @@ segments that another process still reads.
 import hashlib
 import json
 import os
-import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +15,10 @@ from typing import Any
 
 import torch
 
-SHM = Path("/dev/shm")
+from rollout import leftovers
+
 ALIGNMENT = 64
 """Bytes; a tensor's offset must be a multiple of its item size to be viewed in place."""
-_SEGMENT = re.compile(r"cohort_(?P<prefix>[\w.-]+)_(?P<pid>\d+)_(?:v\d+_\d+|(?P<engine>engine_\w+))")
 
 
 class TransferError(ValueError):
@@ -165,61 +163,8 @@ def write_bucket(segment: str, data: bytes) -> None:
     segment_path(segment).write_bytes(data)
 
 
-def record_engine(prefix: str, pids: Sequence[int], folder: Path) -> Path:
-    """Note what an engine's processes leave behind: the segments of vLLM that they map, which a SIGKILL leaves all and even a
-    regular end some, and `folder`, where their temporary files are."""
-    mapped = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
-    segments = set(re.findall(r"/dev/shm/((?:psm_|sem\.mp-|vllm_dist_)\S+)", mapped))
-    record = SHM / f"cohort_{prefix}_{os.getpid()}_{folder.name}"
-    noted = {"pids": list(pids), "segments": sorted(s for s in segments if (SHM / s).exists()), "folder": str(folder)}
-    record.write_text(json.dumps(noted))
-    return record
-
-
-def remove_engine(record: Path) -> list[str]:
-    """Remove what `record_engine` noted, once the engine's processes are gone; the names of what was still there."""
-    noted = json.loads(record.read_text())
-    if any(map(running, noted["pids"])):
-        return []
-    left = [segment for segment in noted["segments"] if (SHM / segment).exists()]
-    for segment in left:
-        (SHM / segment).unlink(missing_ok=True)
-    shutil.rmtree(noted["folder"], ignore_errors=True)
-    record.unlink(missing_ok=True)
-    return [*left, record.name]
-
-
-def sweep(prefix: str | None = None) -> list[str]:
-    """Remove segments of dead processes, those of one run or of all, and return their names.
-
-    vLLM's own segments are removed only if `record_engine` noted them and the engine's processes are dead too.
-    """
-    removed = []
-    for path in sorted(SHM.glob("cohort_*")):
-        match = _SEGMENT.fullmatch(path.name)
-        if not match or running(int(match["pid"])) or match["prefix"] != (prefix or match["prefix"]):
-            continue
-        try:
-            if match["engine"]:
-                removed += remove_engine(path)
-            else:
-                path.unlink()
-                removed.append(path.name)
-        except FileNotFoundError:  # another sweep was faster
-            continue
-    return removed
-
-
 def segment_path(segment: str) -> Path:
     """The file of a segment. Raises TransferError for a name that is not one of ours."""
-    if not _SEGMENT.fullmatch(segment):
+    if not leftovers.SEGMENT.fullmatch(segment):
         raise TransferError(f"{segment!r} is not the name of a weight segment")
-    return SHM / segment
-
-
-def running(pid: int) -> bool:
-    """Whether the process exists and is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return leftovers.SHM / segment

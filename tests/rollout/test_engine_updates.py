@@ -99,15 +99,14 @@ def test_a_tied_head_follows_and_shutdown_leaves_nothing(make_tiny_model, start_
         described = engine.describe()
         assert {"device": "cpu", "dtype": "float32"}.items() <= described.items()
         assert all(Path(f"/proc/{pid}").exists() for pid in described["pids"])
-        noted = json.loads(engine._record.read_text())
-        segments = [engine._record, *(engine._record.parent / s for s in noted["segments"])]
+        segments = [engine._record, *(engine._record.parent / s for s in json.loads(engine._record.read_text())["segments"])]
         assert len(segments) > 1
         assert all(segment.exists() for segment in segments)
-        assert any(path.is_socket() for path in Path(noted["folder"]).iterdir())
+        assert any(path.is_socket() for path in engine._folder.iterdir())
     finally:
         engine_loop.run(engine.shutdown())
     assert not [pid for pid in described["pids"] if Path(f"/proc/{pid}").exists()]
-    assert not [path for path in [*segments, Path(noted["folder"])] if path.exists()]
+    assert not [path for path in [*segments, engine._folder] if path.exists()]
 
 
 class Remote:

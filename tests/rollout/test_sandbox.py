@@ -71,7 +71,7 @@ def test_no_file_outside_its_folder(tmp_path):
 
 def test_the_folder_is_gone_afterwards_and_files_have_a_size_limit():
     folder = Path(run("import os\nprint(os.getcwd())").output.strip())
-    assert "cohort-sandbox-" in folder.name and not folder.exists()
+    assert "cohort_sandbox_" in folder.name and not folder.exists()
     assert run("open('big', 'wb').write(bytes(10**8))").ended in ("signal", "by itself")
 
 
@@ -143,9 +143,9 @@ def test_no_change_of_modes_and_times_and_no_shared_memory(tmp_path):
 
 
 def test_a_deeply_nested_folder_is_removed():
-    before = set(Path(tempfile.gettempdir()).glob("cohort-sandbox-*"))
+    before = set(Path(tempfile.gettempdir()).glob("cohort_sandbox_*"))
     ran = run("import os\nfor i in range(1500):\n    os.mkdir('d')\n    os.chdir('d')\nprint('done')")
-    assert ran.output == "done\n" and set(Path(tempfile.gettempdir()).glob("cohort-sandbox-*")) <= before
+    assert ran.output == "done\n" and set(Path(tempfile.gettempdir()).glob("cohort_sandbox_*")) <= before
 
 
 def test_memory_time_and_output_are_limited():

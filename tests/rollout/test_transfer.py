@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 
 import pytest
 import torch
 
-from rollout import transfer
+from rollout import leftovers
 from rollout.staging import Staging
-from rollout.transfer import Manifest, TransferError, read_bucket, record_engine, release, sweep, write_bucket, write_buckets
+from rollout.transfer import Manifest, TransferError, read_bucket, release, write_bucket, write_buckets
 
 TENSORS = {
     "embed": torch.arange(600, dtype=torch.float32).reshape(20, 30),
@@ -24,7 +23,7 @@ EXPECTED = {n: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in
 @pytest.fixture(autouse=True)
 def shm(tmp_path, monkeypatch):
     """A private /dev/shm."""
-    monkeypatch.setattr(transfer, "SHM", tmp_path)
+    monkeypatch.setattr(leftovers, "SHM", tmp_path)
     return tmp_path
 
 
@@ -180,38 +179,3 @@ def test_a_bucket_can_be_materialised_elsewhere(publish, shm):
     staging = Staging(EXPECTED)
     staging.receive(manifest)
     assert staging.digest == manifest.digest
-
-
-@pytest.fixture
-def dead_pid() -> int:
-    process = multiprocessing.get_context("spawn").Process(target=int)
-    process.start()
-    process.join()
-    return process.pid
-
-
-def test_a_sweep_removes_what_dead_processes_left_and_nothing_else(publish, shm, dead_pid):
-    kept = publish().buckets[0].segment
-    names = [f"cohort_run_{dead_pid}_v3_0", f"cohort_other-run_{dead_pid}_v3_0", "psm_1", f"unrelated_{dead_pid}_v3_0"]
-    for name in names:
-        (shm / name).touch()
-    assert sweep("run") == [names[0]]
-    assert sweep() == [names[1]]
-    assert {kept, "psm_1", names[3]} <= {p.name for p in shm.iterdir()}
-
-
-def test_what_a_killed_engine_left_is_swept_once_its_processes_are_gone(shm, dead_pid):
-    for name in ("psm_ours", "psm_others"):
-        (shm / name).touch()
-    folder = shm / "engine_a_1"
-    (folder / "sockets").mkdir(parents=True)
-    record = record_engine("run", [os.getpid()], folder)
-    assert json.loads(record.read_text()) == {"pids": [os.getpid()], "segments": [], "folder": str(folder)}
-    assert sweep() == []
-    orphan = shm / f"cohort_run_{dead_pid}_{folder.name}"
-    orphan.write_text(json.dumps({"pids": [os.getpid()], "segments": ["psm_ours"], "folder": str(folder)}))
-    assert sweep() == []
-    assert folder.exists()
-    orphan.write_text(json.dumps({"pids": [dead_pid], "segments": ["psm_ours"], "folder": str(folder)}))
-    assert sweep() == ["psm_ours", orphan.name]
-    assert sorted(p.name for p in shm.iterdir()) == [record.name, "psm_others"]
