@@ -21,7 +21,6 @@ from reward.stored import Judged, StoredRow, accuracy, measures
 from reward.types import ScoredSample
 from rollout.benchmarks import BENCHMARKS
 from rollout.data import load_questions
-from rollout.rows import load_rows
 from rollout.types import Question, Sampling
 
 log = logging.getLogger("cohort")
@@ -42,15 +41,14 @@ MAY_CHANGE = (
 
 def evaluate_benchmark(config: RunConfig, benchmark: str, ks: Sequence[int]) -> dict:
     """Sample and judge what is missing, then sum up. Raises ConfigError, RunFailed, or Stopped after a signal."""
-    out = config.output
+    out, questions = config.output, _questions(config, benchmark)
     lock = RunLock(out)
     try:
-        questions, extras = _questions(config, benchmark)
         done = {row["ordinal"]: row for row in _kept(config)}
         left = [question for question in questions if question.ordinal not in done]
         if left:
             log.info("%s: %d questions, %d of them done before", benchmark, len(questions), len(done))
-            _sample(config, left, extras, len(questions))
+            _sample(config, left, BENCHMARKS[benchmark].breakdown, len(questions))
         rows = read_jsonl(out / "generations.jsonl")
         results = {"benchmark": benchmark, "model": str(config.model.path)} | summarise(
             rows, ks, BENCHMARKS[benchmark].breakdown
@@ -123,17 +121,16 @@ def _stored(rows: Sequence[dict]) -> tuple[list[StoredRow], list[list[Judged]]]:
     return stored, judged
 
 
-def _questions(config: RunConfig, benchmark: str) -> tuple[list[Question], list[dict]]:
-    """The questions, by ordinal, and the columns of each that accuracy is broken down by."""
+def _questions(config: RunConfig, benchmark: str) -> list[Question]:
+    """The questions, by ordinal. Raises ConfigError for a model or a file that cannot be used."""
     from transformers import AutoTokenizer
 
     if not (config.model.path / "config.json").is_file():
         raise ConfigError([f"{config.model.path}: found no config.json; expected a Hugging Face model directory"])
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
-    questions = load_questions(config.data, tokenizer, gold_check(config.reward))
-    rows = load_rows(config.data.questions)
-    wanted = BENCHMARKS[benchmark].breakdown
-    return questions, [{name: row.columns[name] for name in wanted if name in row.columns} for row in rows]
+    try:
+        return load_questions(config.data, AutoTokenizer.from_pretrained(config.model.path), gold_check(config.reward))
+    except ValueError as error:
+        raise ConfigError([f"--benchmark {benchmark}, or else --question and --gold: {error}"]) from error
 
 
 def _kept(config: RunConfig) -> list[dict]:
@@ -153,7 +150,7 @@ def _kept(config: RunConfig) -> list[dict]:
     return rows
 
 
-def _sample(config: RunConfig, questions: Sequence[Question], extras: Sequence[dict], total: int) -> None:
+def _sample(config: RunConfig, questions: Sequence[Question], breakdown: Sequence[str], total: int) -> None:
     """Outputs of the questions, judged, into generations.jsonl as they come."""
     size = config.evaluation.samples_per_question
     sampling = Sampling(temperature=config.evaluation.temperature, max_new_tokens=config.rollout.max_new_tokens)
@@ -171,7 +168,7 @@ def _sample(config: RunConfig, questions: Sequence[Question], extras: Sequence[d
             samples = sampler.sample(leases(part, config.name, size), sampling, name, version=0)
             groups = by_ordinal(sampler.judge(part, samples, name, "rule"))
             for question in part:
-                row = _row(question, extras[question.ordinal], size, groups.get(question.ordinal, []))
+                row = _row(question, breakdown, size, groups.get(question.ordinal, []))
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             right = [s.verdict.components["correct"] for g in groups.values() for s in g if s.verdict.status == "score"]
@@ -188,7 +185,7 @@ def _sample(config: RunConfig, questions: Sequence[Question], extras: Sequence[d
                 raise Stopped(f"stopped: what was generated is in {config.output}; the same command goes on")
 
 
-def _row(question: Question, extras: dict, asked: int, group: Sequence[ScoredSample]) -> dict:
+def _row(question: Question, breakdown: Sequence[str], asked: int, group: Sequence[ScoredSample]) -> dict:
     outputs = [
         {
             "index": s.sample.index, "text": s.sample.text, "extracted": s.verdict.extracted, "value": s.verdict.value,
@@ -199,4 +196,5 @@ def _row(question: Question, extras: dict, asked: int, group: Sequence[ScoredSam
         for s in group
     ]  # fmt: skip
     names = {"id": question.id, "ordinal": question.ordinal, "question": question.text, "gold": question.gold}
+    extras = {name: question.columns[name] for name in breakdown if name in question.columns}
     return names | {"extras": extras, "asked": asked, "outputs": outputs}

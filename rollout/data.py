@@ -16,7 +16,7 @@ from rollout.config import DataConfig, SourceConfig
 from rollout.given import LabelledOutput, LabelledSet, Output, Preference, PreferenceSet, given, read_steps
 from rollout.order import Ordered
 from rollout.prompts import encode_response, encode_steps, end_token_id, render
-from rollout.rows import Row, fill, load_rows, reject, source_rows
+from rollout.rows import Row, as_json, fill, load_rows, reject, source_rows
 from rollout.types import Question, Sample
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class _Loader:
         lengths = [(row.where, f"{len(ids)} tokens") for row, ids in zip(rows, prompts, strict=True) if len(ids) > self._limit]
         reject(lengths, f"the prompt is longer than data.max_prompt_tokens: {self._limit}")
         return [
-            Question(ordinal=0, id=row.where, text=text, gold=gold, prompt_ids=ids)
+            Question(ordinal=0, id=row.where, text=text, gold=gold, prompt_ids=ids, columns=as_json(row.columns))
             for row, text, gold, ids in zip(rows, texts, golds, prompts, strict=True)
         ]
 

@@ -89,6 +89,11 @@ def fill(rows: Sequence[Row], template: str, role: str) -> list[str]:
     return texts
 
 
+def as_json(columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns in what JSON can carry; what it has no form for (a date, a decimal number) as text."""
+    return json.loads(json.dumps(columns, default=str))
+
+
 def column(rows: Sequence[Row], name: str, role: str) -> list[Any]:
     """The values of a column, or of a place in one such as `a[b]`, as they are. Raises ValueError where it is missing."""
     first = name.partition("[")[0]

@@ -5,10 +5,10 @@ Token ids go in and token ids come out: what the learner trains on is what the e
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 PolicyVersion = int
 """Counts committed weight updates of a run; 0 is the model the run (or its first stage) starts from."""
@@ -40,6 +40,8 @@ class Question:
     """The reference answer."""
     prompt_ids: tuple[int, ...]
     """Token ids of the rendered prompt."""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The row that it comes from, as JSON: whoever needs a field of the data finds it with its question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,15 +4,20 @@ import json
 import signal
 import subprocess
 import time
+from contextlib import nullcontext
 
 import pytest
 
+from cluster import benchmark_run
 from cluster.benchmark_run import summarise
 from cluster.metrics import read_jsonl
+from reward.config import RewardConfig
+from reward.scorer import RuleScorer
 from rollout.benchmarks import BENCHMARKS
 from rollout.tasks import items, make_small_llama
 from tests.cluster.clusters import COHORT
 from tests.cluster.test_cli import invoke
+from tests.cluster.test_evaluation import sample
 
 
 def row(ordinal, marks, extras=None, asked=None):
@@ -56,6 +61,52 @@ def test_the_prompts_are_the_papers():
 def test_wrong_input_is_told_before_anything_starts(tmp_path, arguments, message):
     done = invoke("evaluate", tmp_path, *arguments)
     assert done.exit_code == 2 and message in done.output
+
+
+def test_a_file_of_another_benchmark_is_one_error_and_leaves_nothing(tmp_path):
+    make_small_llama(tmp_path / "model", 0)
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "1 + 1", "answer": "#### 2"}\n')
+    out = tmp_path / "out"
+    done = invoke("evaluate", tmp_path / "model", "--benchmark", "math", "--data", tmp_path / "gsm8k.jsonl", "--out", out)
+    assert done.exit_code == 2 and not out.exists()
+    assert done.output.count("\n") == 1 and "--question" in done.output
+    assert "needs column 'problem'; present: answer, question" in done.output
+
+
+class Slots:
+    """One engine that answers every question with `#### 1`, and the rule."""
+
+    def slots(self):
+        return [0]
+
+    def generate(self, waves, sampling, name):
+        made = [sample(lease, i, "#### 1") for lease in waves[0] for i in lease.indices]
+        return {0: (made, [])}, {}
+
+    def judge(self, questions, samples, name, reward):
+        return RuleScorer(RewardConfig(answer_format="auto")).score(questions, samples)
+
+
+@pytest.fixture
+def slots(monkeypatch):
+    """`evaluate_benchmark` without Ray and engines."""
+    here = Slots()
+    monkeypatch.setattr(benchmark_run, "cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(benchmark_run, "roles", lambda *_: nullcontext(here))
+    return here
+
+
+def test_accuracy_is_broken_down_by_the_fields_of_the_questions_own_row(tmp_path, slots):
+    make_small_llama(tmp_path / "model", 0)
+    golds = ["no number", "1", "see below", "1", "2"]
+    rows = [{"problem": f"{i} + 1", "answer": gold, "level": f"Level {i}"} for i, gold in enumerate(golds)]
+    (tmp_path / "math.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    options = ("--benchmark", "math", "--data", tmp_path / "math.jsonl", "--out", tmp_path / "out", "--json")
+    settings = ('data.prompt.suffix=""', "data.max_prompt_tokens=32", "data.drop_unjudgeable=true")
+    done = invoke("evaluate", tmp_path / "model", *settings, *options)
+    assert done.exit_code == 0, done.output
+    parts = json.loads((tmp_path / "out" / "results.json").read_text())["breakdown"]["level"]
+    assert {level: part["accuracy"] for level, part in parts.items()} == {"Level 1": 1.0, "Level 3": 1.0, "Level 4": 0.0}
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,12 @@
 import json
 import string
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from rollout.config import DataConfig, PromptConfig, SourceConfig
 from rollout.data import load_data
@@ -61,6 +64,17 @@ def test_a_question_knows_its_line_its_gold_and_its_tokens(tmp_path):
     question = next(q for q in (data.train.question(0), data.train.question(1), *data.evaluation) if q.text == "q1")
     assert (question.id, question.gold) == (f"{path}:2", "1")
     assert character_tokenizer(string.printable).decode(question.prompt_ids) == "<bos>q1\n"
+
+
+def test_a_question_carries_its_row_in_what_json_can_say(tmp_path):
+    day, columns = date(2024, 2, 29), {"question": "q0", "answer": 0, "hints": ["a", "b"], "level": None}
+    parquet.write_table(
+        pyarrow.Table.from_pylist([columns | {"day": day}, columns | {"question": "q1"}]), tmp_path / "train.parquet"
+    )
+    data = load(from_file(tmp_path / "train.parquet", hold_out=1))
+    found = {q.text: q.columns for q in (data.train.question(0), *data.evaluation)}
+    assert found["q0"] == json.loads(json.dumps(found["q0"])) == columns | {"day": "2024-02-29"}
+    assert found["q1"] == columns | {"question": "q1", "day": None}
 
 
 def test_questions_with_the_same_text_keep_ids_of_their_own(tmp_path):
