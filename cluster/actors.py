@@ -55,7 +55,7 @@ class RolloutActor:
     def __init__(self, config: RolloutConfig, model_dir: Path, options: dict[str, Any]):
         from rollout.worker import RolloutWorker
 
-        self.config, self.prefix, self.sync_deadline_s = config, options["prefix"], options.pop("sync_deadline_s")
+        self.config, self.prefix, self.sync_deadline_s = config, options.pop("prefix"), options.pop("sync_deadline_s")
         self.worker = RolloutWorker(config, model_dir, **options)
 
     async def locate(self) -> str:
@@ -63,7 +63,7 @@ class RolloutActor:
 
     async def start(self, index: int, count: int) -> dict[str, Any]:
         """Start the engine on its share of this node's cores (the index-th of `count` engines here)."""
-        await self.worker.start(share_of_cores(index, count, self.config.cores_per_worker))
+        await self.worker.start(share_of_cores(index, count, self.config.cores_per_worker), self.prefix)
         return {**self.worker.engine.describe(), **whereabouts()}
 
     async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float):

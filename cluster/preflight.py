@@ -5,22 +5,18 @@ is asked when the run connects to it.
 """
 
 import asyncio
-import math
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cluster.config import RunConfig
 from cluster.contradictions import supervision
+from cluster.preflight_model import Model, check_model, check_reward_model, read_model
 from learner.algorithms import Need
-from reward.config import RewardModelConfig, member_directories
+from reward.config import RewardModelConfig
 from reward.rules import gold_check, well_formed
 from reward.selftest import Report, self_test
-from reward.tokenizer import check_tokenizer
 from rollout.config import SourceConfig
 from rollout.data import Data, load_data
 from rollout.overlap import overlaps
@@ -28,22 +24,8 @@ from rollout.rows import fill, load_rows
 from rollout.sandbox import Sandbox, SandboxError
 from rollout.selection import Uniform
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: float32 weights and Adam's two moments. A frozen reference adds four."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """What the check reads of a model directory."""
-
-    tokenizer: "PreTrainedTokenizerBase"
-    parameters: int
-    positions: int
-    """Longest sequence, in tokens."""
-    vocabulary: int
 
 
 def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
@@ -54,9 +36,9 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
     _arithmetic(config, report)
     model = None
     try:
-        model = _model(config)
-        _check_model(config, model, report)
-        _check_reward_model(config, report)
+        model = read_model(config)
+        check_model(config, model, report)
+        check_reward_model(config, report)
         data = load_data(config.data, model.tokenizer, config.seed, gold_check(config.reward), bool(config.rollout.tools))
         _check_data(config, data, model, report)
         _check_judge(config, data, report)
@@ -97,68 +79,6 @@ def _arithmetic(config: RunConfig, report: Report) -> None:
         report.facts.append(f"stage {stage.name}: {asked} = {outputs} outputs a step, {updates} in all")
     budget = config.learner.max_tokens_per_microbatch
     report.facts.append(f"learner: {config.learner.ranks} rank(s), micro-batches of at most {budget} tokens, padding included")
-
-
-def _model(config: RunConfig) -> Model:
-    """Raises ValueError when the directory is not a model's."""
-    if config.model.path is not None:
-        return _read_model(config.model.path)
-    from rollout.tasks import make_small_llama
-
-    with tempfile.TemporaryDirectory(prefix="cohort-check-") as folder:
-        make_small_llama(Path(folder), config.seed, config.model.init)
-        return _read_model(Path(folder))
-
-
-def _read_model(path: Path) -> Model:
-    if not (path / "config.json").is_file():
-        hint = "; `cohort import-gguf` makes one from a GGUF file" if not path.exists() else ""
-        raise ValueError(f"model.path: {path}: found no config.json; expected a Hugging Face model directory{hint}")
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        raise ValueError(f"model.path: {path}: found no .safetensors file; expected the model's weights")
-    from safetensors import SafetensorError, safe_open
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        shape = AutoConfig.from_pretrained(path).get_text_config()
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        parameters = 0
-        for file in weights:
-            with safe_open(file, framework="np") as tensors:
-                parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"model.path: {path}: cannot be read: {error}") from error
-    positions, vocabulary = shape.max_position_embeddings, shape.vocab_size
-    return Model(tokenizer=tokenizer, parameters=parameters, positions=positions, vocabulary=vocabulary)
-
-
-def _check_model(config: RunConfig, model: Model, report: Report) -> None:
-    name = config.model.path or config.model.init
-    report.facts.append(f"model: {name}, {model.parameters / 1e6:.1f} M parameters, sequences up to {model.positions} tokens")
-    prompt, new = config.data.max_prompt_tokens, config.rollout.max_new_tokens
-    if prompt + new > model.positions:
-        limits = f"data.max_prompt_tokens {prompt} + rollout.max_new_tokens {new} = {prompt + new}"
-        report.problems.append(f"{limits}; expected at most the model's {model.positions}")
-    if len(model.tokenizer) > model.vocabulary:
-        found = f"the tokenizer has {len(model.tokenizer)} tokens and the model {model.vocabulary}"
-        report.problems.append(f"model.path: {name}: {found}; expected no more tokens than the model knows")
-
-
-def _check_reward_model(config: RunConfig, report: Report) -> None:
-    """A reward model from elsewhere reads the policy's token ids, so its tokenizer must be the policy's."""
-    kind, paths = supervision(config), config.reward.model.path if config.reward.model else ()
-    if kind is None:
-        return
-    if paths:
-        from reward.model import kind_of
-    for path in paths:
-        for member in member_directories(path):
-            if (found := kind_of(member)) != kind:
-                report.problems.append(f"reward.model.path: {member} is a model for {found} supervision; expected {kind}")
-            if config.model.path is not None:
-                check_tokenizer(member, config.model.path)
-    report.facts.append(f"reward model: {kind} supervision, {', '.join(map(str, paths)) or 'trained by the run'}")
 
 
 def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> None:

@@ -195,7 +195,7 @@ class Roles:
 
     def _spawn_rollout(self, slot: int) -> None:
         options = {
-            "run_seed": self.config.seed, "max_model_len": self.max_model_len,
+            "prompt": self.config.data.prompt, "run_seed": self.config.seed, "max_model_len": self.max_model_len,
             "prefix": f"{self.prefix}-{slot}", "sync_deadline_s": self.config.cluster.sync_deadline_s,
         }  # fmt: skip
         self.rollout[slot] = self._spawn("rollout", slot, RolloutActor, self.config.rollout, self.model_dir, options)

@@ -1,5 +1,6 @@
 """Tokenizers of reward models: the policy's own, copied beside the model and compared by what decides token ids."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -20,18 +21,20 @@ NOT_IDS = ("padding", "truncation")
 
 
 def padding_id(model_dir: Path, config: Any) -> int:
-    """A token that never ends an output, so not an eos: transformers reads the score at the last token that is not padding.
+    """A token that never ends an output, be it as an eos or as the template's end of a turn.
 
+    Transformers reads the score at the last token that is not padding.
     The model's padding token if that will do, else the tokenizer's, else another special token, else an ordinary one.
     """
     from transformers import AutoTokenizer
 
+    from rollout.prompts import declared_ends, template_end
+
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    generation = Path(model_dir) / "generation_config.json"
-    named = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.exists() else None
-    ends = {None, tokenizer.eos_token_id}
-    for eos in (config.eos_token_id, named):
-        ends |= set(eos) if isinstance(eos, list) else {eos}
+    eos = config.eos_token_id
+    ends = {None, *(eos if isinstance(eos, list) else [eos]), *declared_ends(model_dir, tokenizer)}
+    with contextlib.suppress(ValueError):  # a tokenizer without a template that can be applied
+        ends.add(template_end(tokenizer))
     usual = [config.pad_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
     return next(token for token in [*usual, *tokenizer.all_special_ids, *range(len(tokenizer))] if token not in ends)
 

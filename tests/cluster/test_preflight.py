@@ -1,7 +1,9 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from cluster.config import load
 from cluster.preflight import check
@@ -77,6 +79,26 @@ def test_a_model_directory_that_is_none_is_named_with_the_way_to_make_one(report
     (tmp_path / "half/config.json").write_text("{}")
     (problem,) = report("model={path: half}").problems
     assert problem.startswith("model.path: half: found no .safetensors file")
+
+
+def test_what_ends_an_output_is_shown_and_a_template_that_does_not_say_is_refused(report, tmp_path, tiny_model_dir):
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    question = "data.prompt.template=chat"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    (tmp_path / "q.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n{"question": "1 + 2", "answer": "3"}\n')
+    asked = ["model={path: model}", "data.questions={file: q.jsonl}", "data.demonstrations=null", "data.hold_out=1"]
+    stage = "algorithm: grpo, reward: rule, steps: 1, questions_per_step: 1, samples_per_question: 2"
+    asked += [f"stages=[{{{stage}, optimizer: {{learning_rate: 0.1}}}}]"]
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} w7 {% endfor %}"
+    tokenizer.save_pretrained("model")
+    (problem,) = report(*asked, question).problems
+    assert "no control token behind an assistant's words" in problem
+    tokenizer.add_special_tokens({"additional_special_tokens": ["w7"]})
+    tokenizer.save_pretrained("model")
+    assert "an output ends with any of: '</s>' (2), '<end>' (3), 'w7' (24)" in report(*asked, question).facts
+    (tmp_path / "model/generation_config.json").write_text('{"eos_token_id": 4000}')
+    (problem,) = report(*asked, question).problems
+    assert "token 4000 is declared to end an output, and the model knows 100" in problem
 
 
 def test_a_bad_row_is_named_with_its_file_and_line(report, tmp_path, tiny_model_dir):

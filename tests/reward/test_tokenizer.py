@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoTokenizer
 from reward.tokenizer import check_tokenizer, copy_tokenizer, padding_id, set_padding, tokenizer_hash
 from rollout.tasks import character_tokenizer
 from tests.reward.builders import write_gpt2
+from tests.rollout.test_prompts import tokenizer_with
 
 
 def test_only_what_decides_ids_counts(tiny_model_dir, tmp_path):
@@ -55,3 +56,11 @@ def test_padding_never_ends_an_output(tiny_model_dir, tmp_path):
     shutil.copy(tiny_model_dir / "config.json", tmp_path)
     assert padding(tmp_path, pad_token_id=None) == 0, "the tokenizer's"
     assert padding(write_gpt2(tmp_path / "gpt2")) == 1, "the first ordinary token where there is no special one"
+
+
+def test_the_templates_end_of_turn_is_no_padding(tmp_path):
+    tokenizer = tokenizer_with()
+    tokenizer.pad_token = "<|end|>"
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 2}))
+    assert padding_id(tmp_path, AutoConfig.from_pretrained(tmp_path)) == tokenizer.unk_token_id

@@ -1,9 +1,10 @@
+import json
 import string
 
 import pytest
 
 from rollout.config import PromptConfig
-from rollout.prompts import encode_response, end_token_id, render
+from rollout.prompts import encode_response, end_token_id, render, stop_token_ids
 from rollout.tasks import character_tokenizer
 
 CHAT, PLAIN = PromptConfig(), PromptConfig(template="plain")
@@ -81,13 +82,31 @@ def test_what_a_program_printed_is_cut_off_as_in_an_episode_and_not_for_the_poli
     assert encode_response(tokenizer, text, PLAIN) == (ids, (True,) * len(ids))
 
 
-def test_an_output_ends_with_the_end_of_turn_of_the_template_else_with_eos():
+def test_an_output_ends_with_the_end_of_turn_of_the_template_and_in_the_plain_form_with_eos():
     tokenizer = tokenizer_with()
     assert end_token_id(tokenizer, CHAT) == tokenizer.convert_tokens_to_ids("<|end|>")
     assert end_token_id(tokenizer, PLAIN) == tokenizer.eos_token_id
-    assert end_token_id(tokenizer_with("{{ messages[-1]['content'] }}"), CHAT) == tokenizer.eos_token_id
     with pytest.raises(ValueError, match="no EOS token"):
         end_token_id(tokenizer_with(eos_token=None), PLAIN)
+
+
+def test_a_turn_that_only_the_next_turn_ends_is_ended_by_its_first_token_and_an_unknown_end_is_refused():
+    roles = "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
+    tokenizer = tokenizer_with(roles)
+    assert end_token_id(tokenizer, CHAT) == tokenizer.convert_tokens_to_ids("<|user|>")
+    for nothing in ("{{ messages[-1]['content'] }}", "{% for message in messages %}[{{ message['content'] }}]{% endfor %}"):
+        with pytest.raises(ValueError, match="no control token behind an assistant's words.* or prompt.template: plain"):
+            end_token_id(tokenizer_with(nothing), CHAT)
+
+
+def test_every_declared_eos_id_and_the_templates_end_stop(tmp_path):
+    tokenizer = tokenizer_with()
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert stop_token_ids(tmp_path, tokenizer, CHAT) == (2, end), "no file declares it"
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
+    assert stop_token_ids(tmp_path, tokenizer, CHAT) == (2, 3, 7, end)
+    assert stop_token_ids(tmp_path, tokenizer, PLAIN) == (2, 3, 7)
 
 
 def test_a_missing_chat_template_is_an_error_that_says_what_to_do():

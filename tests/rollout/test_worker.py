@@ -1,16 +1,17 @@
 """RolloutWorker's own work, on a fake engine: seeds, order, text, and what may not be trained on."""
 
 import asyncio
-import json
 import math
 
 import pytest
-from transformers import AutoTokenizer
 
-from rollout.config import RolloutConfig
+from rollout.config import PromptConfig, RolloutConfig, ToolsConfig
+from rollout.engine import Engine
 from rollout.types import Completion, FinishReason, Lease, Question, Rejection, Sample, Sampling, sample_seed
-from rollout.worker import RolloutWorker, stop_token_ids
+from rollout.worker import RolloutWorker
+from tests.rollout.test_prompts import CHAT, tokenizer_with
 
+PLAIN = PromptConfig(template="plain")
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
 
 
@@ -31,7 +32,7 @@ def run(model_dir, leases, completions, run_seed=5):
         seen.extend(requests)
         return completions
 
-    arguments = {"run_seed": run_seed, "max_model_len": 64, "prefix": "run-1", "generate_fn": generate}
+    arguments = {"prompt": PLAIN, "run_seed": run_seed, "max_model_len": 64, "generate_fn": generate}
     worker = RolloutWorker(RolloutConfig(), model_dir, **arguments)
     return *asyncio.run(worker.generate(leases, SAMPLING, deadline_s=5)), seen
 
@@ -96,20 +97,31 @@ def test_an_engine_that_loses_an_output_is_an_error(tiny_model_dir):
         run(tiny_model_dir, [lease()], [completion()])
 
 
-def test_every_declared_eos_id_stops(tiny_model_dir, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    assert stop_token_ids(tiny_model_dir, tokenizer) == (2, 3)
-    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
-    assert stop_token_ids(tmp_path, tokenizer) == (2, 7)
-    tokenizer.eos_token = None
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="no eos_token_id in generation_config.json, config.json or the tokenizer"):
-        stop_token_ids(tmp_path, tokenizer)
+def test_the_templates_end_of_turn_stops_the_engine_and_the_tool_loop(tmp_path, monkeypatch):
+    tokenizer = tokenizer_with()
+    tokenizer.save_pretrained(tmp_path)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    asked, engines = [], []
+
+    async def generate(requests):
+        asked.extend(requests)
+        return [completion(ids=(11, end))]
+
+    async def start(*args, **options):
+        engines.append(options["stop_token_ids"])
+
+    options = {"run_seed": 5, "max_model_len": 64, "generate_fn": generate}
+    worker = RolloutWorker(RolloutConfig(tools=ToolsConfig()), tmp_path, prompt=CHAT, **options)
+    ([sample], _) = asyncio.run(worker.generate([lease(indices=(0,))], SAMPLING, deadline_s=5))
+    assert (sample.output_ids, sample.finish_reason, len(asked)) == ((11, end), FinishReason.STOP, 1)
+    monkeypatch.setattr(Engine, "start", start)
+    asyncio.run(RolloutWorker(RolloutConfig(), tmp_path, prompt=CHAT, **options).start(None, "run-1"))
+    assert engines == [(tokenizer.eos_token_id, end)]
 
 
 @pytest.mark.engine
 def test_a_lease_becomes_samples_on_a_real_engine(tiny_model_dir, engine, engine_loop):
-    worker = RolloutWorker(RolloutConfig(), tiny_model_dir, run_seed=5, max_model_len=64, prefix="run-0")
+    worker = RolloutWorker(RolloutConfig(), tiny_model_dir, prompt=PLAIN, run_seed=5, max_model_len=64)
     worker.engine = engine
     (first, again) = (engine_loop.run(worker.generate([lease(), lease(18)], SAMPLING, deadline_s=60)) for _ in range(2))
     assert first == again
