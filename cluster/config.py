@@ -12,16 +12,16 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from cluster.contradictions import contradictions
 from cluster.recipe import ConfigError, Recipe, dump, item_names
-from cluster.stages import Name, StageConfig, refusal
+from cluster.stages import Name, StageConfig
 from learner.config import LearnerConfig
 from reward.config import RewardConfig
-from rollout.config import DataConfig, ModelConfig, RolloutConfig, Strict
+from rollout.config import AbsolutePath, DataConfig, ModelConfig, RolloutConfig, Strict, absolute, refusal
 
 IMMUTABLE = (
     *("name", "output", "seed", "model", "data"),
     *(f"stages.*.{key}" for key in ("name", "algorithm", "questions_per_step", "samples_per_question")),
     *(f"stages.*.{key}" for key in ("reward", "labels", "from_file", "selection", "offline_questions", "pairs_per_question")),
-    "rollout.tools",
+    *("rollout.tools", "rollout.dtype"),
     *(f"reward.{key}" for key in ("answer_format", "correct", "format", "flip_share", "function", "weights")),
     *(f"reward.model.{key}" for key in ("path", "members", "step_boundary", "replay_share", "replay_groups")),
 )
@@ -63,7 +63,7 @@ class RunConfig(Strict):
 
     name: Name
     seed: int = Field(0, ge=0, lt=2**63)
-    output: Path | None = Field(None, validate_default=True)
+    output: AbsolutePath | None = Field(None, validate_default=True)
     """The run directory; by default runs/<name>."""
     model: ModelConfig
     data: DataConfig
@@ -81,7 +81,7 @@ class RunConfig(Strict):
     @field_validator("output")
     @classmethod
     def _default_output(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return value or (Path("runs") / info.data["name"] if "name" in info.data else None)
+        return value or (absolute(Path("runs") / info.data["name"]) if "name" in info.data else None)
 
     @field_validator("stages")
     @classmethod

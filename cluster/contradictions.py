@@ -35,9 +35,6 @@ def contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
         if stage.trains_policy and isinstance(stage.resolved().credit, DenoisedGroupRelative) and not binary:
             why = "estimates flips of 0/1 rewards; expected reward.correct: 1 and reward.format: 0"
             out.append((("stages", i, "credit"), why))
-    if data.demonstrations and data.demonstrations.task is None and data.demonstrations.response is None:
-        why = "missing; expected a template for the demonstrated output, such as '{solution}\\n#### {answer}'"
-        out.append((("data", "demonstrations", "response"), why))
     if data.prompt.system is not None and data.prompt.template == "plain":
         out.append((("data", "prompt", "system"), "given, but template: plain has no system message; expected template: chat"))
     if config.model.init:

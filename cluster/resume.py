@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.config import ConfigError, RunConfig, diff, load, refusals, resolved_yaml
+from rollout.config import absolute
 
 log = logging.getLogger("cohort")
 
@@ -105,8 +106,7 @@ def resume(run_dir: Path, overrides: list[str]) -> dict:
     """
     from cluster.launch import run
 
-    config = run_config(run_dir)
-    changed = load(run_dir / "config.yaml", overrides)
+    config, changed = run_config(run_dir), run_config(run_dir, overrides)
     if refused := refusals(config, changed):
         raise ConfigError(refused)
     for line in diff(config, changed):
@@ -140,8 +140,13 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
     return out
 
 
-def run_config(run_dir: Path) -> RunConfig:
+def run_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run; its `output` is this directory, wherever the run was begun, unless an override names another.
+
+    Raises ConfigError when the directory is no run.
+    """
     path = run_dir / "config.yaml"
     if not path.exists():
         raise ConfigError([f"{run_dir} is not a run directory: config.yaml is missing"])
-    return load(path)
+    begun, config = load(path), load(path, overrides)
+    return config if config.output != begun.output else config.model_copy(update={"output": absolute(run_dir)})

@@ -3,9 +3,8 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
-from cluster.explain import Loc, nearest, sentence
+from cluster.explain import nearest, sentence
 from learner.algorithms import (
     REWARD_MODELS,
     TABLE,
@@ -21,7 +20,7 @@ from learner.algorithms import (
 from learner.config import OptimizerConfig
 from learner.stage import StageSpec
 from reward.config import RewardModelConfig
-from rollout.config import DataConfig, Strict
+from rollout.config import DataConfig, Strict, refusal
 from rollout.selection import Selection, Uniform
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
@@ -131,12 +130,6 @@ class StageConfig(Strict):
             critic_optimizer=self.critic_optimizer, value_clip=self.value_clip,
             members=model.count, reward_model=model.path, seed=seed,
         )  # fmt: skip
-
-
-def refusal(problems: list[tuple[Loc, str]]) -> PydanticCustomError:
-    """A validation error of several problems, each at a place of its own below the model that raises it."""
-    text = "; ".join(f"{'.'.join(map(str, loc))}: {why}" for loc, why in problems)
-    return PydanticCustomError("several", "{text}", {"text": text, "problems": problems})
 
 
 def contradictions(stage: StageConfig, data: DataConfig) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rollout.config import Strict
+from rollout.config import AbsolutePath, Strict, absolute
 
 
 def member_directories(path: Path) -> list[Path]:
@@ -17,7 +17,7 @@ def member_directories(path: Path) -> list[Path]:
 class RewardModelConfig(Strict):
     """A trained reward model, or several as an ensemble: where it comes from, how it scores, and on what."""
 
-    path: tuple[Path, ...] = ()
+    path: tuple[AbsolutePath, ...] = ()
     """Directories of trained models with the policy's tokenizer, one or more as an ensemble; empty: an earlier stage of the
     run trains it."""
     members: int = Field(1, gt=0)
@@ -43,12 +43,6 @@ class RewardModelConfig(Strict):
     """GPUs (or a share of one) for each reward actor."""
     cores_per_worker: int | None = Field(None, gt=0)
     """CPU threads of a reward actor; by default what the process was given."""
-
-    @field_validator("path")
-    @classmethod
-    def _from_anywhere(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
-        """Absolute: the actors have working directories of their own."""
-        return tuple(path.absolute() for path in value)
 
     @property
     def count(self) -> int:
@@ -108,9 +102,10 @@ class RewardConfig(Strict):
         file, _, name = value.rpartition(":")
         if not file.endswith(".py") or not name.isidentifier():
             raise ValueError(f"found {value!r}; expected a file and a function in it, such as my_rewards.py:score")
-        if not Path(file).is_file():
-            raise ValueError(f"{file}: no such file; expected the Python file of the function {name}")
-        return f"{Path(file).absolute()}:{name}"
+        path = absolute(Path(file))
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; expected the Python file of the function {name}")
+        return f"{path}:{name}"
 
     @model_validator(mode="after")
     def _function_replaces_the_rule(self):

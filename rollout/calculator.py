@@ -5,9 +5,11 @@ as in `rollout.tasks` says which items are held out.
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
-from rollout.tasks import distinct
+from rollout.tasks import Questions, distinct
 
 FACTORS = (12, 98)
 LARGEST_TERM = 999
@@ -35,7 +37,7 @@ class Calculation:
 def calculations(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int]) -> list[Calculation]:
     """`count` different items, the same for the same seed; `lengths` are the least and the most operations.
 
-    The first operation is the product.
+    The first operation is the product. Raises ValueError where there are not as many.
     """
     rng = random.Random(f"calculator/{seed}/{held_out}")
 
@@ -44,7 +46,20 @@ def calculations(seed: int | str, count: int, held_out: bool, lengths: tuple[int
             terms = [(rng.choice("+-"), rng.randint(1, LARGEST_TERM)) for _ in range(rng.randint(*lengths) - 1)]
             yield Calculation(factors=(rng.randint(*FACTORS), rng.randint(*FACTORS)), terms=tuple(terms))
 
-    return distinct(endless(), count, held_out)
+    return distinct(endless(), count, held_out, questions(lengths))
+
+
+def questions(lengths: tuple[int, int]) -> Questions:
+    """All calculations of so many operations, the least and the most."""
+    numbers, terms = range(FACTORS[0], FACTORS[1] + 1), [(sign, n) for sign in "+-" for n in range(1, LARGEST_TERM + 1)]
+    counts = range(lengths[0] - 1, lengths[1])
+
+    def every() -> Iterator[str]:
+        for count in counts:
+            for a, b, *rest in product(numbers, numbers, *[terms] * count):
+                yield Calculation(factors=(a, b), terms=tuple(rest)).question
+
+    return Questions(total=sum(len(numbers) ** 2 * len(terms) ** count for count in counts), every=every)
 
 
 def program_demonstration(item: Calculation, imperfect: float, rng: random.Random) -> str:

@@ -1,9 +1,11 @@
 """Configuration of the rollout stage: the model, the data, the engine. Pydantic only: parsing imports no torch, ray or vllm."""
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class Strict(BaseModel):
@@ -12,10 +14,28 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def refusal(problems: list[tuple[tuple[str | int, ...], str]]) -> PydanticCustomError:
+    """A validation error of several problems, each at a place of its own below the model that raises it."""
+    text = "; ".join(f"{'.'.join(map(str, loc))}: {why}" for loc, why in problems)
+    return PydanticCustomError("several", "{text}", {"text": text, "problems": problems})
+
+
+def absolute(path: Path) -> Path:
+    """`~` expanded, and relative to the current directory. Raises ValueError for the home of a user who is not known."""
+    try:
+        return Path(os.path.abspath(path.expanduser()))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+AbsolutePath = Annotated[Path, AfterValidator(absolute)]
+"""Every path of a configuration: what it names must not depend on the directory that a resumed run or an actor is in."""
+
+
 class ModelConfig(Strict):
     """Where the policy starts: a Hugging Face directory, or a small model that the project initialises itself."""
 
-    path: Path | None = None
+    path: AbsolutePath | None = None
     """A Hugging Face model directory, with its tokenizer."""
     init: Literal["small-llama", "small-llama-code"] | None = None
     """Initialise a small Llama with a tokenizer for chained arithmetic or for programs, from the run's seed."""
@@ -28,41 +48,81 @@ class ModelConfig(Strict):
 
 
 class SourceConfig(Strict):
-    """Where rows come from, and how their columns become question, answer and response."""
+    """Rows of a file or of the hub, and the question that each of them asks."""
 
-    task: Literal["chained-arithmetic", "calculator"] | None = None
-    """A built-in procedural task; `calculator` is made for outputs with programs."""
-    operations: int = Field(3, gt=0)
-    """For a task: how many operations a question has."""
-    file: Path | None = None
-    """A .jsonl or .parquet file."""
+    file: AbsolutePath | None = None
+    """A .jsonl, .json or .parquet file."""
     hub: str | None = None
     """A data set of the Hugging Face hub, as `name` or `name:split`."""
     question: str = "{question}"
-    """Template for the question, over the row's columns."""
-    answer: str = "{answer}"
-    """Template for the reference answer."""
-    response: str | None = None
-    """Template for the demonstrated output; needed by demonstrations."""
-    chosen: str | None = None
-    """Template for the better output; needed by preferences."""
-    rejected: str | None = None
-    """Template for the worse output; needed by preferences."""
-    steps: str | None = None
-    """Column with the list of an output's steps; needed by labelled steps."""
-    labels: str | None = None
-    """Column with the list of their labels, numbers in [0, 1]; needed by labelled steps."""
+    """Template for the question, over the row's columns; or one column with a list of messages, which are the prompt."""
     rows: int | None = Field(None, gt=0)
     """Use this many rows; for a task, how many questions to make (its default otherwise)."""
-    imperfect: float = Field(0.0, ge=0.0, lt=1.0)
-    """For a task's demonstrations: the chance that a step where a mistake is possible has one (calculator: that the answer
-    is guessed, without a program)."""
 
     @model_validator(mode="after")
     def _one_of(self):
-        if sum(x is not None for x in (self.task, self.file, self.hub)) != 1:
-            raise ValueError("give exactly one of task, file and hub")
+        names = [name for name in ("task", "file", "hub") if name in type(self).model_fields]
+        if sum(getattr(self, name) is not None for name in names) != 1:
+            raise ValueError(f"give exactly one of {', '.join(names[:-1])} and {names[-1]}")
         return self
+
+
+class TaskSourceConfig(SourceConfig):
+    """Rows of a built-in task, or of a file or the hub."""
+
+    task: Literal["chained-arithmetic", "calculator"] | None = None
+    """A built-in procedural task; `calculator` is made for outputs with programs."""
+    operations: int | None = Field(None, gt=0)
+    """For a task: how many operations a question has; by default 3."""
+
+    @model_validator(mode="after")
+    def _task_reads(self):
+        given = [name for name in ("operations", "imperfect") if getattr(self, name, None)]
+        if self.task is None and given:
+            raise refusal([((name,), "given, but only a task reads it; it belongs beside `task`") for name in given])
+        return self
+
+
+class QuestionsConfig(TaskSourceConfig):
+    """Questions with reference answers."""
+
+    answer: str = "{answer}"
+    """Template for the reference answer."""
+
+
+class DemonstrationsConfig(TaskSourceConfig):
+    """Questions with a demonstrated output; nobody judges it, so it has no reference answer."""
+
+    response: str | None = None
+    """Template for the demonstrated output; a task has one of its own."""
+    imperfect: float = Field(0.0, ge=0.0, lt=1.0)
+    """For a task: the chance that a step where a mistake is possible has one (calculator: that the answer is guessed, without a
+    program)."""
+
+    @model_validator(mode="after")
+    def _response_is_there(self):
+        if self.task is None and self.response is None:
+            why = "missing; expected a template for the demonstrated output, such as '{solution}\\n#### {answer}'"
+            raise refusal([(("response",), why)])
+        return self
+
+
+class PreferencesConfig(SourceConfig):
+    """Questions with a better and a worse output."""
+
+    chosen: str
+    """Template for the better output."""
+    rejected: str
+    """Template for the worse output."""
+
+
+class LabelledStepsConfig(SourceConfig):
+    """Questions with an output in steps and their labels."""
+
+    steps: str
+    """Column with the list of an output's steps."""
+    labels: str
+    """Column with the list of their labels, numbers in [0, 1]."""
 
 
 class PromptConfig(Strict):
@@ -79,22 +139,29 @@ class PromptConfig(Strict):
 class DataConfig(Strict):
     """The question set, the demonstrations, and the questions held out for evaluation."""
 
-    questions: SourceConfig
-    demonstrations: SourceConfig | None = None
+    questions: QuestionsConfig
+    demonstrations: DemonstrationsConfig | None = None
     """Rows for stages that train on demonstrations."""
-    preferences: SourceConfig | None = None
+    preferences: PreferencesConfig | None = None
     """Pairs of a better and a worse output, for stages that read pairs from a file."""
-    labelled_steps: SourceConfig | None = None
+    labelled_steps: LabelledStepsConfig | None = None
     """Outputs whose steps have labels, for a process model trained from a file."""
-    evaluation: SourceConfig | None = None
+    evaluation: QuestionsConfig | None = None
     """Held-out questions. Without it, `hold_out` of the questions are set aside."""
-    hold_out: int = Field(200, gt=0)
-    """How many questions to hold out when there is no `evaluation` source, chosen by the run's seed."""
+    hold_out: int | None = Field(None, gt=0)
+    """How many questions to hold out when there is no `evaluation` source, chosen by the run's seed; by default 200, or as many
+    as a task has."""
     drop_unjudgeable: bool = False
     """Leave out questions whose reference answer cannot be judged, and say how many, instead of refusing them."""
     prompt: PromptConfig = PromptConfig()
     max_prompt_tokens: int = Field(512, gt=0)
     """A longer prompt is an error that names the row."""
+
+    @model_validator(mode="after")
+    def _held_out_once(self):
+        if self.evaluation is not None and self.hold_out is not None:
+            raise refusal([(("hold_out",), "given, but data.evaluation has the held-out questions; expected one of the two")])
+        return self
 
 
 class SandboxConfig(Strict):
@@ -118,6 +185,10 @@ class ToolsConfig(SandboxConfig):
     """Of one output; later ones are left unrun."""
 
 
+KV_CACHE_GB = 1.0
+GPU_MEMORY_UTILIZATION = 0.85
+
+
 class RolloutConfig(Strict):
     """The vLLM engines."""
 
@@ -129,10 +200,10 @@ class RolloutConfig(Strict):
     temperature: float = Field(1.0, gt=0.0)
     max_concurrent_samples: int = Field(256, gt=0)
     """Samples an engine runs at once."""
-    kv_cache_gb: float = Field(1.0, gt=0.0)
-    """Memory for the key-value cache of a CPU engine."""
-    gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0)
-    """Share of a GPU's memory for one engine."""
+    kv_cache_gb: float | None = Field(None, gt=0.0)
+    """Memory for the key-value cache of a CPU engine; by default 1. Read on CPUs only."""
+    gpu_memory_utilization: float | None = Field(None, gt=0.0, le=1.0)
+    """Share of a GPU's memory for one engine; by default 0.85. Read on GPUs only."""
     cores_per_worker: int | None = Field(None, gt=0)
     """CPU cores each engine binds; by default the cores are divided among the workers of a node, none idle."""
     compile: bool = False

@@ -12,7 +12,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rollout.config import DataConfig, SourceConfig
+from rollout.config import (
+    DataConfig,
+    DemonstrationsConfig,
+    LabelledStepsConfig,
+    PreferencesConfig,
+    QuestionsConfig,
+    SourceConfig,
+)
 from rollout.given import LabelledOutput, LabelledSet, Output, Preference, PreferenceSet, given, read_steps
 from rollout.order import Ordered
 from rollout.prompts import encode_response, encode_steps, end_token_id, render
@@ -23,6 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+HOLD_OUT = 200
+"""Questions of a file that are held out where nothing else is said."""
 
 GoldCheck = Callable[[str], str | None]
 """A reference answer -> why it cannot be judged, or None when it can."""
@@ -86,9 +96,9 @@ def load_data(
         evaluation = loader.questions(source_rows(config.evaluation, seed, "evaluation"), config.evaluation)
     elif config.questions.task is not None:
         source = config.questions.model_copy(update={"rows": config.hold_out})
-        evaluation = loader.questions(source_rows(source, seed, "evaluation"), source)
+        evaluation = loader.questions(source_rows(source, seed, "evaluation", "data.hold_out"), source)
     else:
-        questions, evaluation = _hold_out(questions, config.hold_out, seed)
+        questions, evaluation = _hold_out(questions, config.hold_out or HOLD_OUT, seed)
     held_out = {_key(question) for question in evaluation}
     train = _without(questions, held_out)
     if not train:
@@ -158,7 +168,7 @@ class _Loader:
         self._gold_check, self._tools = gold_check, tools
         self._drop, self.unjudgeable = config.drop_unjudgeable, 0
 
-    def questions(self, rows: Sequence[Row], source: SourceConfig) -> list[Question]:
+    def questions(self, rows: Sequence[Row], source: QuestionsConfig) -> list[Question]:
         golds = fill(rows, source.answer, "answer")
         reasons = [self._gold_check(gold) for gold in golds]
         kept = [i for i, reason in enumerate(reasons) if reason is None]
@@ -168,19 +178,13 @@ class _Loader:
         self.unjudgeable += len(rows) - len(kept)
         return self._ask([rows[i] for i in kept], source, [golds[i] for i in kept])
 
-    def demonstrations(self, rows: Sequence[Row], source: SourceConfig) -> list[Demonstration]:
-        template = source.response or ("{response}" if source.task is not None else None)
-        if template is None:
-            raise ValueError("demonstrations.response: not given; expected a template for the demonstrated output")
-        texts = fill(rows, template, "response")
-        # The reference answer of a demonstration is never judged, and its source need not have one.
+    def demonstrations(self, rows: Sequence[Row], source: DemonstrationsConfig) -> list[Demonstration]:
+        texts = fill(rows, source.response or "{response}", "response")
         questions = self._ask(rows, source, [""] * len(rows))
         outputs = self._outputs(rows, texts)
         return [Demonstration(question=question, output=output) for question, output in zip(questions, outputs, strict=True)]
 
-    def preferences(self, rows: Sequence[Row], source: SourceConfig) -> list[Preference]:
-        if source.chosen is None or source.rejected is None:
-            raise ValueError("data.preferences: expected the templates `chosen` and `rejected`")
+    def preferences(self, rows: Sequence[Row], source: PreferencesConfig) -> list[Preference]:
         questions = self._ask(rows, source, [""] * len(rows))
         outputs = []
         for template, role in ((source.chosen, "chosen"), (source.rejected, "rejected")):
@@ -190,9 +194,7 @@ class _Loader:
             for question, better, worse in zip(questions, *outputs, strict=True)
         ]
 
-    def labelled_steps(self, rows: Sequence[Row], source: SourceConfig) -> list[LabelledOutput]:
-        if source.steps is None or source.labels is None:
-            raise ValueError("data.labelled_steps: expected the columns `steps` and `labels`")
+    def labelled_steps(self, rows: Sequence[Row], source: LabelledStepsConfig) -> list[LabelledOutput]:
         given_steps = read_steps(rows, source.steps, source.labels)
         questions = self._ask(rows, source, [""] * len(rows))
         encoded = self._each(

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from rollout import calculator, tasks
-from rollout.config import SourceConfig
+from rollout.config import SourceConfig, TaskSourceConfig
 
 SHOWN = 5
 TASKS = {
-    "chained-arithmetic": (tasks.items, tasks.demonstration),
-    "calculator": (calculator.calculations, calculator.program_demonstration),
+    "chained-arithmetic": (tasks.items, tasks.demonstration, tasks.questions),
+    "calculator": (calculator.calculations, calculator.program_demonstration, calculator.questions),
 }
+TASK_OPERATIONS = 3
 TASK_TRAINING_ROWS = 4096
 TASK_EVALUATION_ROWS = 200
 
@@ -35,24 +36,29 @@ class Row:
     columns: dict[str, Any]
 
 
-def source_rows(source: SourceConfig, seed: int, purpose: str) -> list[Row]:
-    """The rows of a source: read, or made by a built-in task for this purpose (held-out items for `evaluation`)."""
-    if source.task is None:
+def source_rows(source: SourceConfig, seed: int, purpose: str, name: str = "") -> list[Row]:
+    """The rows of a source: read, or made by a built-in task for this purpose (held-out items for `evaluation`).
+
+    A task that has fewer different questions than its default number gives them all. Raises ValueError where it has fewer than
+    were asked for, by the setting `name` (by default the source's `rows`), and as `load_rows` does.
+    """
+    if not isinstance(source, TaskSourceConfig) or source.task is None:
         return load_rows(source)
-    held_out = purpose == "evaluation"
-    count = source.rows or (TASK_EVALUATION_ROWS if held_out else TASK_TRAINING_ROWS)
-    items, demonstration = TASKS[source.task]
-    rng, lengths = random.Random(f"{seed}/mistakes"), (source.operations, source.operations)
+    held_out, operations = purpose == "evaluation", source.operations or TASK_OPERATIONS
+    items, demonstration, questions = TASKS[source.task]
+    default, lengths = TASK_EVALUATION_ROWS if held_out else TASK_TRAINING_ROWS, (operations, operations)
+    count = source.rows or min(default, questions(lengths).most(default, held_out))
+    try:
+        made = items(f"{seed}/{purpose}", count, held_out, lengths)
+    except ValueError as error:
+        raise ValueError(f"{name or f'data.{purpose}.rows'}: {source.task}, operations: {operations}: {error}") from error
+    rng, imperfect = random.Random(f"{seed}/mistakes"), getattr(source, "imperfect", 0.0)
     return [
         Row(
             where=f"{source.task}/{purpose}:{number}",
-            columns={
-                "question": item.question,
-                "answer": item.answer,
-                "response": demonstration(item, source.imperfect, rng),
-            },
+            columns={"question": item.question, "answer": item.answer, "response": demonstration(item, imperfect, rng)},
         )
-        for number, item in enumerate(items(f"{seed}/{purpose}", count, held_out, lengths), start=1)
+        for number, item in enumerate(made, start=1)
     ]
 
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from rollout.config import RolloutConfig
+from rollout.config import GPU_MEMORY_UTILIZATION, KV_CACHE_GB, RolloutConfig
 
 
 def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: int, transport: str) -> dict[str, Any]:
     """Arguments of vLLM's AsyncEngineArgs."""
     if torch.cuda.is_available():
-        memory = {"gpu_memory_utilization": config.gpu_memory_utilization}
+        memory = {"gpu_memory_utilization": config.gpu_memory_utilization or GPU_MEMORY_UTILIZATION}
     else:
         # Otherwise a CPU engine takes nearly all memory, and a second one does not start.
-        memory = {"kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30)}
+        memory = {"kv_cache_memory_bytes": int((config.kv_cache_gb or KV_CACHE_GB) * 2**30)}
     return memory | {
         "model": str(model_dir),
         # Token ids in, token ids out.

@@ -8,7 +8,7 @@ the blake2b digest of its question text, modulo 8, is 0.
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 SMALLEST, LARGEST = 10, 29
 LARGEST_OPERAND = 9
+HELD_OUT = 1 / 8
+ROLE = {True: "to hold out", False: "to train on"}
+COUNTABLE = 2_000_000
+"""Of more questions than these no more than half of a share are made, so that nobody need count it."""
 TASK_CHARACTERS = "\n #+-=0123456789"
 CODE_CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 CODE_WORDS = ("```", "python", "print", "output")
@@ -54,16 +58,71 @@ class Item:
         return demonstration(self, 0.0, random.Random(0))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """All different questions of a task."""
+
+    total: int
+    every: Callable[[], Iterator[str]]
+
+    def most(self, wanted: int, held_out: bool) -> int:
+        """How many may be made to hold out, or to train on: all, where `wanted` comes near them and they can be counted."""
+        half = int(self.total * (HELD_OUT if held_out else 1 - HELD_OUT) / 2)
+        if wanted <= half or self.total > COUNTABLE:
+            return half
+        return sum(is_held_out(question) == held_out for question in self.every())
+
+
 def items(seed: int | str, count: int, held_out: bool, lengths: tuple[int, int] = (3, 3)) -> list[Item]:
-    """`count` different items, the same for the same seed; `lengths` are the least and the most operations."""
+    """`count` different items, the same for the same seed; `lengths` are the least and the most operations.
+
+    Raises ValueError where there are not as many.
+    """
+    rng = random.Random(f"chained-arithmetic/{seed}/{held_out}")
+    return distinct(_endless(rng, lengths), count, held_out, questions(lengths))
+
+
+def questions(lengths: tuple[int, int]) -> Questions:
+    """All sums of so many operations, the least and the most."""
     if not 1 <= lengths[0] <= lengths[1]:
         raise ValueError(f"lengths: {lengths}; expected (least, most) with 1 <= least <= most")
-    rng = random.Random(f"chained-arithmetic/{seed}/{held_out}")
-    return distinct(_endless(rng, lengths), count, held_out)
+    ways, total = dict.fromkeys(range(SMALLEST, LARGEST + 1), 1), 0
+    """By value, the sums of n - 1 operations that end in it."""
+    for n in range(1, lengths[1] + 1):
+        after = [(value, ways[before]) for before in ways for _, _, value in _moves(before)]
+        ways = {value: sum(count for at, count in after if at == value) for value in ways}
+        total += sum(ways.values()) if n >= lengths[0] else 0
+
+    def grown(text: str, value: int, left: int) -> Iterator[str]:
+        if not left:
+            yield text
+        for sign, operand, result in _moves(value) if left else ():
+            yield from grown(f"{text} {sign} {operand}", result, left - 1)
+
+    def every() -> Iterator[str]:
+        for n in range(lengths[0], lengths[1] + 1):
+            for start in range(SMALLEST, LARGEST + 1):
+                yield from grown(str(start), start, n)
+
+    return Questions(total=total, every=every)
 
 
-def distinct(endless: Iterator[T], count: int, held_out: bool) -> list[T]:
-    """The first `count` items with different questions, all of them held out or none."""
+def _moves(value: int) -> Iterator[tuple[str, int, int]]:
+    """(sign, operand, result) of every operation that stays in range."""
+    for operand in range(1, LARGEST_OPERAND + 1):
+        if value + operand <= LARGEST:
+            yield "+", operand, value + operand
+        if value - operand >= SMALLEST:
+            yield "-", operand, value - operand
+
+
+def distinct(endless: Iterator[T], count: int, held_out: bool, questions: Questions) -> list[T]:
+    """The first `count` items with different questions, all of them held out or none.
+
+    Raises ValueError where there are not as many.
+    """
+    if count > (most := questions.most(count, held_out)):
+        raise ValueError(f"{count} different questions {ROLE[held_out]} asked for; expected at most {most}")
     found: dict[str, T] = {}
     for item in endless:
         if len(found) == count:
@@ -87,6 +146,7 @@ def _endless(rng: random.Random, lengths: tuple[int, int]) -> Iterator[Item]:
 
 
 def is_held_out(question: str) -> bool:
+    """For a share of HELD_OUT of all questions."""
     return int.from_bytes(hashlib.blake2b(question.encode(), digest_size=8).digest(), "little") % 8 == 0
 
 

@@ -78,7 +78,7 @@ def test_a_problem_found_by_the_check_exits_with_2_before_a_run_is_started(tmp_p
     monkeypatch.chdir(tmp_path)
     done = invoke("train", QUICKSTART, "model={path: absent}")
     assert done.exit_code == 2
-    assert "error: model.path: absent: found no config.json" in done.stderr
+    assert f"error: model.path: {tmp_path}/absent: found no config.json" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -56,7 +56,7 @@ def test_recipes_of_the_project_are_valid_and_at_most_25_lines(path):
 
 def test_defaults_are_filled_in(recipe):
     config = load(recipe)
-    assert config.output == Path("runs/small")
+    assert config.output == Path.cwd() / "runs/small"
     assert [stage.name for stage in config.stages] == ["sft", "grpo"]
     assert config.keep_checkpoints == 2 and config.cluster.max_staleness == 0
     assert config.stages[0].optimizer.learning_rate == 0.001, "1e-3 without a dot is a number"
@@ -157,7 +157,7 @@ def test_overrides_reach_sections_list_items_and_stages_by_name(recipe):
     assert config.stages[1].optimizer.learning_rate == 0.0
     assert config.stages[1].resolved().credit.ddof == 1
     assert config.data.prompt.suffix == "a: b"
-    assert config.output == Path("x/y")
+    assert config.output == Path.cwd() / "x/y"
 
 
 @pytest.mark.parametrize(
@@ -203,14 +203,16 @@ def test_the_hash_changes_with_any_value_only(recipe):
 
 def test_a_resumed_run_may_change_workers_and_steps_but_not_its_history(recipe):
     old = load(recipe)
-    new = load(recipe, ["rollout.workers=2", "stages.grpo.steps=9", "seed=1", "stages.grpo.samples_per_question=8"])
+    changes = ["rollout.workers=2", "rollout.dtype=bfloat16", "stages.grpo.steps=9", "seed=1"]
+    new = load(recipe, [*changes, "stages.grpo.samples_per_question=8"])
     assert diff(old, new) == [
         "seed: 0 -> 1",
         "rollout.workers: 1 -> 2",
+        'rollout.dtype: "float32" -> "bfloat16"',
         "stages.1.steps: 3 -> 9",
         "stages.1.samples_per_question: 4 -> 8",
     ]
-    assert [line.split(":")[0] for line in refusals(old, new)] == ["seed", "stages.1.samples_per_question"]
+    assert [line.split(":")[0] for line in refusals(old, new)] == ["seed", "rollout.dtype", "stages.1.samples_per_question"]
 
 
 def test_a_resumed_run_may_add_a_stage_at_its_end_but_not_lose_one(recipe):

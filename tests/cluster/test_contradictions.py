@@ -31,6 +31,21 @@ MODEL = ["stages.grpo.reward=outcome_model", "reward.model.path=[a]"]
         ("stages.1.name=sft", "stages.1.name: 'sft' is stage 0 too; expected different names"),
         ("data.demonstrations={file: a.jsonl}", "data.demonstrations.response: missing; expected a template"),
         ("data.questions={file: a.jsonl}", "data.questions: model.init small-llama reads built-in tasks only"),
+        ("data.questions={file: a, operations: 3}", "data.questions.operations: given, but only a task reads it; it belongs"),
+        (
+            "data.demonstrations={file: a, response: b, imperfect: 0.1}",
+            "data.demonstrations.imperfect: given, but only a task reads it",
+        ),
+        ("data.demonstrations.answer='{x}'", "data.demonstrations.answer: unknown key; it belongs at data.questions.answer"),
+        ("data.questions.imperfect=0.1", "data.questions.imperfect: unknown key; it belongs at data.demonstrations.imperfect"),
+        ("data.questions.response='{x}'", "data.questions.response: unknown key; it belongs at data.demonstrations.response"),
+        ("data.questions.chosen='{x}'", "data.questions.chosen: unknown key; it belongs at data.preferences.chosen"),
+        ("data.questions.rejected='{x}'", "data.questions.rejected: unknown key; it belongs at data.preferences.rejected"),
+        ("data.questions.steps=x", "data.questions.steps: unknown key; it belongs at data.labelled_steps.steps"),
+        ("data.questions.labels=x", "data.questions.labels: unknown key; it belongs at data.labelled_steps.labels"),
+        ("data.preferences={task: calculator}", "data.preferences.task: unknown key"),
+        ("data.preferences={file: a, rejected: b}", "data.preferences.chosen: missing; expected a value"),
+        ("data.labelled_steps={file: a, steps: b}", "data.labelled_steps.labels: missing; expected a value"),
         ("data.prompt.system=hello", "data.prompt.system: given, but template: plain has no system message"),
         ("model.path=models/x", "model: give exactly one of model.path and model.init"),
         ("stages.grpo.reward=outcome_model", "stages.1.algorithm: the reward is 'outcome_model'; expected reward.model.path"),
@@ -90,6 +105,13 @@ def test_settings_that_no_stage_reads_are_refused(recipe, stage, override, messa
         load(recipe, [*stage, override])
     else:
         assert any(message in line for line in problems(recipe, *stage, override))
+
+
+def test_questions_are_held_out_by_a_number_or_by_a_source(recipe):
+    source = "data.evaluation={task: chained-arithmetic}"
+    assert load(recipe, [source]).data.hold_out is None
+    (line,) = problems(recipe, source, "data.hold_out=200")
+    assert line.endswith("data.hold_out: given, but data.evaluation has the held-out questions; expected one of the two")
 
 
 def test_how_an_ensemble_is_combined_is_refused_for_a_single_model(recipe, tmp_path):

@@ -40,13 +40,13 @@ def test_a_run_directory_that_holds_something_is_refused(report, tmp_path):
     (tmp_path / "runs/quickstart").mkdir(parents=True)
     (tmp_path / "runs/quickstart/config.yaml").touch()
     (problem,) = report().problems
-    assert problem.startswith("output: runs/quickstart is not empty; expected a new directory, or `cohort resume")
+    assert problem.startswith(f"output: {tmp_path}/runs/quickstart is not empty; expected a new directory, or `cohort resume")
 
 
 def test_a_run_directory_that_cannot_be_made_is_refused(report, tmp_path):
     (tmp_path / "file").touch()
-    assert report("output=file").problems == ["output: file is a file; expected a directory"]
-    assert report("output=file/run").problems[0].startswith("output: file/run cannot be made")
+    assert report("output=file").problems == [f"output: {tmp_path}/file is a file; expected a directory"]
+    assert report("output=file/run").problems[0].startswith(f"output: {tmp_path}/file/run cannot be made")
 
 
 def test_sequences_longer_than_the_model_takes_are_refused_and_equality_passes(report):
@@ -73,12 +73,12 @@ def test_demonstrations_without_the_asked_form_are_a_warning(report):
 def test_a_model_directory_that_is_none_is_named_with_the_way_to_make_one(report, tmp_path):
     (problem,) = report("model={path: models/absent}").problems
     assert problem.startswith(
-        "model.path: models/absent: found no config.json; expected a Hugging Face model directory; `cohort"
+        f"model.path: {tmp_path}/models/absent: found no config.json; expected a Hugging Face model directory; `cohort"
     )
     (tmp_path / "half").mkdir()
     (tmp_path / "half/config.json").write_text("{}")
     (problem,) = report("model={path: half}").problems
-    assert problem.startswith("model.path: half: found no .safetensors file")
+    assert problem.startswith(f"model.path: {tmp_path}/half: found no .safetensors file")
 
 
 def test_what_ends_an_output_is_shown_and_a_template_that_does_not_say_is_refused(report, tmp_path, tiny_model_dir):

@@ -8,10 +8,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from rollout.config import DataConfig, PromptConfig, SourceConfig
+from rollout.config import DataConfig, DemonstrationsConfig, PromptConfig, QuestionsConfig
 from rollout.data import load_data
 from rollout.rows import load_rows
-from rollout.tasks import SMALL_MODELS, character_tokenizer, is_held_out
+from rollout.tasks import character_tokenizer
 from rollout.types import FinishReason
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -36,7 +36,8 @@ def load(config, seed=0, gold_check=accept):
 
 
 def from_file(path, **changes):
-    return {"questions": SourceConfig(file=path), "hold_out": 2, "prompt": PromptConfig(template="plain")} | changes
+    held_out = {} if "evaluation" in changes else {"hold_out": 2}
+    return {"questions": QuestionsConfig(file=path), **held_out, "prompt": PromptConfig(template="plain")} | changes
 
 
 def asked(data, ordinals):
@@ -79,7 +80,7 @@ def test_a_question_carries_its_row_in_what_json_can_say(tmp_path):
 
 def test_questions_with_the_same_text_keep_ids_of_their_own(tmp_path):
     path = rows_file(tmp_path, [*numbered(3), {"question": "q0", "answer": 0}])
-    evaluation = SourceConfig(file=rows_file(tmp_path, numbered(1, first=9), "test.jsonl"))
+    evaluation = QuestionsConfig(file=rows_file(tmp_path, numbered(1, first=9), "test.jsonl"))
     data = load(from_file(path, evaluation=evaluation))
     ids = [data.train.question(n).id for n in range(4)]
     assert len(set(ids)) == 4 and Counter(asked(data, range(4)))["q0"] == 2
@@ -90,7 +91,7 @@ def test_held_out_questions_are_chosen_by_the_seed_and_their_text_is_in_no_train
     rows = [{"question": f"add {n}", "answer": n, "response": "r"} for n in range(20)]
     rows += [{"question": f"Add  {n}", "answer": n, "response": "r"} for n in range(20)]
     path = rows_file(tmp_path, rows)
-    shown = SourceConfig(file=path, response="{response}")
+    shown = DemonstrationsConfig(file=path, response="{response}")
     data = load(from_file(path, hold_out=5, demonstrations=shown), seed=3)
     held_out = {q.text.lower().replace("  ", " ") for q in data.evaluation}
     assert [q.ordinal for q in data.evaluation] == [0, 1, 2, 3, 4]
@@ -104,7 +105,7 @@ def test_held_out_questions_are_chosen_by_the_seed_and_their_text_is_in_no_train
 
 def test_an_evaluation_source_keeps_its_order_and_leaves_the_training_set(tmp_path):
     train = rows_file(tmp_path, numbered(10))
-    evaluation = SourceConfig(file=rows_file(tmp_path, numbered(4, first=8), "test.jsonl"))
+    evaluation = QuestionsConfig(file=rows_file(tmp_path, numbered(4, first=8), "test.jsonl"))
     data = load(from_file(train, evaluation=evaluation))
     assert [(q.ordinal, q.text) for q in data.evaluation] == [(0, "q8"), (1, "q9"), (2, "q10"), (3, "q11")]
     assert len(data.train) == 8 and data.removed_questions == 2
@@ -115,7 +116,7 @@ def test_too_few_rows_are_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"data.hold_out: 5, and there are 5 questions; expected fewer"):
         load(from_file(path, hold_out=5))
     with pytest.raises(ValueError, match="no training question is left: all 5"):
-        load(from_file(path, evaluation=SourceConfig(file=path)))
+        load(from_file(path, evaluation=QuestionsConfig(file=path)))
 
 
 def test_golds_that_cannot_be_judged_are_listed_by_line(tmp_path):
@@ -155,7 +156,7 @@ def test_text_that_cannot_be_put_into_tokens_names_its_line(tmp_path):
 
 def test_a_demonstration_is_a_sample_that_ends_with_eos_and_is_trained_whole(tmp_path):
     path = rows_file(tmp_path, numbered(5))
-    data = load(from_file(path, hold_out=1, demonstrations=SourceConfig(file=path, response="{response}!")))
+    data = load(from_file(path, hold_out=1, demonstrations=DemonstrationsConfig(file=path, response="{response}!")))
     sample = data.demonstrations.sample(6, "sft")
     tokenizer = character_tokenizer(string.printable)
     number = sample.text[1:-1]
@@ -168,52 +169,12 @@ def test_a_demonstration_is_a_sample_that_ends_with_eos_and_is_trained_whole(tmp
     assert Counter(texts[:4]) == Counter(texts[4:]) and len(set(texts)) == 4
 
 
-def test_demonstrations_from_a_file_need_a_response_template(tmp_path):
-    path = rows_file(tmp_path, numbered(5))
-    with pytest.raises(ValueError, match="demonstrations.response: not given"):
-        load(from_file(path, demonstrations=SourceConfig(file=path)))
-
-
-def test_the_built_in_task_gives_disjoint_questions_and_imperfect_demonstrations():
-    task = SourceConfig(task="chained-arithmetic", rows=300)
-    shown = SourceConfig(task="chained-arithmetic", rows=300, imperfect=0.4)
-    config = DataConfig(questions=task, demonstrations=shown, hold_out=50)
-    data = load_data(config, character_tokenizer(), 7, accept)
-    assert (len(data.train), len(data.evaluation), len(data.demonstrations)) == (300, 50, 300)
-    assert data.removed_questions == data.removed_outputs == 0
-    assert all(is_held_out(q.text) for q in data.evaluation)
-    assert not any(is_held_out(data.train.question(n).text) for n in range(300))
-    assert data.train.question(0).id.startswith("chained-arithmetic/questions:")
-    samples = [data.demonstrations.sample(n, "sft") for n in range(300)]
-    assert all(character_tokenizer().decode(sample.output_ids) == sample.text + "<eos>" for sample in samples)
-    steps = [line for sample in samples for line in sample.text.split("\n")[:-1]]
-    wrong = sum(eval(line.replace("=", "==")) is False for line in steps)
-    assert 0.04 < wrong / len(steps) < 0.12
-
-
-def test_what_programs_printed_in_demonstrations_is_trained_only_where_there_are_no_tools():
-    task = SourceConfig(task="calculator", operations=2, rows=40)
-    config = DataConfig(questions=task, demonstrations=task, hold_out=10)
-    tokenizer = character_tokenizer(*SMALL_MODELS["small-llama-code"])
-    for tools in (True, False):
-        data = load_data(config, tokenizer, 7, accept, tools)
-        for sample in (data.demonstrations.sample(n, "sft") for n in range(40)):
-            printed = [i for i, said in zip(sample.output_ids, sample.sampled_mask, strict=True) if not said]
-            answer = sample.text.rpartition("#### ")[2]
-            assert tokenizer.decode(printed) == (f"\n```output\n{answer}\n```\n" if tools else "")
-
-
-def test_the_built_in_task_has_defaults_for_its_size():
-    data = load_data(DataConfig(questions=SourceConfig(task="chained-arithmetic")), character_tokenizer(), 0, accept)
-    assert (len(data.train), len(data.evaluation), data.demonstrations) == (4096, 200, None)
-
-
 def test_real_word_problems_render_through_templates():
     svamp, mawps = SHARED / "svamp/test.jsonl", SHARED / "mawps/singleop.jsonl"
     if not svamp.exists():
         pytest.skip("the shared question sets are not beside the project")
-    shown = SourceConfig(file=svamp, question="{Body} {Question}", response="{Equation} = {Answer:g}\n#### {Answer:g}")
-    questions = SourceConfig(file=mawps, question="{input}", answer="{target:g}")
+    shown = DemonstrationsConfig(file=svamp, question="{Body} {Question}", response="{Equation} = {Answer:g}\n#### {Answer:g}")
+    questions = QuestionsConfig(file=mawps, question="{input}", answer="{target:g}")
     config = DataConfig(questions=questions, demonstrations=shown, max_prompt_tokens=2000)
     values = [str(value) for source in (shown, questions) for row in load_rows(source) for value in row.columns.values()]
     tokenizer = character_tokenizer("".join(sorted({*"\n#=", *"".join(values)})))

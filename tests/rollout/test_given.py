@@ -67,11 +67,6 @@ def test_steps_and_labels_that_do_not_fit_are_refused_with_their_row(tmp_path, t
     assert "labelled_steps.jsonl:2" in str(caught.value)
 
 
-def test_templates_that_are_missing_are_named(tmp_path, tokenizer):
-    with pytest.raises(ValueError, match="data.preferences: expected the templates `chosen` and `rejected`"):
-        data(tmp_path, tokenizer, preferences=([{"q": "1"}], {}))
-
-
 def test_given_outputs_for_evaluation_questions_are_left_out(tmp_path, tokenizer):
     held_out = data(tmp_path, tokenizer).evaluation[0].text
     rows = [{"q": held_out, "right": 1, "wrong": 2}, {"q": "5 + 1", "right": 6, "wrong": 5}]

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollout.calculator import Calculation, calculations, program_demonstration
+from rollout.calculator import questions as calculator_questions
 from rollout.tasks import (
     LARGEST,
     SMALL_MODELS,
@@ -16,6 +17,7 @@ from rollout.tasks import (
     is_held_out,
     items,
     make_small_llama,
+    questions,
 )
 
 
@@ -54,6 +56,42 @@ def test_more_operations_are_a_parameter():
     assert {len(item.operations) for item in items(0, 50, held_out=False, lengths=(4, 4))} == {4}
     with pytest.raises(ValueError, match="least <= most"):
         items(0, 1, held_out=False, lengths=(3, 2))
+
+
+def counted_by_hand(operations):
+    """Different sums of one or two operations, by trying every number."""
+    inside, operands = range(SMALLEST, LARGEST + 1), [n for n in range(-9, 10) if n]
+    steps = [(a, a + n) for a in inside for n in operands if a + n in inside]
+    return len(steps) if operations == 1 else sum(b == c for _, b in steps for c, _ in steps)
+
+
+@pytest.mark.parametrize("operations", [1, 2])
+def test_a_task_knows_all_of_its_questions_and_gives_no_more(operations):
+    lengths = (operations, operations)
+    every = list(questions(lengths).every())
+    assert questions(lengths).total == len(every) == len(set(every)) == counted_by_hand(operations)
+    held_out = sum(map(is_held_out, every))
+    assert questions(lengths).most(10**6, True) == held_out
+    assert questions(lengths).most(10**6, False) == len(every) - held_out
+    assert {item.question for item in items(0, held_out, True, lengths)} == {text for text in every if is_held_out(text)}
+    with pytest.raises(
+        ValueError, match=f"{held_out + 1} different questions to hold out asked for; expected at most {held_out}"
+    ):
+        items(0, held_out + 1, True, lengths)
+
+
+def test_sums_of_several_lengths_are_counted_together():
+    assert questions((1, 2)).total == len(set(questions((1, 2)).every())) == counted_by_hand(1) + counted_by_hand(2)
+
+
+def test_the_calculators_questions_are_counted_without_making_them_all():
+    one = calculator_questions((1, 1))
+    assert one.total == len(set(one.every())) == 87**2
+    assert calculator_questions((1, 3)).total == 87**2 * (1 + 1998 + 1998**2)
+    with pytest.raises(ValueError, match="expected at most 955"):
+        calculations(0, 956, True, (1, 1))
+    with pytest.raises(ValueError, match="10000000 different questions to hold out asked for; expected at most"):
+        calculations(0, 10**7, True, (2, 2))
 
 
 def test_a_forgotten_carry_or_borrow_is_off_by_ten_and_the_rest_follows_from_it():
