@@ -56,7 +56,7 @@ METRICS: dict[str, Metric] = {
     "response_length": Metric("mean of |o| over outputs", "tokens", "rollout"),
     "programs": Metric("mean over outputs of the programs that ran, where tools are used", "programs", "rollout"),
     "truncated_share": Metric("outputs that ran out of tokens / outputs", "share", "rollout"),
-    "zero_variance_share": Metric("groups whose rewards are all equal / groups", "share", "learner"),
+    "zero_variance_share": Metric("groups whose rewards are equal but for rounding / groups", "share", "learner"),
     "unscorable_share": Metric("outputs without a score / outputs", "share", "reward"),
     "judge_p50": Metric("median wall-clock of judging an output by the rule", "s", "reward"),
     "judge_p99": Metric("its 99th percentile", "s", "reward"),

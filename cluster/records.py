@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from cluster.metrics import Mean, read_jsonl
+from learner.credit import groups_of, has_spread
 from reward.pool import KILLED
 from reward.types import ScoredSample
 from rollout.types import FinishReason, Sample
@@ -42,10 +43,8 @@ def batch_metrics(batch: Sequence[ScoredSample]) -> dict[str, float]:
     if times := sorted(s.verdict.seconds for s in batch if s.verdict.seconds is not None):
         out["judge_p50"], out["judge_p99"] = (times[int(share * (len(times) - 1))] for share in (0.5, 0.99))
         out["judge_killed_share"] = Mean.of(s.verdict.reason.startswith(KILLED) for s in batch).value
-    groups: dict[str, set[float]] = {}
-    for s in scored:
-        groups.setdefault(s.sample.group_id, set()).add(s.verdict.reward)
-    out["zero_variance_share"] = Mean.of(len(rewards) == 1 for rewards in groups.values()).value
+    groups = ([scored[i] for i in indices] for indices in groups_of(scored).values())
+    out["zero_variance_share"] = Mean.of(not has_spread(group) for group in groups).value
     return out
 
 

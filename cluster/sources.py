@@ -19,6 +19,7 @@ from cluster.config import RunConfig
 from cluster.records import write_rows
 from cluster.stages import StageConfig
 from learner.algorithms import DataSource, RewardSource
+from learner.credit import has_spread
 from reward.labels import pairs
 from reward.types import RewardEvent, ScoredSample, Verdict
 from rollout.data import Data
@@ -90,7 +91,7 @@ class PolicySamples:
         if rows[0] is not None:
             self._observe(ordinals, rows, groups)
         for refill in range(1, self.stage.max_refills + 1):
-            flat = [n for n in ordinals if len({event.value for s in groups[n] for event in s.events}) < 2]
+            flat = [n for n in ordinals if not has_spread(groups[n])]
             if not flat:
                 break
             self.driver.record("dropped", (s.sample for n in flat for s in groups[n]), reason="no spread in the group")

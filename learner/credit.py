@@ -1,12 +1,12 @@
 """Credit: from the rewards of a whole batch to an advantage for every output token, once per batch.
 
-Pure Python in double precision, no torch: a batch is small, and equal rewards must give exactly zero. Groups are held together
-by their explicit id, so samples may come in any order and any member may be missing.
+Pure Python in double precision, no torch: a batch is small, and rewards that are equal but for rounding must give exactly
+zero. Groups are held together by their explicit id, so samples may come in any order and any member may be missing.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import ClassVar, Literal
 
@@ -15,6 +15,7 @@ from pydantic import model_validator
 from learner.weighting import Need
 from reward.types import ScoredSample
 from rollout.config import Strict
+from rollout.rounding import apart
 from rollout.types import FinishReason
 
 PerToken = list[tuple[float, ...] | None]
@@ -93,7 +94,7 @@ class Signed(Credit):
                 raise ValueError(f"group {group_id}: found {len(pair)} outputs, expected a pair")
             if all(judged(scored[i]) and any(scored[i].sample.sampled_mask) for i in pair):
                 worse, better = sorted(pair, key=lambda i: _reward(scored[i]))
-                if _reward(scored[worse]) < _reward(scored[better]):
+                if apart([_reward(scored[i]) for i in pair], _terms(scored[i] for i in pair)):
                     for i, sign in ((worse, -1.0), (better, 1.0)):
                         advantages[i] = (sign,) * len(scored[i].sample.output_ids)
         return advantages
@@ -148,9 +149,8 @@ class GroupRelative(WithinGroup):
         return f"sum from t on of {'(r - mean) / std' if self.normalize_std else 'r - mean'}"
 
     def _relative(self, group: list[ScoredSample]) -> Advantages:
-        values = _centred([event.value for item in group for event in item.events])
-        divides = self.normalize_std and any(values)
-        std = math.sqrt(math.fsum(value**2 for value in values) / (len(values) - self.ddof)) if divides else 1.0
+        values = centred([event.value for item in group for event in item.events], _terms(group))
+        std = deviation(values, self.ddof) if self.normalize_std and any(values) else 1.0
         rest = iter(values)
         return [_sums_from_here_on(item, [next(rest) / std for _ in item.events]) for item in group]
 
@@ -165,9 +165,9 @@ class LeaveOneOut(WithinGroup):
     formula: ClassVar[str] = "r - mean of the others' r"
 
     def _relative(self, group: list[ScoredSample]) -> Advantages:
-        centred = _centred([_reward(item) for item in group])
+        values = centred([_reward(item) for item in group], _terms(group))
         scale = len(group) / (len(group) - 1)
-        return [(scale * value,) * len(item.sample.output_ids) for item, value in zip(group, centred, strict=True)]
+        return [(scale * value,) * len(item.sample.output_ids) for item, value in zip(group, values, strict=True)]
 
 
 def judged(item: ScoredSample) -> bool:
@@ -186,12 +186,27 @@ def place(item: ScoredSample) -> str:
     return f"group {item.sample.group_id}, index {item.sample.index}"
 
 
-def _centred(values: list[float]) -> list[float]:
-    """Values less their mean; exactly 0 where all are equal, which a computed mean would not give."""
-    if len(set(values)) < 2:
+def has_spread(group: Iterable[ScoredSample]) -> bool:
+    """Whether the group's rewards differ by more than rounding: without that there is nothing to learn from it."""
+    items = list(group)
+    return apart([event.value for item in items for event in item.events], _terms(items))
+
+
+def _terms(items: Iterable[ScoredSample]) -> list[float]:
+    return [term for item in items for term in item.terms]
+
+
+def centred(values: Sequence[float], terms: Iterable[float] = ()) -> list[float]:
+    """Values less their mean; exactly 0 where they do not differ by more than rounding (see `apart`)."""
+    if not apart(values, terms):
         return [0.0] * len(values)
     mean = math.fsum(values) / len(values)
     return [value - mean for value in values]
+
+
+def deviation(centred_values: Sequence[float], ddof: int = 0) -> float:
+    """Standard deviation of values whose mean is 0."""
+    return math.hypot(*centred_values) / math.sqrt(len(centred_values) - ddof)
 
 
 def at_tokens(item: ScoredSample, values: Sequence[float]) -> list[float]:

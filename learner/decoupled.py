@@ -1,13 +1,13 @@
 """Credit for rewards with several named components, each normalised by itself."""
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from learner.credit import Advantages, RewardSource, WithinGroup, place
+from learner.credit import Advantages, RewardSource, WithinGroup, centred, deviation, place
 from reward.types import ScoredSample
+from rollout.rounding import apart
 
 
 class DecoupledGroupRelative(WithinGroup):
@@ -27,17 +27,21 @@ class DecoupledGroupRelative(WithinGroup):
         """Raises ValueError as the others do, and for an output without one of the components."""
         advantages = super().__call__(scored)
         values = [advantage[0] for advantage in advantages if advantage]
-        scale = _standard_deviation(values) if len(set(values)) > 1 else 1.0
+        scale = deviation(centred(values)) if apart(values) else 1.0
         # Each group's mean is 0 already, so that equal rewards stay at exactly 0.
         return [None if a is None else tuple(x / scale for x in a) for a in advantages]
 
     def _relative(self, group: list[ScoredSample]) -> Advantages:
-        totals = [0.0] * len(group)
+        totals, terms = [0.0] * len(group), []
         for name, weight in self.weights.items():
             values = [_component(item, name) for item in group]
-            if len(set(values)) > 1:
-                mean, spread = math.fsum(values) / len(values), _standard_deviation(values)
-                totals = [total + weight * (value - mean) / spread for total, value in zip(totals, values, strict=True)]
+            parts = centred(values)
+            if any(parts):
+                factor = weight / deviation(parts)
+                totals = [total + factor * part for total, part in zip(totals, parts, strict=True)]
+                terms += [factor * value for value in values]
+        # Components may cancel each other.
+        totals = centred(totals, terms)
         return [(total,) * len(item.sample.output_ids) for item, total in zip(group, totals, strict=True)]
 
 
@@ -46,8 +50,3 @@ def _component(item: ScoredSample, name: str) -> float:
     if name not in components:
         raise ValueError(f"{place(item)}: found components {', '.join(components) or 'none'}, expected {name!r} among them")
     return components[name]
-
-
-def _standard_deviation(values: Sequence[float]) -> float:
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))

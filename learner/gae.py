@@ -10,9 +10,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from learner.credit import Advantages, Credit, PerToken, at_tokens, judged, place, truncated
+from learner.credit import Advantages, Credit, PerToken, at_tokens, deviation, judged, place, truncated
 from learner.weighting import Need
 from reward.types import ScoredSample
+from rollout.rounding import apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,8 @@ class GAE(Credit):
     kl: float = Field(0.04, ge=0.0)
     """Weight of the KL term in the reward (beta); 0 needs no reference."""
     whiten: bool = True
-    """Advantages to mean 0 and standard deviation 1 over the batch's trained tokens; left alone where all are equal."""
+    """Advantages to mean 0 and standard deviation 1 over the batch's trained tokens; left alone where all are equal but for
+    rounding."""
     truncated: Literal["keep", "mask"] = "keep"
     """Outputs that ran out of tokens: keep, as episodes that ended there; mask = leave the loss, the critic's too. There is no
     baseline for them to stay in."""
@@ -58,7 +60,7 @@ class GAE(Credit):
     def __call__(self, scored: Sequence[ScoredSample], signals: Signals) -> Advantages:
         """Raises ValueError for signals that do not fit their outputs, and for an event outside its output."""
         advantages = self._advantages(scored, signals)
-        return _whitened(scored, advantages) if self.whiten else advantages
+        return _whitened(scored, advantages, signals.values) if self.whiten else advantages
 
     def returns(self, scored: Sequence[ScoredSample], signals: Signals) -> PerToken:
         """The critic's targets: advantage, before whitening, plus value; 0.0 at tokens that were not sampled."""
@@ -106,14 +108,16 @@ def _checked(item: ScoredSample, row: tuple[float, ...] | None, what: str) -> tu
     return row
 
 
-def _whitened(scored: Sequence[ScoredSample], advantages: Advantages) -> Advantages:
+def _whitened(scored: Sequence[ScoredSample], advantages: Advantages, values: PerToken) -> Advantages:
+    """To mean 0 and standard deviation 1; left alone where they are equal but for the rounding of rewards less values."""
     masks = [item.sample.sampled_mask for item in scored]
     kept = [(row, mask) for row, mask in zip(advantages, masks, strict=True) if row is not None]
-    values = [a for row, mask in kept for a, sampled in zip(row, mask, strict=True) if sampled]
-    if len(set(values)) < 2:
+    flat = [a for row, mask in kept for a, sampled in zip(row, mask, strict=True) if sampled]
+    terms = [x for item, row in zip(scored, values, strict=True) for x in (*item.terms, *(row or ()))]
+    if not apart(flat, terms):
         return advantages
-    mean = math.fsum(values) / len(values)
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    mean = math.fsum(flat) / len(flat)
+    std = deviation([a - mean for a in flat])
     return [
         row and tuple((a - mean) / std if sampled else 0.0 for a, sampled in zip(row, mask, strict=True))
         for row, mask in zip(advantages, masks, strict=True)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from reward.step_rules import rule_labels
 from reward.types import RewardEvent, ScoredSample
+from rollout.rounding import apart
 from rollout.types import Question
 
 StepRule = Callable[[Question, Sequence[str]], list[float | None]]
@@ -54,7 +55,7 @@ def pairs(scored: Sequence[ScoredSample], *, per_group: int, rng: random.Random)
     made = []
     for group_id in sorted(groups):
         members = sorted(groups[group_id], key=lambda item: item.sample.index)
-        ranked = [(a, b) for a in members for b in members if a.verdict.reward > b.verdict.reward and differ(a, b)]
+        ranked = [(a, b) for a in members for b in members if better(a, b) and differ(a, b)]
         for k, pair in enumerate(rng.sample(ranked, min(per_group, len(ranked)))):
             for index, item in enumerate(pair):
                 sample = replace(item.sample, group_id=f"{group_id}/pair-{k}", index=index)
@@ -91,6 +92,12 @@ def from_completions(correct: Sequence[Sequence[int | None]], soft: bool) -> lis
     """
     judged = [[mark for mark in marks if mark is not None] for marks in correct]
     return [(sum(marks) / len(marks) if soft else float(any(marks))) if marks else None for marks in judged]
+
+
+def better(a: ScoredSample, b: ScoredSample) -> bool:
+    """Whether a's reward is higher by more than rounding."""
+    rewards = a.verdict.reward, b.verdict.reward
+    return rewards[0] > rewards[1] and apart(rewards, (*a.terms, *b.terms))
 
 
 def differ(a: ScoredSample, b: ScoredSample) -> bool:

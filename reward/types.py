@@ -50,3 +50,8 @@ class ScoredSample:
     sample: Sample
     events: tuple[RewardEvent, ...]
     verdict: Verdict
+
+    @property
+    def terms(self) -> tuple[float, ...]:
+        """The numbers that its rewards are, or are sums of."""
+        return *(event.value for event in self.events), *self.verdict.components.values()

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rollout.config import Strict
+from rollout.rounding import apart
 
 
 class Uniform(Strict):
@@ -59,8 +60,10 @@ class Prioritised(Strict):
     """Least weight of a question, as a share of the largest."""
 
     def observed(self, right: Sequence[float], rewards: Sequence[float]) -> float | None:
-        """The standard deviation (population) of the rewards."""
-        return statistics.pstdev(rewards) if rewards else None
+        """The standard deviation (population) of the rewards; 0 where only rounding tells them apart."""
+        if not rewards:
+            return None
+        return statistics.pstdev(rewards) if apart(rewards) else 0.0
 
     def weight(self, deviation: float | None, largest: float) -> float:
         largest = largest or 1.0

@@ -1,6 +1,7 @@
 """Where groups come from: made once, read from a file, or chosen by what was learnt; with fakes at the seams."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -112,6 +113,17 @@ def test_a_group_without_spread_is_replaced_at_most_so_often(tmp_path, data, tok
     assert len(groups) == 6
     assert all(len(rewards) == 2 or group.endswith(".2") for group, rewards in groups.items())
     assert any("." in group for group in groups), "some were replaced"
+
+
+def test_a_group_whose_rewards_are_equal_but_for_rounding_is_replaced(tmp_path, data, tokenizer):
+    class Rounded(FakeRoles):
+        def judge(self, *args):
+            values = (0.1 + 0.2, 0.3)
+            return [replace(s, events=(replace(s.events[0], value=values[s.sample.index]),)) for s in super().judge(*args)]
+
+    dapo = {"algorithm": "dapo", "steps": 1, "questions_per_step": 3, "samples_per_question": 2, "max_refills": 2}
+    loop = drive(configuration(tmp_path / "run", [dapo]), data, Rounded(tokenizer))
+    assert {row["group"] for row in sample_files(loop.dir)["step_1.jsonl"]} == {f"dapo/{n}.2" for n in range(3)}
 
 
 def test_what_a_selection_learnt_survives_a_kill(tmp_path, data, tokenizer):
