@@ -25,6 +25,10 @@ def score(
     gold: Annotated[str, typer.Option(help="Column of the reference answer, or a template such as '{Answer:g}'.")] = "gold",
     score_field: Annotated[str | None, typer.Option(help="Column of a reward model's scores, for rm@k.")] = None,
     answer_format: Annotated[str, typer.Option(help="auto, hash, boxed, answer-is or last-number.")] = "auto",
+    reading: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="As reward.reading in a recipe, e.g. 'end_marks=[<eoa>]'. May be repeated."),
+    ] = None,
     k: Annotated[str | None, typer.Option("--k", help="As in 1,8,64; by default 1, 2, 4, ...")] = None,
     out: Annotated[Path | None, typer.Option(help="Write a jsonl row for each row: lists `scores` and `extracted`.")] = None,
     judges: Annotated[int, typer.Option(min=1, help="Processes that judge.")] = 2,
@@ -36,10 +40,10 @@ def score(
     from reward.stored import judge_stored, measures, read
 
     _check_choice("--answer-format", answer_format, get_args(AnswerFormat))
-    ks = numbers(k)
+    ks, read_as = numbers(k), _reading(reading or [])
     rows = read(file, question=question, response=response, gold=gold, score=score_field)
     with Pool("reward.rules:judge", workers=judges, seconds=10, memory_gb=2) as pool, _progress(rows) as done:
-        judged = judge_stored(rows, pool, answer_format, done)
+        judged = judge_stored(rows, pool, answer_format, done, read_as)
     if out is not None:
         from cluster.records import write_rows
 
@@ -136,6 +140,30 @@ def _accuracy(found: dict) -> str:
     interval = found["accuracy_interval"]
     spread = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
     return "-" if found["accuracy"] is None else f"{found['accuracy']:.3f}{spread}"
+
+
+def _reading(overrides: list[str]):
+    """The defaults of `reward.reading` with overrides. Raises ConfigError."""
+    import tempfile
+
+    from pydantic import ValidationError
+
+    from cluster.recipe import Recipe
+    from reward.config import Reading
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write("{}")
+        file.flush()
+        recipe = Recipe(Path(file.name))
+    for text in overrides:
+        recipe.override(text)
+    try:
+        found = Reading.model_validate_json(json.dumps(recipe.data), strict=True)
+    except ValidationError as error:
+        raise ConfigError(recipe.problems + recipe.explain(error, Reading)) from error
+    if recipe.problems:
+        raise ConfigError(recipe.problems)
+    return found
 
 
 def numbers(text: str | None) -> list[int] | None:

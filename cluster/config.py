@@ -22,7 +22,7 @@ IMMUTABLE = (
     *(f"stages.*.{key}" for key in ("name", "algorithm", "questions_per_step", "samples_per_question")),
     *(f"stages.*.{key}" for key in ("reward", "labels", "from_file", "selection", "offline_questions", "pairs_per_question")),
     *("rollout.tools", "rollout.dtype"),
-    *(f"reward.{key}" for key in ("answer_format", "correct", "format", "flip_share", "function", "weights")),
+    *(f"reward.{key}" for key in ("answer_format", "reading", "correct", "format", "flip_share", "function", "weights")),
     *(f"reward.model.{key}" for key in ("path", "members", "step_boundary", "replay_share", "replay_groups")),
 )
 """Keys that a resumed run may not change: with another value the trained history would no longer be this run's."""

@@ -43,7 +43,8 @@ class Labeller:
         model = driver.config.reward.model or RewardModelConfig()
         self.driver = driver
         self.finder = StepFinder(tokenizer, model.step_boundary)
-        self._rule = partial(rule_labels, answer_format=driver.config.reward.answer_format)
+        reward = driver.config.reward
+        self._rule = partial(rule_labels, answer_format=reward.answer_format, reading=reward.reading)
         self.replay = {
             kind: Replay(model.replay_groups, model.replay_share, driver.config.seed) for kind in ("labelled", "pairs")
         }

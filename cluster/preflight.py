@@ -136,7 +136,7 @@ def _check_overlap(data: Data, source: SourceConfig, report: Report) -> None:
 def _check_demonstrations(config: RunConfig, data: Data, model: Model, report: Report) -> None:
     shown = [data.demonstrations.sample(n, "check") for n in range(len(data.demonstrations))]
     form = config.reward.answer_format
-    share = sum(well_formed(sample, form) for sample in shown) / len(shown)
+    share = sum(well_formed(sample, form, config.reward.reading) for sample in shown) / len(shown)
     fact = f"{share:.0%} of {len(shown)} demonstrations state an answer as reward.answer_format: {form} asks"
     (report.facts if share > 0.9 else report.warnings).append(fact)
     if long := sum(len(sample.output_ids) > config.rollout.max_new_tokens for sample in shown):

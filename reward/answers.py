@@ -1,8 +1,10 @@
 """Where the final answer of an output stands. What it is worth is found in `values`, when two are equal in `comparison`."""
 
 import re
+from functools import lru_cache
 from typing import Literal
 
+from reward.config import READING, Reading
 from reward.dress import FUNCTIONS, plain_characters
 from reward.values import LAST_NUMBER, parse
 
@@ -22,7 +24,7 @@ _ANSWER_IS = re.compile(
     r"[\s*_]*(?:[:：=])?[\s*_]*(\\\[[^\[\]]*\\\]|\$\$[^$]*\$\$|\\begin\{(?s:.*?)\\end\{[a-z]+\}|[^\n]*?)\s*(?=</answer>|\n|\Z)",
     re.IGNORECASE,
 )
-_END_TOKENS = re.compile(r"(?:\s*(?:<\|[A-Za-z0-9_]+\|>|</?s>|<eos>))+\s*\Z")
+_SPECIAL_TOKEN = r"<\|[A-Za-z0-9_]+\|>|<｜[^<>｜\s]+｜>"
 _LAST_LINE = re.compile(r"(?:\A|\n)A[:：]([^\n]*[^\s])\s*\Z")
 _IS = re.compile(r"\b(?:is|are)\b(?=.*[0-9$\\])", re.DOTALL)
 # What follows "or", or another candidate, belongs to the answer: a list of candidates is none.
@@ -36,7 +38,7 @@ _SEVERAL = re.compile(r"\b(?:not|either|or|between|maybe|perhaps|possibly|one of
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
-def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
+def extract(text: str | None, answer_format: AnswerFormat, reading: Reading = READING) -> str | None:
     """The final answer as it is written, or None: the last `#### N`, the last `\\boxed{}`, what a last line `A: N`, or the last
     "the answer is", heading `# Answer` or `<answer>` says, or the last number.
 
@@ -44,12 +46,28 @@ def extract(text: str | None, answer_format: AnswerFormat) -> str | None:
     answer" stated behind a box; else what is stated in words; else the whole text where that has a value, a formula whole in
     which the last number stands, or that number. A last `\\boxed{` that is never closed is no answer, nor are candidates.
     """
+    text = _spoken(text or "", reading)
     if not text:
         return None
-    text = _END_TOKENS.sub("", text)
     if answer_format == "auto":
         return _any(text)
     return {"hash": _hash, "boxed": _boxed, "answer-is": _answer_is, "last-number": _last_number}[answer_format](text)
+
+
+def _spoken(text: str, reading: Reading) -> str:
+    """What follows the reasoning, nothing where that is not finished; a mark of the end ends a line."""
+    tags, ends = _marks(reading)
+    last = {match[0].lower(): match.end() for match in tags.finditer(text)} if reading.reasoning_tags else {}
+    places = [[last.get(tag.lower(), 0) for tag in pair] for pair in reading.reasoning_tags]
+    if any(opened > closed for opened, closed in places):
+        return ""
+    return ends.sub("\n", text[max((closed for _, closed in places), default=0) :]).rstrip()
+
+
+@lru_cache(maxsize=64)
+def _marks(reading: Reading) -> tuple[re.Pattern, re.Pattern]:
+    tags = "|".join(re.escape(tag) for pair in reading.reasoning_tags for tag in pair)
+    return re.compile(tags, re.IGNORECASE), re.compile("|".join([*map(re.escape, reading.end_marks), _SPECIAL_TOKEN]))
 
 
 def _any(text: str) -> str | None:

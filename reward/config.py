@@ -1,7 +1,7 @@
 """Configuration of the reward stage."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -67,6 +67,53 @@ class RewardModelConfig(Strict):
         return self
 
 
+Mark = Annotated[str, Field(min_length=1)]
+
+
+class Reading(Strict):
+    """How the rule reads an output for its final answer, besides `answer_format`. The defaults know the usual models."""
+
+    reasoning_tags: tuple[tuple[Mark, Mark], ...] = (
+        ("<think>", "</think>"),
+        ("<thinking>", "</thinking>"),
+        ("<thought>", "</thought>"),
+        ("<thoughts>", "</thoughts>"),
+        ("<reason>", "</reason>"),
+        ("<reasoning>", "</reasoning>"),
+        ("<analysis>", "</analysis>"),
+        ("<reflection>", "</reflection>"),
+        ("<scratchpad>", "</scratchpad>"),
+        ("<seed:think>", "</seed:think>"),
+        ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<|channel|>analysis", "<|channel|>final"),
+    )
+    """What opens and what closes reasoning, in any case. Only what follows the last closing tag is read, and reasoning that is
+    not closed has no answer; empty: everything is read."""
+    end_marks: tuple[Mark, ...] = (
+        *(
+            "<eoa>",
+            "<eoe>",
+            "<eos>",
+            "</s>",
+            "<s>",
+            "[EOS]",
+            "[END]",
+            "[DONE]",
+            "[/INST]",
+            "<END>",
+            "<end_of_turn>",
+            "</solution>",
+        ),
+    )
+    """What ends an output or a part of it: the line ends there. Besides these every `<|name|>`."""
+
+
+READING = Reading()
+
+
 class RewardConfig(Strict):
     """The rule reward, correctness of the final answer plus well-formedness, and the reward model where one is used."""
 
@@ -74,6 +121,7 @@ class RewardConfig(Strict):
     """Reward actors."""
     answer_format: Literal["auto", "hash", "boxed", "answer-is", "last-number"] = "hash"
     """Where the final answer stands: `#### N`, `\\boxed{N}`, the last number, or the first of these that is found."""
+    reading: Reading = READING
     correct: float = 1.0
     """Weight of the component `correct`."""
     format: float = 0.0

@@ -46,7 +46,9 @@ _NAMES = re.compile(r"(?<![A-Za-z])(?:xyz|abc|pqr|rst|uvw)(?![A-Za-z])")
 _PRODUCT = re.compile(
     r"(?<![A-Za-z\\])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|exp|in)(?![A-Za-z]))(?:[A-Za-z]{2,3}(?![A-Za-z])|(?<=[0-9])[A-Za-z]$)"
 )
-_PROSE = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7fπ∞√∪∩≤≥²³×·÷]")
+_PROSE = re.compile(
+    r"[A-Za-z]{3,}|\b(?:[Ii]t|[Ii]s|[Ss]o|[Ww]e|[Tt]o|[Oo]f|[Aa]t|[Aa]s|[Bb]e|[Bb]y|[Hh]e|[Ii]f|[Oo]n|[Oo]r)\b|[^\x00-\x7fπ∞√∪∩≤≥²³×·÷]"
+)
 
 
 def closed(text: str) -> bool:

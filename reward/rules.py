@@ -2,12 +2,12 @@
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
 
 from reward.answers import AnswerFormat, extract, reference
 from reward.comparison import canonical, same
-from reward.config import RewardConfig
+from reward.config import READING, Reading, RewardConfig
 from reward.pool import Outcome, Row
 from reward.values import parse
 from rollout.episode import without_tool_output
@@ -27,9 +27,12 @@ class Judgement(TypedDict):
     """Why the reference answer cannot be judged."""
 
 
-def judge(output: str, gold: str, answer_format: AnswerFormat) -> Judgement:
-    """Find the output's final answer and compare it with the reference. No answer is a wrong one."""
-    extracted = extract(output, answer_format)
+def judge(output: str, gold: str, answer_format: AnswerFormat, reading: Mapping[str, Any] | None = None) -> Judgement:
+    """Find the output's final answer and compare it with the reference. No answer is a wrong one.
+
+    `reading` has the fields of a Reading that are not the defaults.
+    """
+    extracted = extract(output, answer_format, Reading(**reading) if reading else READING)
     return Judgement(
         extracted=extracted,
         value=canonical(extracted),
@@ -37,6 +40,12 @@ def judge(output: str, gold: str, answer_format: AnswerFormat) -> Judgement:
         parsed=parse(extracted) is not None,
         problem=gold_problem(gold),
     )
+
+
+def judge_row(output: str, gold: str, answer_format: AnswerFormat, reading: Reading) -> Row:
+    """What `judge` is asked, as a pool carries it."""
+    given = reading.model_dump(exclude_defaults=True)
+    return {"output": output, "gold": gold, "answer_format": answer_format, **({"reading": given} if given else {})}
 
 
 def judge_here(rows: Sequence[Row]) -> list[Outcome]:
@@ -55,9 +64,9 @@ def gold_check(config: RewardConfig) -> Callable[[str], str | None]:
     return gold_problem if config.function is None else lambda gold: None
 
 
-def well_formed(sample: Sample, answer_format: AnswerFormat) -> float:
+def well_formed(sample: Sample, answer_format: AnswerFormat, reading: Reading = READING) -> float:
     """1.0 if the output ended by itself and states a final answer with a value in the asked form, else 0.0."""
-    return formed(sample, parse(extract(without_tool_output(sample.text), answer_format)) is not None)
+    return formed(sample, parse(extract(without_tool_output(sample.text), answer_format, reading)) is not None)
 
 
 def formed(sample: Sample, parsed: bool) -> float:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from reward.config import RewardConfig, RewardModelConfig
 from reward.pool import Judge, Outcome, Row
-from reward.rules import Judgement, formed, judge_here
+from reward.rules import Judgement, formed, judge_here, judge_row
 from reward.types import RewardEvent, ScoredSample, Verdict
 from rollout.episode import without_tool_output
 from rollout.types import Question, Sample
@@ -181,9 +181,8 @@ def probability(logit: float) -> float:
 def rule_rows(questions: Sequence[Question], samples: Sequence[Sample], config: RewardConfig) -> list[Row]:
     """What the rule's judge reads of each sample. Raises ValueError for a sample whose question is not given."""
     golds = _golds(questions, samples)
-    form = config.answer_format
     texts = [without_tool_output(sample.text) for sample in samples]
-    return [{"output": text, "gold": gold, "answer_format": form} for text, gold in zip(texts, golds, strict=True)]
+    return [judge_row(text, gold, config.answer_format, config.reading) for text, gold in zip(texts, golds, strict=True)]
 
 
 def rule_components(sample: Sample, judged: Judgement) -> dict[str, float]:

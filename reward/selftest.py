@@ -11,6 +11,7 @@ from reward.answers import AnswerFormat, reference
 from reward.comparison import canonical
 from reward.config import RewardConfig
 from reward.pool import Judge, Outcome, Pool
+from reward.rules import judge_row
 from rollout.types import Question
 
 TRIED = 256
@@ -32,7 +33,7 @@ def self_test(questions: Sequence[Question], config: RewardConfig, found: Report
     limits = {"workers": config.judges, "seconds": config.judge_seconds, "memory_gb": config.judge_memory_gb}
     if config.function is None:
         with Pool("reward.rules:judge", **limits) as pool:
-            try_rule(questions, config.answer_format, pool, found)
+            try_rule(questions, config, pool, found)
         return
     try:
         with (
@@ -44,8 +45,9 @@ def self_test(questions: Sequence[Question], config: RewardConfig, found: Report
         found.problems.append(f"reward.function: {error}")
 
 
-def try_rule(questions: Sequence[Question], form: AnswerFormat, judge: Judge, found: Report) -> None:
+def try_rule(questions: Sequence[Question], config: RewardConfig, judge: Judge, found: Report) -> None:
     """Report of the rule on these questions."""
+    form = config.answer_format
     golds = [reference(question.gold) for question in questions]
     others = _others(golds)
     right = [(question, stated(gold, form)) for question, gold in zip(questions, golds, strict=True)]
@@ -58,10 +60,10 @@ def try_rule(questions: Sequence[Question], form: AnswerFormat, judge: Judge, fo
             (questions[i], f"It might be {golds[i]}.\n{stated(others[i], form)}") for i in tried
         ],
     }  # fmt: skip
-    outcomes, again = _judged(judge, right, form), _judged(judge, right, form)
+    outcomes, again = _judged(judge, right, config), _judged(judge, right, config)
     _report(found, right, outcomes, lambda o: _correct(o) is True, "the reference answer itself is not judged right")
     for what, rows in wrong.items():
-        _report(found, rows, _judged(judge, rows, form), lambda o: _correct(o) is False, f"{what} is not judged wrong")
+        _report(found, rows, _judged(judge, rows, config), lambda o: _correct(o) is False, f"{what} is not judged wrong")
     same = {id(b): (a.status, a.value) == (b.status, b.value) for a, b in zip(outcomes, again, strict=True)}
     _report(found, right, again, lambda o: same[id(o)], "the judge does not say the same twice")
     if not found.problems:
@@ -86,7 +88,7 @@ def try_function(questions: Sequence[Question], config: RewardConfig, function: 
         expected = f"those of reward.weights, {weighed}" if weighed else "the same for every output"
         found.problems.append(f"reward.function returns components {'; or '.join(sorted(names))}; expected {expected}")
         return
-    if "correct" not in first[0].value and any(_problem(o) for o in _judged(rule, stating, config.answer_format)):
+    if "correct" not in first[0].value and any(_problem(o) for o in _judged(rule, stating, config)):
         expected = "expected a component `correct` (0 or 1), or reference answers that the rule can judge"
         found.problems.append(f"reward.function: evaluation must know what is correct: found {', '.join(names)}; {expected}")
     if all(a.value == b.value for a, b in zip(first, empty, strict=True)):
@@ -110,8 +112,8 @@ def _others(golds: Sequence[str]) -> list[str]:
     return out
 
 
-def _judged(judge: Judge, rows: Sequence[tuple[Question, str]], form: AnswerFormat) -> list[Outcome]:
-    return judge([{"output": text, "gold": question.gold, "answer_format": form} for question, text in rows])
+def _judged(judge: Judge, rows: Sequence[tuple[Question, str]], config: RewardConfig) -> list[Outcome]:
+    return judge([judge_row(text, question.gold, config.answer_format, config.reading) for question, text in rows])
 
 
 def _scored(function: Judge, rows: Sequence[tuple[Question, str]]) -> list[Outcome]:

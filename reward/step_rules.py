@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from reward.answers import AnswerFormat, extract, reference
 from reward.comparison import same
+from reward.config import READING, Reading
 from rollout.types import Question
 
 _SUM = re.compile(r"\s*\d+(?:\s*[-+]\s*\d+)+\s*")
@@ -23,12 +24,14 @@ _EXPRESSION = re.compile(r"[-+*/().0-9 ]{1,200}")
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
-def rule_labels(question: Question, step_texts: Sequence[str], answer_format: AnswerFormat = "hash") -> list[float | None]:
+def rule_labels(
+    question: Question, step_texts: Sequence[str], answer_format: AnswerFormat = "hash", reading: Reading = READING
+) -> list[float | None]:
     """The rule that fits: a sum as the question, marks in the gold answer or in the output; else no step has a label."""
     if _SUM.fullmatch(question.text):
         return arithmetic_steps(question.text, step_texts)
     if any(_MARK.search(text) for text in (question.gold, *step_texts)):
-        return calculator_steps(question.gold, step_texts, answer_format)
+        return calculator_steps(question.gold, step_texts, answer_format, reading)
     return [None] * len(step_texts)
 
 
@@ -65,7 +68,9 @@ def _is(operation: re.Match[str], value: int, change: int) -> bool:
     return (int(left), int(sign + operand), int(result)) == (value, change, value + change)
 
 
-def calculator_steps(gold: str, step_texts: Sequence[str], answer_format: AnswerFormat = "hash") -> list[float | None]:
+def calculator_steps(
+    gold: str, step_texts: Sequence[str], answer_format: AnswerFormat = "hash", reading: Reading = READING
+) -> list[float | None]:
     """Steps with marks such as `<<48/2=24>>`: every mark must hold exactly, in fractions.
 
     A step without marks has the label of the step before it (none before the first mark); the last step's is whether the
@@ -78,7 +83,7 @@ def calculator_steps(gold: str, step_texts: Sequence[str], answer_format: Answer
         marks = _MARK.findall(text)
         before = labels[-1] if labels else None
         labels.append(float(before != 0.0 and all(map(_holds, marks))) if marks else before)
-    return [*labels[:-1], float(same(reference(gold), extract("".join(step_texts), answer_format)))]
+    return [*labels[:-1], float(same(reference(gold), extract("".join(step_texts), answer_format, reading)))]
 
 
 def _holds(mark: str) -> bool:

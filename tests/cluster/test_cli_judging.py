@@ -55,3 +55,14 @@ def test_a_response_without_a_score_is_warned_of_with_its_place(file):
     file.write_text(json.dumps({"q": "1", "r": ["7", None], "g": "7"}) + "\n")
     done = invoke("score", file, *NAMES, "--json", "--judges", 1)
     assert done.exit_code == 0 and f"first at {file}:1: the response is missing" in done.output
+
+
+def test_how_responses_are_read_is_an_option_of_the_names_in_a_recipe(file):
+    file.write_text(json.dumps({"q": "1", "r": "<mull>#### 7", "g": "7"}) + "\n")
+    tags = ("--reading", "reasoning_tags=[[<mull>, </mull>]]")
+    for extra, accuracy in (((), 1.0), (tags, 0.0)):
+        done = invoke("score", file, *NAMES, "--json", "--judges", 1, *extra)
+        assert json.loads(done.stdout)["accuracy"] == accuracy
+    for wrong, message in (("reasoning_tgs=[]", "did you mean 'reasoning_tags'?"), ("end_marks=7", "found 7")):
+        done = invoke("score", file, *NAMES, "--reading", wrong)
+        assert done.exit_code == 2 and message in done.output, done.output

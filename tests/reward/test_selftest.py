@@ -12,7 +12,7 @@ QUESTIONS = [question(i, gold) for i, gold in enumerate(["7", "#### 8", "1/2", "
 
 def found(questions=QUESTIONS, form="hash", judge=judge_here):
     findings = Report()
-    try_rule(questions, form, judge, findings)
+    try_rule(questions, RewardConfig(answer_format=form), judge, findings)
     return findings
 
 

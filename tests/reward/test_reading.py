@@ -1,0 +1,105 @@
+"""How outputs are read: reasoning, marks of the end, and the settings of `reward.reading`; and cases from public reports."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reward.answers import extract
+from reward.config import Reading, RewardConfig
+from reward.rules import judge, judge_here, well_formed
+from reward.scorer import RuleScorer
+from reward.selftest import Report, try_rule
+from reward.stored import StoredRow, judge_stored
+from tests.reward.builders import question, sample
+
+CASES = Path(__file__).parents[2].parent / "shared" / "cases" / "judge"
+
+
+def correct(output, gold, **reading):
+    found = judge(output, gold, "auto", reading)
+    assert found["problem"] is None, found["problem"]
+    return found["correct"]
+
+
+@pytest.mark.parametrize("name", ["J03_thinking"])
+def test_cases_from_public_reports(name):
+    if not CASES.exists():
+        pytest.skip("the cases are not beside this checkout")
+    rows = [json.loads(line) for line in (CASES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    wrong = [row for row in rows if correct(row["response"], row["gold"]) != row["expected"]]
+    assert rows and wrong == []
+
+
+REASONED = [
+    ("<think>2 + 2 = 5</think>The answer is 4.", "4"), ("2 + 2 = 5</think>\n\n\\boxed{4}", "4"), ("<THINK>5</THINK> 4", "4"),
+    ("<think>a</think> 5 <think>no, 4</think> It is 4", "4"), ("<think></think>4", "4"),
+    ("<think><think>5</think> so 5</think> 4", "4"), ("<thinking>5</thinking>\n#### 4", "4"),
+    ("<reasoning>\n5\n</reasoning>\n<answer>\n4\n</answer>", "4"), ("[THINK]5[/THINK]4", "4"), ("◁think▷5◁/think▷ 4", "4"),
+    ("<|begin_of_thought|>\n5 <|end_of_thought|>\n<|begin_of_solution|>\nThe answer is 4.\n<|end_of_solution|>", "4"),
+    ("<|channel|>analysis<|message|>5<|end|><|start|>assistant<|channel|>final<|message|>The answer is 4<|return|>", "4"),
+    ("<think>5</think><reflection>6</reflection>\nAnswer: 4", "4"),
+]  # fmt: skip
+UNFINISHED = [
+    "<think>The answer is 4.", "<think>\\boxed{4}", "<think>#### 4", "<think>4</think>", "<think>4</think> \n", "4</think>",
+    "<think>5</think> 4 <think> or is it 4", "<thinking>4", "<reasoning>\\boxed{4}\n<answer>4</answer>", "<Think>\n4",
+    "<|begin_of_thought|>the answer is 4", "[THINK] so 4", "<think><reflection>5</reflection> the answer is 4",
+    "<|channel|>analysis<|message|>The answer is 4", "<scratchpad>\n#### 4", "<think>4 <think>4</think",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("output", "answer"), REASONED)
+def test_what_follows_the_last_closing_tag_decides(output, answer):
+    assert correct(output, answer) and not correct(output, "5")
+
+
+@pytest.mark.parametrize("form", ["auto", "hash", "boxed", "answer-is", "last-number"])
+@pytest.mark.parametrize("output", UNFINISHED)
+def test_unfinished_reasoning_has_no_answer(output, form):
+    assert extract(output, form) is None
+
+
+ENDED = [
+    "<|im_end|>", "</s>", "[EOS]", "<eoa>", "<|endoftext|>", " <eos>\n", "<|eot_id|></s>", "<end_of_turn>",
+    "<｜end▁of▁sentence｜>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mark", ENDED)
+def test_marks_of_the_end_are_no_part_of_an_answer(mark):
+    assert extract(f"so\n#### 4{mark}", "hash") == "4"
+    assert extract(f"The answer is 4{mark}", "auto") == extract(f"4{mark}", "auto") == "4"
+    assert extract(f"The answer is yes{mark}\nnext question", "answer-is") == "yes"
+
+
+SETTINGS = {
+    "reasoning_tags": ([["<mull>", "</mull>"]], "<mull>#### 4", False),
+    "end_marks": (["~~"], "#### 4~~ 5", True),
+}
+"""Each setting: a value, an output, and whether that is right with it for the reference 4; without it it is the opposite."""
+
+
+def read_by_the_self_test(config):
+    """The readings that its judge was given."""
+    asked = []
+    try_rule([question(gold="4")], config, lambda rows: asked.extend(rows) or judge_here(rows), Report())
+    return {json.dumps(row.get("reading", {})) for row in asked}
+
+
+def test_every_setting_is_tried_here():
+    assert set(SETTINGS) == set(Reading.model_fields)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_reaches_the_scorer_its_format_component_the_self_test_and_stored_responses(name):
+    value, output, right = SETTINGS[name]
+    for reading, expected in (({name: value}, right), ({}, not right)):
+        config = RewardConfig(format=0.5, reading=reading)
+        (scored,) = RuleScorer(config).score([question(gold="4")], [sample(output)])
+        assert scored.verdict.components["correct"] == float(expected)
+        if name != "compare_units":
+            assert scored.verdict.components["format"] == float(expected) == well_formed(sample(output), "hash", config.reading)
+        row = StoredRow(where="1", question="q", gold="4", responses=(output,), scores=None)
+        ((stored,),) = judge_stored([row], judge_here, "hash", lambda count: None, config.reading)
+        assert stored.correct is expected
+        assert read_by_the_self_test(config) == {json.dumps(config.reading.model_dump(exclude_defaults=True))}
