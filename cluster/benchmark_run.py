@@ -16,7 +16,7 @@ from cluster.resume import RunLock
 from cluster.roles import RoleFailed
 from cluster.sampling import RunFailed, Sampler
 from cluster.sources import by_ordinal, leases
-from reward.rules import gold_check
+from reward.judges import gold_check
 from reward.stored import Judged, StoredRow, accuracy, measures
 from reward.types import ScoredSample
 from rollout.benchmarks import BENCHMARKS

@@ -35,15 +35,16 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Judge stored responses: accuracy with its interval, pass@k, maj@k and rm@k."""
-    from reward.answers import AnswerFormat
-    from reward.pool import Pool
+    from reward.config import AnswerFormat, RewardConfig
+    from reward.judges import rule_pool
     from reward.stored import judge_stored, measures, read
 
     _check_choice("--answer-format", answer_format, get_args(AnswerFormat))
     ks, read_as = numbers(k), _reading(reading or [])
     rows = read(file, question=question, response=response, gold=gold, score=score_field)
-    with Pool("reward.rules:judge", workers=judges, seconds=10, memory_gb=2) as pool, _progress(rows) as done:
-        judged = judge_stored(rows, pool, answer_format, done, read_as)
+    config = RewardConfig(answer_format=answer_format, reading=read_as, judges=judges)
+    with rule_pool(config) as pool, _progress(rows) as done:
+        judged = judge_stored(rows, pool, config, done)
     if out is not None:
         from cluster.records import write_rows
 

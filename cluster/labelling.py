@@ -7,20 +7,20 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from cluster.records import write_rows
+from cluster.sampling import RunFailed
 from cluster.sources import Driver, by_ordinal
 from cluster.stages import StageConfig
 from learner.algorithms import FileLabels, MonteCarloLabels, RuleLabels
 from reward.config import RewardModelConfig
+from reward.judges import step_pool, step_row
 from reward.labels import from_completions, outcome_labels, pairs, step_labels, with_step_labels
 from reward.replay import Replay
-from reward.step_rules import rule_labels
 from reward.steps import StepFinder
 from reward.types import ScoredSample
 from rollout.types import Lease, Question
@@ -43,8 +43,6 @@ class Labeller:
         model = driver.config.reward.model or RewardModelConfig()
         self.driver = driver
         self.finder = StepFinder(tokenizer, model.step_boundary)
-        reward = driver.config.reward
-        self._rule = partial(rule_labels, answer_format=reward.answer_format, reading=reward.reading)
         self.replay = {
             kind: Replay(model.replay_groups, model.replay_share, driver.config.seed) for kind in ("labelled", "pairs")
         }
@@ -71,7 +69,7 @@ class Labeller:
             return outcome_labels(scored)
         if isinstance(row.labels, MonteCarloLabels):
             return self._by_completions(stage, scored, {q.ordinal: q for q in questions})
-        return step_labels(questions, scored, self.finder, self._rule)
+        return self._step_labels(scored, {q.ordinal: q for q in questions})
 
     def finish(self, stage: StageConfig) -> None:
         """The stage is done: what was fresh becomes history."""
@@ -114,7 +112,18 @@ class Labeller:
         if stage.resolved().supervision == "outcome":
             component = "observed" if self.driver.config.reward.flip_share else "correct"
             return outcome_labels(batch, component, every_token=stage.resolved().labels.every_token)
-        return step_labels(list(questions.values()), batch, self.finder, self._rule)
+        return self._step_labels(batch, questions)
+
+    def _step_labels(self, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
+        """Labels by the step rule. Raises RunFailed when it fails on a larger share of the outputs than the run allows."""
+        config, outputs = self.driver.config.reward, [item.sample for item in batch]
+        rows = [step_row(questions[s.ordinal], self.finder.texts(s.output_ids), config) for s in outputs]
+        with step_pool(config) as judge:
+            outcomes = judge(rows)
+        failures = [outcome.reason for outcome in outcomes if outcome.status != "score"]
+        if len(failures) > config.max_error_share * len(batch):
+            raise RunFailed(f"steps of {len(failures)} of {len(batch)} outputs could not be labelled; the first: {failures[0]}")
+        return step_labels(batch, self.finder, [outcome.value or [] for outcome in outcomes])
 
     def _by_completions(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
         """Every step but the last is as good as the answers that the policy reaches from its end; the last as its own.

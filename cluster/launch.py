@@ -97,7 +97,7 @@ def load_data(config: RunConfig):
     """The data of a run, rendered with its tokenizer, and the tokenizer."""
     from transformers import AutoTokenizer
 
-    from reward.rules import gold_check
+    from reward.judges import gold_check
     from rollout.data import load_data
 
     tokenizer = AutoTokenizer.from_pretrained(model_directory(config))

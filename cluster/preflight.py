@@ -15,10 +15,13 @@ from cluster.contradictions import supervision
 from cluster.preflight_model import Model, check_model, check_reward_model, read_model
 from learner.algorithms import Need
 from reward.config import RewardModelConfig
-from reward.rules import gold_check, well_formed
+from reward.judges import gold_check, rule_pool, rule_row
+from reward.pool import Judge
+from reward.scorer import formed
 from reward.selftest import Report, self_test
 from rollout.config import SourceConfig
 from rollout.data import Data, load_data
+from rollout.episode import without_tool_output
 from rollout.overlap import overlaps
 from rollout.rows import fill, load_rows
 from rollout.sandbox import Sandbox, SandboxError
@@ -39,9 +42,13 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
         model = read_model(config)
         check_model(config, model, report)
         check_reward_model(config, report)
-        data = load_data(config.data, model.tokenizer, config.seed, gold_check(config.reward), bool(config.rollout.tools))
-        _check_data(config, data, model, report)
-        _check_judge(config, data, report)
+        with rule_pool(config.reward) as rule:
+            golds, tools = gold_check(config.reward, rule), bool(config.rollout.tools)
+            data = load_data(config.data, model.tokenizer, config.seed, golds, tools)
+            _check_data(config, data, model, report)
+            if data.demonstrations is not None:
+                _check_demonstrations(config, data, model, rule, report)
+            _check_judge(config, data, rule, report)
         for source in benchmarks:
             _check_overlap(data, source, report)
     except ValueError as error:
@@ -93,8 +100,6 @@ def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> 
         report.warnings.append(f"{removed} are left out: an evaluation question has the same text")
     if (asked := config.evaluation.questions) and asked > len(data.evaluation):
         report.warnings.append(f"evaluation.questions: {asked}, but only {len(data.evaluation)} are held out; all are asked")
-    if data.demonstrations is not None:
-        _check_demonstrations(config, data, model, report)
     given = {"demonstrations": data.demonstrations, "preferences": data.preferences, "labelled_steps": data.labelled_steps}
     for stage in config.stages:
         rows = len(given[stage.given] if stage.given else data.train)
@@ -112,10 +117,10 @@ def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> 
     report.facts.append(f"prompt of {first.id}: {model.tokenizer.decode(first.prompt_ids)!r}, answer {first.gold!r}")
 
 
-def _check_judge(config: RunConfig, data: Data, report: Report) -> None:
+def _check_judge(config: RunConfig, data: Data, rule: Judge, report: Report) -> None:
     """The judge tried on the run's own questions."""
     training = [data.train.question(n) for n in range(len(data.train))]
-    self_test([*training, *data.evaluation], config.reward, report)
+    self_test([*training, *data.evaluation], config.reward, rule, report)
 
 
 def _check_overlap(data: Data, source: SourceConfig, report: Report) -> None:
@@ -133,10 +138,12 @@ def _check_overlap(data: Data, source: SourceConfig, report: Report) -> None:
     report.warnings += [f"{x.training} holds {x.benchmark}: {x.words!r}" for x in found]
 
 
-def _check_demonstrations(config: RunConfig, data: Data, model: Model, report: Report) -> None:
+def _check_demonstrations(config: RunConfig, data: Data, model: Model, rule: Judge, report: Report) -> None:
     shown = [data.demonstrations.sample(n, "check") for n in range(len(data.demonstrations))]
     form = config.reward.answer_format
-    share = sum(well_formed(sample, form, config.reward.reading) for sample in shown) / len(shown)
+    outcomes = rule([rule_row(without_tool_output(sample.text), "", config.reward) for sample in shown])
+    stating = [bool(o.value and o.value["parsed"]) for o in outcomes]
+    share = sum(map(formed, shown, stating)) / len(shown)
     fact = f"{share:.0%} of {len(shown)} demonstrations state an answer as reward.answer_format: {form} asks"
     (report.facts if share > 0.9 else report.warnings).append(fact)
     if long := sum(len(sample.output_ids) > config.rollout.max_new_tokens for sample in shown):

@@ -2,13 +2,10 @@
 
 import re
 from functools import lru_cache
-from typing import Literal
 
-from reward.config import READING, Reading
+from reward.config import READING, AnswerFormat, Reading
 from reward.dress import FUNCTIONS, plain_characters
 from reward.values import LAST_NUMBER, parse
-
-AnswerFormat = Literal["auto", "hash", "boxed", "answer-is", "last-number"]
 
 LONGEST_BARE = 300
 LONGEST_TAIL = 2000

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from rollout.config import AbsolutePath, Strict, absolute
 
+AnswerFormat = Literal["auto", "hash", "boxed", "answer-is", "last-number"]
+
 
 def member_directories(path: Path) -> list[Path]:
     """The directories of the models in `path`: itself, or one for each member of an ensemble."""
@@ -119,7 +121,7 @@ class RewardConfig(Strict):
 
     workers: int = Field(1, gt=0)
     """Reward actors."""
-    answer_format: Literal["auto", "hash", "boxed", "answer-is", "last-number"] = "hash"
+    answer_format: AnswerFormat = "hash"
     """Where the final answer stands: `#### N`, `\\boxed{N}`, the last number, or the first of these that is found."""
     reading: Reading = READING
     correct: float = 1.0
@@ -136,6 +138,11 @@ class RewardConfig(Strict):
     """A reward function of yours, as `my_rewards.py:score`; see reward/functions.py for what it is given and returns."""
     weights: dict[str, float] = Field({}, validate_default=False)
     """Weight of each component that the function returns, all of them; by default 1 each."""
+    network: bool = False
+    """Whether the function may open sockets, as one that asks a model elsewhere does."""
+    environment: tuple[str, ...] = ()
+    """Environment variables that the function is given, such as OPENAI_API_KEY, as they are set where its reward actor runs:
+    beside these it has only those that Python needs."""
     max_error_share: float = Field(0.1, ge=0.0, le=1.0)
     """Stop the run when a larger share of a batch ends in judge errors."""
     flip_share: float = Field(0.0, ge=0.0, lt=1.0)
@@ -157,8 +164,9 @@ class RewardConfig(Strict):
 
     @model_validator(mode="after")
     def _function_replaces_the_rule(self):
-        if self.function is None and self.weights:
-            raise ValueError("weights: given, but there is no reward.function whose components they would weigh")
+        for name in ("weights", "network", "environment") if self.function is None else ():
+            if getattr(self, name):
+                raise ValueError(f"{name}: given, but there is no reward.function that it is for")
         for name in ("correct", "format", "flip_share") if self.function else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: given, but reward.function is the reward; expected one of the two")

@@ -4,9 +4,10 @@
     def score(questions, outputs, golds) -> list[float | dict[str, float]]        # batched: lists of equal length
 
 All are strings; a function takes those of the parameters that it needs, and may be `async`. A single number is the component
-`score`; a dict names several. They must be finite numbers. A function may use threads and the network, but starts no processes;
-it is killed, and its output has no score, when a call takes more than reward.judge_seconds or reward.judge_memory_gb; the rows
-of a batched call that was killed are tried one by one.
+`score`; a dict names several. They must be finite numbers. A function may use threads, but starts no processes; it may use the
+network with reward.network, and has no environment variables but those that Python needs and those in reward.environment. It is
+killed, and its output has no score, when a call takes more than reward.judge_seconds or reward.judge_memory_gb; the rows of a
+batched call that was killed are tried one by one.
 """
 
 import asyncio

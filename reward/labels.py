@@ -6,17 +6,12 @@ Process: one event at the end of every labelled step, in [0, 1].
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from reward.step_rules import rule_labels
 from reward.types import RewardEvent, ScoredSample
 from rollout.rounding import apart
-from rollout.types import Question
-
-StepRule = Callable[[Question, Sequence[str]], list[float | None]]
-"""A question and the texts of an output's steps -> a label per step, None where there is none."""
 
 
 class Steps(Protocol):
@@ -63,16 +58,11 @@ def pairs(scored: Sequence[ScoredSample], *, per_group: int, rng: random.Random)
     return made
 
 
-def step_labels(
-    questions: Sequence[Question], scored: Sequence[ScoredSample], steps: Steps, rule: StepRule = rule_labels
-) -> list[ScoredSample]:
-    """Each sample with a label at the end of every step that the rule can judge; samples without any are left out."""
-    by_ordinal = {question.ordinal: question for question in questions}
+def step_labels(scored: Sequence[ScoredSample], steps: Steps, labels: Sequence[Sequence[float | None]]) -> list[ScoredSample]:
+    """Each sample with its labels at the ends of its steps (none at all: not judged); samples without any are left out."""
     made = []
-    for item in scored:
-        ids = item.sample.output_ids
-        labels = rule(by_ordinal[item.sample.ordinal], steps.texts(ids))
-        if labelled := with_step_labels(item, steps.ends(ids), labels):
+    for item, mine in zip(scored, labels, strict=True):
+        if mine and (labelled := with_step_labels(item, steps.ends(item.sample.output_ids), mine)):
             made.append(labelled)
     return made
 

@@ -9,7 +9,7 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from reward.pool_process import Process
@@ -42,6 +42,15 @@ class Judge(Protocol):
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """What a judge may reach besides its own files: nothing, by default."""
+
+    environment: tuple[str, ...] = ()
+    """Variables that it is given beside those that Python needs (`reward.pool_process.KEPT`)."""
+    network: bool = False
+
+
 class Pool:
     """Processes that run one judge. Use as a context manager, or close it.
 
@@ -50,10 +59,12 @@ class Pool:
     """
 
     def __init__(
-        self, target: str, *, workers: int, seconds: float, memory_gb: float, batched: bool = False, adapter: str = ""
+        self, target: str, *, workers: int, seconds: float, memory_gb: float, adapter: str = "", reach: Reach = Reach()
     ):
-        self._setup = {"target": target, "memory_bytes": int(memory_gb * 2**30), "batched": batched, "adapter": adapter}
-        self._setup["preload"] = ["math_verify"] if target.startswith("reward.") else []
+        self._setup = {
+            "target": target, "adapter": adapter, "memory_bytes": int(memory_gb * 2**30), **asdict(reach),
+            "preload": ["math_verify"] if target.startswith("reward.") else [],
+        }  # fmt: skip
         self._seconds = seconds
         self.kills = 0
         """Processes killed or found dead so far."""
@@ -65,7 +76,7 @@ class Pool:
                 ready = process.await_ready()
             self._batched = ready["batched"]
             if not ready["confined"]:
-                log.warning("this kernel lets judges start processes: one that does not end its own may leave some behind")
+                log.warning("this kernel does not keep judges from starting processes and from the network")
         except BaseException:
             self.close()
             raise

@@ -8,11 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 START_SECONDS = 120
 LONGEST_ANSWER = 4_000_000
+KEPT = (
+    "PATH", "HOME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
+    "PYTHONPATH", "PYTHONHOME", "PYTHONUTF8", "PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE",
+)  # fmt: skip
+"""Variables that every judge is given: how Python and its libraries find their files, the locale, and which GPUs it may see.
+Credentials stand in others, and what a judge need not know it cannot tell."""
 
 
 class Process:
@@ -25,7 +31,7 @@ class Process:
         self._setup = setup
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "reward.pool_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            start_new_session=True, env=_environment(),
+            start_new_session=True, env=_environment(setup["environment"]),
         )  # fmt: skip
         self.answers = self._process.stdout
         os.set_blocking(self.answers.fileno(), False)
@@ -103,6 +109,7 @@ def _exit(code: int | None) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
-def _environment() -> dict[str, str]:
-    """One thread for a judge: there are as many judges as the cores are meant to be shared among."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+def _environment(asked: Iterable[str]) -> dict[str, str]:
+    """What is kept, what is asked for, and one thread for a judge: the cores are shared among as many judges as there are."""
+    kept = {name: os.environ[name] for name in (*KEPT, *asked) if name in os.environ}
+    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -1,8 +1,8 @@
 """What runs in a judge's process: rows in, an answer for each out, as JSON lines on pipes of its own.
 
-The judge is a function `judge(**row)`, or, when it is batched, `judge(rows)` with a list of answers; an adapter may make it
-from the function named, and says which of the two it is. What it prints goes nowhere. It may not start processes, and its
-memory is limited.
+The judge is a function `judge(**row)`; an adapter may make it from the function named, and says whether it is one, or takes
+many rows and returns a list of answers. What it prints goes nowhere. It may not start processes nor, unless that is allowed,
+open a socket, and its memory is limited.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rollout.confine import die_with_parent, no_new_processes
+from rollout.confine import die_with_parent, no_network, no_new_processes
 
 
 def load(target: str) -> Callable:
@@ -45,8 +45,10 @@ def main() -> None:
     setup = json.loads(requests.readline())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"],) * 2)
+    # Before the judge is loaded: what its import starts is bound by it too.
+    confined = setup["network"] or no_network()
     try:
-        judge, batched = load(setup["target"]), setup["batched"]
+        judge, batched = load(setup["target"]), False
         if setup["adapter"]:
             judge, batched = load(setup["adapter"])(judge)
         for name in setup["preload"]:
@@ -54,7 +56,7 @@ def main() -> None:
     except BaseException:
         _answer(answers, {"error": traceback.format_exc()})
         return
-    confined = no_new_processes()
+    confined = no_new_processes() and confined
     _answer(answers, {"ready": True, "confined": confined, "batched": batched})
     while line := requests.readline():
         rows = json.loads(line)

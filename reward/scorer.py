@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reward.config import RewardConfig, RewardModelConfig
+from reward.judges import rule_row
 from reward.pool import Judge, Outcome, Row
-from reward.rules import Judgement, formed, judge_here, judge_row
-from reward.types import RewardEvent, ScoredSample, Verdict
+from reward.types import Judgement, RewardEvent, ScoredSample, Verdict
 from rollout.episode import without_tool_output
-from rollout.types import Question, Sample
+from rollout.types import FinishReason, Question, Sample
 
 if TYPE_CHECKING:
     from reward.model import ScalarModel
@@ -29,8 +29,8 @@ NO_TOKENS = "the output has no tokens, so there is none to reward"
 class RuleScorer:
     """Correctness of the final answer and well-formedness, weighted; one event at the last output token."""
 
-    def __init__(self, config: RewardConfig, judge: Judge = judge_here):
-        """`judge` runs `reward.rules.judge`: a pool's, or this process."""
+    def __init__(self, config: RewardConfig, judge: Judge):
+        """`judge` is a pool's that runs `reward.rules.judge`."""
         self._config, self._judge = config, judge
 
     def score(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]:
@@ -64,7 +64,7 @@ class FunctionScorer:
     The components also have the rule's `format`, and its `correct` where the function returns none of its own.
     """
 
-    def __init__(self, config: RewardConfig, function: Judge, judge: Judge = judge_here):
+    def __init__(self, config: RewardConfig, function: Judge, judge: Judge):
         """`function` runs what `reward.functions.adapt` made of the user's; `judge` is the rule's."""
         self._config, self._function, self._judge = config, function, judge
 
@@ -107,9 +107,7 @@ class ModelScorer:
     reward), and for several members `spread`: their standard deviation, averaged over the steps.
     """
 
-    def __init__(
-        self, config: RewardConfig, model: "ScalarModel", finder: "StepFinder", version: int = 0, judge: Judge = judge_here
-    ):
+    def __init__(self, config: RewardConfig, model: "ScalarModel", finder: "StepFinder", version: int, judge: Judge):
         """`version` goes into every verdict; `judge` is the rule's."""
         self._config, self._scoring = config, config.model or RewardModelConfig()
         self._model, self._finder, self._version, self._judge = model, finder, version, judge
@@ -181,12 +179,16 @@ def probability(logit: float) -> float:
 def rule_rows(questions: Sequence[Question], samples: Sequence[Sample], config: RewardConfig) -> list[Row]:
     """What the rule's judge reads of each sample. Raises ValueError for a sample whose question is not given."""
     golds = _golds(questions, samples)
-    texts = [without_tool_output(sample.text) for sample in samples]
-    return [judge_row(text, gold, config.answer_format, config.reading) for text, gold in zip(texts, golds, strict=True)]
+    return [rule_row(without_tool_output(sample.text), gold, config) for sample, gold in zip(samples, golds, strict=True)]
 
 
 def rule_components(sample: Sample, judged: Judgement) -> dict[str, float]:
     return {"correct": float(judged["correct"]), "format": formed(sample, judged["parsed"])}
+
+
+def formed(sample: Sample, parsed: bool) -> float:
+    """1.0 if the output ended by itself and states a final answer with a value in the asked form (`parsed`), else 0.0."""
+    return float(parsed and sample.finish_reason is FinishReason.STOP)
 
 
 def _flipped(value: float, sample: Sample, share: float) -> float:

@@ -7,11 +7,9 @@ candidates, and the right answer inside the reasoning with another one stated. W
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from reward.answers import AnswerFormat, reference
-from reward.comparison import canonical
-from reward.config import RewardConfig
-from reward.pool import Judge, Outcome, Pool
-from reward.rules import judge_row
+from reward.config import AnswerFormat, RewardConfig
+from reward.judges import function_pool, rule_row
+from reward.pool import Judge, Outcome
 from rollout.types import Question
 
 TRIED = 256
@@ -28,18 +26,13 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
 
-def self_test(questions: Sequence[Question], config: RewardConfig, found: Report) -> None:
-    """Try the rule or, where there is one, the reward function, in pools of their own."""
-    limits = {"workers": config.judges, "seconds": config.judge_seconds, "memory_gb": config.judge_memory_gb}
+def self_test(questions: Sequence[Question], config: RewardConfig, rule: Judge, found: Report) -> None:
+    """Try the rule or, where there is one, the reward function, in a pool of its own. `rule` judges by the rule."""
     if config.function is None:
-        with Pool("reward.rules:judge", **limits) as pool:
-            try_rule(questions, config, pool, found)
+        try_rule(questions, config, rule, found)
         return
     try:
-        with (
-            Pool(config.function, adapter="reward.functions:adapt", **limits) as function,
-            Pool("reward.rules:judge", **limits) as rule,
-        ):
+        with function_pool(config) as function:
             try_function(questions, config, function, rule, found)
     except ValueError as error:
         found.problems.append(f"reward.function: {error}")
@@ -47,34 +40,40 @@ def self_test(questions: Sequence[Question], config: RewardConfig, found: Report
 
 def try_rule(questions: Sequence[Question], config: RewardConfig, judge: Judge, found: Report) -> None:
     """Report of the rule on these questions."""
-    form = config.answer_format
-    golds = [reference(question.gold) for question in questions]
-    others = _others(golds)
+    form, silent = config.answer_format, [(question, "") for question in questions]
+    read = _judged(judge, silent, config)
+    _report(found, silent, read, lambda o: o.status == "score", "the reference answer cannot be read")
+    if found.problems:
+        return
+    golds = _references(questions, read)
     right = [(question, stated(gold, form)) for question, gold in zip(questions, golds, strict=True)]
+    outcomes, again = _judged(judge, right, config), _judged(judge, right, config)
+    others = _others(golds, [o.value and o.value["value"] for o in outcomes])
     tried = [i for i in range(0, len(questions), max(1, len(questions) // TRIED)) if others[i]]
     wrong = {
-        "no output": [(questions[i], "") for i in tried],
         "another question's answer": [(questions[i], stated(others[i], form)) for i in tried],
         "a list of candidates": [(questions[i], stated(f"{golds[i]}, {golds[i]}, {others[i]}", form)) for i in tried],
         "the right answer in the reasoning, another one stated": [
             (questions[i], f"It might be {golds[i]}.\n{stated(others[i], form)}") for i in tried
         ],
     }  # fmt: skip
-    outcomes, again = _judged(judge, right, config), _judged(judge, right, config)
     _report(found, right, outcomes, lambda o: _correct(o) is True, "the reference answer itself is not judged right")
+    _report(found, silent, read, lambda o: _correct(o) is not True, "no output is not judged wrong")
     for what, rows in wrong.items():
         _report(found, rows, _judged(judge, rows, config), lambda o: _correct(o) is False, f"{what} is not judged wrong")
     same = {id(b): (a.status, a.value) == (b.status, b.value) for a, b in zip(outcomes, again, strict=True)}
     _report(found, right, again, lambda o: same[id(o)], "the judge does not say the same twice")
     if not found.problems:
-        count = sum(map(len, wrong.values()))
+        count = len(silent) + sum(map(len, wrong.values()))
         found.facts.append(f"the judge: {len(right)} reference answers are right, {count} wrong answers are wrong")
 
 
 def try_function(questions: Sequence[Question], config: RewardConfig, function: Judge, rule: Judge, found: Report) -> None:
     """Report of a reward function, on the reference answers as outputs and on empty ones."""
     tried = [questions[i] for i in range(0, len(questions), max(1, len(questions) // TRIED))]
-    stating, silent = [(q, stated(reference(q.gold), config.answer_format)) for q in tried], [(q, "") for q in tried]
+    silent = [(question, "") for question in tried]
+    golds = _references(tried, _judged(rule, silent, config))
+    stating = [(question, stated(gold, config.answer_format)) for question, gold in zip(tried, golds, strict=True)]
     first, again, empty = (_scored(function, rows) for rows in (stating, stating, silent))
     _report(found, stating, first, lambda o: o.status == "score", "reward.function gives no score")
     _report(found, silent, empty, lambda o: o.status == "score", "reward.function gives no score to an empty output")
@@ -101,19 +100,23 @@ def stated(answer: str, form: AnswerFormat) -> str:
     return {"hash": "#### {}", "boxed": r"\boxed{{{}}}", "auto": r"\boxed{{{}}}"}.get(form, "The answer is {}.").format(answer)
 
 
-def _others(golds: Sequence[str]) -> list[str]:
+def _references(questions: Sequence[Question], read: Sequence[Outcome]) -> list[str]:
+    """The reference answers without what stands around them; as they are where the rule could not read them."""
+    return [o.value["reference"] if o.status == "score" else q.gold for q, o in zip(questions, read, strict=True)]
+
+
+def _others(golds: Sequence[str], values: Sequence[str | None]) -> list[str]:
     """For each answer the next one with another value; empty where there is none."""
-    keys = [canonical(gold) for gold in golds]
     out, after = [""] * len(golds), ""
     for i in reversed(range(2 * len(golds))):
         here, following = i % len(golds), (i + 1) % len(golds)
-        after = golds[following] if keys[following] != keys[here] else after
+        after = golds[following] if values[following] != values[here] else after
         out[here] = after
     return out
 
 
 def _judged(judge: Judge, rows: Sequence[tuple[Question, str]], config: RewardConfig) -> list[Outcome]:
-    return judge([judge_row(text, question.gold, config.answer_format, config.reading) for question, text in rows])
+    return judge([rule_row(text, question.gold, config) for question, text in rows])
 
 
 def _scored(function: Judge, rows: Sequence[tuple[Question, str]]) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""Labels of reasoning steps by a rule: the built-in chained arithmetic, and the calculator marks of GSM8K.
+"""Labels of reasoning steps by a rule, in the pool's processes: the built-in chained arithmetic, and GSM8K's calculator marks.
 
 A step is right (1.0) or wrong (0.0); everything from the first mistake on is wrong, since it follows from a wrong value. The
 step that states the final answer is judged by that answer alone, as in Math-Shepherd (arXiv 2312.08935).
@@ -7,13 +7,13 @@ step that states the final answer is judged by that answer alone, as in Math-She
 import ast
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
-from reward.answers import AnswerFormat, extract, reference
+from reward.answers import extract, reference
 from reward.comparison import same
-from reward.config import READING, Reading
-from rollout.types import Question
+from reward.config import READING, AnswerFormat, Reading
 
 _SUM = re.compile(r"\s*\d+(?:\s*[-+]\s*\d+)+\s*")
 # Python refuses to read numbers of thousands of digits, which a policy may well write.
@@ -25,14 +25,14 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 
 def rule_labels(
-    question: Question, step_texts: Sequence[str], answer_format: AnswerFormat = "hash", reading: Reading = READING
+    question: str, gold: str, steps: Sequence[str], answer_format: AnswerFormat, reading: Mapping[str, Any] | None = None
 ) -> list[float | None]:
     """The rule that fits: a sum as the question, marks in the gold answer or in the output; else no step has a label."""
-    if _SUM.fullmatch(question.text):
-        return arithmetic_steps(question.text, step_texts)
-    if any(_MARK.search(text) for text in (question.gold, *step_texts)):
-        return calculator_steps(question.gold, step_texts, answer_format, reading)
-    return [None] * len(step_texts)
+    if _SUM.fullmatch(question):
+        return arithmetic_steps(question, steps)
+    if any(_MARK.search(text) for text in (gold, *steps)):
+        return calculator_steps(gold, steps, answer_format, Reading(**reading or {}))
+    return [None] * len(steps)
 
 
 def arithmetic_steps(question_text: str, step_texts: Sequence[str]) -> list[float | None]:

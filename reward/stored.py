@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reward.answers import AnswerFormat
 from reward.at_k import maj_at_k, pass_at_k, rm_at_k
-from reward.config import READING, Reading
+from reward.config import RewardConfig
+from reward.judges import rule_row
 from reward.pool import Judge, Outcome
-from reward.rules import judge_row
 from rollout.config import SourceConfig
 from rollout.rows import Row, column, fill, load_rows, reject
 
@@ -64,14 +63,10 @@ def read(path: Path, *, question: str, response: str, gold: str, score: str | No
 
 
 def judge_stored(
-    rows: Sequence[StoredRow],
-    judge: Judge,
-    form: AnswerFormat,
-    done: Callable[[int], None],
-    reading: Reading = READING,
+    rows: Sequence[StoredRow], judge: Judge, config: RewardConfig, done: Callable[[int], None]
 ) -> list[list[Judged]]:
     """The judgements of every row's responses. `done` is told how many responses were judged."""
-    flat = [judge_row(x, row.gold, form, reading) for row in rows for x in row.responses if x is not None]
+    flat = [rule_row(x, row.gold, config) for row in rows for x in row.responses if x is not None]
     judged: list[Judged] = []
     for start in range(0, len(flat), AT_ONCE):
         part = flat[start : start + AT_ONCE]

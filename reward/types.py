@@ -1,7 +1,7 @@
 """The vocabulary of the reward stage: a Sample comes in, a ScoredSample goes out."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
 
@@ -15,6 +15,21 @@ class RewardEvent:
     position: int
     """Index into the output's tokens."""
     value: float
+
+
+class Judgement(TypedDict):
+    """What the rule says of one output."""
+
+    extracted: str | None
+    value: str | None
+    """The extracted answer in canonical form, for majority votes."""
+    correct: bool
+    parsed: bool
+    """Whether the extracted answer has a value."""
+    reference: str
+    """The reference answer without what stands around it."""
+    problem: str | None
+    """Why the reference answer cannot be judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reward.config import RewardConfig, RewardModelConfig, member_directories
-from reward.pool import Pool
+from reward.judges import function_pool, rule_pool
 from reward.scorer import FunctionScorer, ModelScorer, RuleScorer
 from reward.tokenizer import check_tokenizer
 from reward.types import ScoredSample
@@ -29,11 +29,8 @@ class RewardWorker:
 
     def __init__(self, config: RewardConfig):
         self._config = config
-        limits = {"workers": config.judges, "seconds": config.judge_seconds, "memory_gb": config.judge_memory_gb}
-        self._judges = Pool("reward.rules:judge", **limits)
-        self._function = None
-        if config.function is not None:
-            self._function = Pool(config.function, adapter="reward.functions:adapt", **limits)
+        self._judges = rule_pool(config)
+        self._function = function_pool(config) if config.function is not None else None
         self._rule: RuleScorer | FunctionScorer = (
             FunctionScorer(config, self._function, self._judges) if self._function else RuleScorer(config, self._judges)
         )

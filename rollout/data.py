@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 HOLD_OUT = 200
 """Questions of a file that are held out where nothing else is said."""
 
-GoldCheck = Callable[[str], str | None]
-"""A reference answer -> why it cannot be judged, or None when it can."""
+GoldCheck = Callable[[Sequence[str]], list[str | None]]
+"""Reference answers -> for each why it cannot be judged, or None when it can."""
 
 
 class QuestionSet(Ordered[Question]):
@@ -170,7 +170,7 @@ class _Loader:
 
     def questions(self, rows: Sequence[Row], source: QuestionsConfig) -> list[Question]:
         golds = fill(rows, source.answer, "answer")
-        reasons = [self._gold_check(gold) for gold in golds]
+        reasons = self._gold_check(golds)
         kept = [i for i, reason in enumerate(reasons) if reason is None]
         if not self._drop or not kept:
             bad = [(row.where, reason) for row, reason in zip(rows, reasons, strict=True) if reason is not None]

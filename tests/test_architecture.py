@@ -53,6 +53,21 @@ def test_only_cluster_imports_ray_and_only_the_command_line_imports_typer():
     assert importers("typer") == {"cluster/cli.py", "cluster/cli_judging.py"}
 
 
+def test_what_reads_a_models_text_is_imported_by_the_pools_processes_only():
+    """The pool loads its judges by name, so nothing else need import what compares answers: not even by way of another."""
+    readers, new = set(), {"reward.rules", "reward.step_rules"}
+    while new:
+        readers |= new
+        paths = [ROOT / f"{name.replace('.', '/')}.py" for name in new]
+        assert all(path.is_file() for path in paths)
+        new = {name for path in paths for name in imported(path) if name.startswith("reward.")} - readers
+        new -= {"reward.config", "reward.types"}
+    assert {"reward.answers", "reward.comparison", "reward.values", "reward.formulas"} <= readers
+    inside = {f"{name.replace('.', '/')}.py" for name in readers}
+    others = {path.relative_to(ROOT).as_posix(): imported(path) & readers for path in FILES}
+    assert {path: found for path, found in others.items() if found and path not in inside} == {}
+
+
 def test_only_learner_calls_backward():
     calls = {
         path.relative_to(ROOT).parts[0]
@@ -121,7 +136,7 @@ from learner.config import LearnerConfig, OptimizerConfig
 from learner.stage import StageSpec
 from learner.worker import LearnerWorker
 from reward.config import RewardConfig
-from reward.scorer import RuleScorer
+from reward.worker import RewardWorker
 from rollout.types import FinishReason, Question, Sample
 
 question = Question(ordinal=0, id="q:1", text="3 + 4?", gold="7", prompt_ids=(1, 7, 8))
@@ -136,7 +151,9 @@ worker = LearnerWorker(LearnerConfig(), Path(sys.argv[1]), rendezvous=sys.argv[2
 before = worker.logprobs([(1, 7, 8, 9, 10, 2), (1, 7, 8, 9, 11, 2)])
 rate = OptimizerConfig(learning_rate=1e-3)
 worker.begin_stage(StageSpec(row=resolve("grpo", reward="rule"), optimizer=rate, total_updates=1))
-report = worker.step(RuleScorer(RewardConfig()).score([question], samples), updates=1, temperature=1.0)
+judges = RewardWorker(RewardConfig())
+report = worker.step(judges.score([question], samples), updates=1, temperature=1.0)
+judges.close()
 after = worker.logprobs([(1, 7, 8, 9, 10, 2), (1, 7, 8, 9, 11, 2)])
 worker.close()
 print(report.advantages, after[0][3] - before[0][3], before[1][3] - after[1][3])

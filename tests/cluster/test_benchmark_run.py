@@ -18,6 +18,7 @@ from rollout.tasks import items, make_small_llama
 from tests.cluster.clusters import COHORT
 from tests.cluster.test_cli import invoke
 from tests.cluster.test_evaluation import sample
+from tests.reward.builders import judge_here
 
 
 def row(ordinal, marks, extras=None, asked=None):
@@ -84,7 +85,7 @@ class Slots:
         return {0: (made, [])}, {}
 
     def judge(self, questions, samples, name, reward):
-        return RuleScorer(RewardConfig(answer_format="auto")).score(questions, samples)
+        return RuleScorer(RewardConfig(answer_format="auto"), judge_here).score(questions, samples)
 
 
 @pytest.fixture

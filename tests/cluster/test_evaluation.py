@@ -6,6 +6,7 @@ from cluster.evaluation import evaluate
 from reward.config import RewardConfig
 from reward.scorer import RuleScorer
 from rollout.types import FinishReason, Question, Sample, Sampling
+from tests.reward.builders import judge_here
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
 QUESTIONS = [Question(ordinal=i, id=f"q:{i}", text=f"{i} + 1?", gold=str(i + 1), prompt_ids=(1, 2)) for i in range(2)]
@@ -37,7 +38,7 @@ def sample(lease, index, text):
 
 
 def run(answers, samples=4, questions=QUESTIONS):
-    score = RuleScorer(RewardConfig(format=0.1)).score
+    score = RuleScorer(RewardConfig(format=0.1), judge_here).score
     return evaluate(questions, samples=samples, sampling=SAMPLING, generate=generator(answers), score=score, label="held-out")
 
 

@@ -13,7 +13,8 @@ from cluster.records import evaluation_rows
 from cluster.resume import Checkpoints
 from cluster.sampling import RunFailed
 from learner.algorithms import RewardModelRow
-from reward.rules import gold_problem
+from reward.config import RewardConfig
+from reward.judges import gold_check
 from rollout.data import load_data
 from rollout.tasks import character_tokenizer
 from tests.cluster.test_pipeline import FakeRoles, drive, sample_files, trained
@@ -90,7 +91,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def data(tokenizer):
-    return load_data(configuration("unused", [GRPO | {"reward": "rule"}]).data, tokenizer, 0, gold_problem)
+    return load_data(configuration("unused", [GRPO | {"reward": "rule"}]).data, tokenizer, 0, gold_check(RewardConfig()))
 
 
 @pytest.fixture(scope="module")

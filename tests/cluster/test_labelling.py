@@ -1,21 +1,24 @@
+import string
 from types import SimpleNamespace
 
 import pytest
 
 from cluster.labelling import Labeller, used
+from cluster.sampling import RunFailed
 from cluster.stages import StageConfig
 from reward.config import RewardConfig
 from reward.scorer import RuleScorer
 from rollout.tasks import character_tokenizer
 from rollout.types import FinishReason, Question, Sample
+from tests.reward.builders import judge_here
 
 TOKENIZER = character_tokenizer()
 QUESTION = Question(ordinal=4, id="q:4", text="19 + 4 - 2", gold="21", prompt_ids=(1, 5, 6))
 RIGHT, SLIP = "19+4=23\n23-2=21\n#### 21", "19+4=13\n13-2=11\n#### 11"
 
 
-def output(text, index=0, group="judge/4") -> Sample:
-    ids = (*TOKENIZER.encode(text, add_special_tokens=False), TOKENIZER.eos_token_id)
+def output(text, index=0, group="judge/4", tokenizer=TOKENIZER) -> Sample:
+    ids = (*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id)
     return Sample(
         ordinal=4, group_id=group, index=index, attempt=0, prompt_ids=QUESTION.prompt_ids, output_ids=ids, text=text,
         sampled_mask=(True,) * len(ids), logprobs=(-0.5,) * len(ids), versions=((1, 0),), finish_reason=FinishReason.STOP,
@@ -45,7 +48,7 @@ class Driver:
         return out
 
     def judge(self, questions, samples, reward):
-        return RuleScorer(self.config.reward).score(questions, samples)
+        return RuleScorer(self.config.reward, judge_here).score(questions, samples)
 
 
 def stage(algorithm="process_model", **fields):
@@ -114,6 +117,22 @@ def test_the_rule_labels_steps_from_the_first_mistake_on_as_wrong():
     driver = Driver({})
     right, slip = labels(Labeller(driver, TOKENIZER).examples(stage(), batch(driver), {4: QUESTION}, 0))
     assert [value for _, value in right] == [1.0, 1.0, 1.0] and [value for _, value in slip] == [0.0, 0.0, 0.0]
+
+
+def test_an_output_whose_steps_take_for_ever_to_label_has_none_and_too_many_of_them_end_the_run():
+    tokenizer, driver = character_tokenizer(string.printable), Driver({})
+    asked = Question(ordinal=4, id="q:4", text="How many?", gold="<<2+5=7>>\n#### 7", prompt_ids=(1,))
+    texts = ("<<2+5=7>>\n#### 7", "<<2+5=7>>\n#### " + "|x|" * 99, "<<2+5=8>>\n#### 7")
+    outputs = [output(text, i, tokenizer=tokenizer) for i, text in enumerate(texts)]
+    scored = RuleScorer(RewardConfig(), lambda rows: judge_here([row | {"output": ""} for row in rows])).score([asked], outputs)
+    driver.config.reward = RewardConfig(judge_seconds=1.0, max_error_share=0.5)
+    assert labels(Labeller(driver, tokenizer).examples(stage(), scored, {4: asked}, 0)) == [
+        [(9, 1.0), (16, 1.0)],
+        [(9, 0.0), (16, 1.0)],
+    ]
+    driver.config.reward = RewardConfig(judge_seconds=1.0, max_error_share=0.1)
+    with pytest.raises(RunFailed, match="steps of 1 of 3 outputs could not be labelled; the first: killed: no answer"):
+        Labeller(driver, tokenizer).examples(stage(), scored, {4: asked}, 0)
 
 
 def test_what_a_stage_labelled_is_history_for_the_next_and_survives_a_checkpoint():

@@ -14,12 +14,13 @@ from cluster.records import evaluation_rows
 from cluster.resume import Checkpoints
 from cluster.sampling import RunFailed
 from reward.config import RewardConfig
+from reward.judges import gold_check
 from reward.pool import Outcome
-from reward.rules import gold_problem
 from reward.scorer import RuleScorer
 from rollout.data import load_data
 from rollout.tasks import character_tokenizer
 from rollout.types import FinishReason, Sample, sample_seed
+from tests.reward.builders import judge_here
 
 SFT = {"algorithm": "sft", "steps": 2, "questions_per_step": 4, "optimizer": {"learning_rate": 1e-3}}
 GRPO = {
@@ -39,7 +40,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def data(tokenizer):
-    return load_data(configuration("unused").data, tokenizer, 0, gold_problem)
+    return load_data(configuration("unused").data, tokenizer, 0, gold_check(RewardConfig()))
 
 
 def configuration(output, **changes):
@@ -60,7 +61,7 @@ class FakeRoles:
         self.tokenizer, self.die_at, self.fail_step = tokenizer, die_at, fail_step
         self.weights, self.held, self.steps, self.deaths, self.info = 0, {0: 0, 1: 0}, 0, 0, {}
         self.reward_version = 0
-        self.calls, self.reward = 0, RuleScorer(RewardConfig())
+        self.calls, self.reward = 0, RuleScorer(RewardConfig(), judge_here)
 
     def slots(self):
         return [0, 1]
@@ -229,11 +230,9 @@ def test_a_finished_run_resumes_to_nothing(tmp_path, data, tokenizer):
 
 
 def test_judge_errors_above_the_threshold_stop_the_run_with_the_traceback(tmp_path, data, tokenizer):
-    def broken(rows):
-        return [Outcome(status="error", value=None, reason="ZeroDivisionError: in the judge", seconds=0.0) for _ in rows]
-
+    failed = Outcome(status="error", value=None, reason="ZeroDivisionError: in the judge", seconds=0.0)
     roles = FakeRoles(tokenizer)
-    roles.reward = RuleScorer(RewardConfig(), broken)
+    roles.reward = RuleScorer(RewardConfig(), lambda rows: [failed] * len(rows))
     with pytest.raises(RunFailed, match="ZeroDivisionError: in the judge"):
         drive(configuration(tmp_path / "run"), data, roles)
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from cluster.records import evaluation_rows
-from reward.rules import gold_problem
+from reward.config import RewardConfig
+from reward.judges import gold_check
 from rollout.data import load_data
 from rollout.tasks import character_tokenizer
 from tests.cluster.test_iterations import GRPO, Judged, configuration
@@ -20,7 +21,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def data(tokenizer):
-    return load_data(configuration("unused", [GRPO | {"reward": "rule"}]).data, tokenizer, 0, gold_problem)
+    return load_data(configuration("unused", [GRPO | {"reward": "rule"}]).data, tokenizer, 0, gold_check(RewardConfig()))
 
 
 def test_offline_outputs_are_made_once_by_the_policy_that_the_stage_starts_from(tmp_path, data, tokenizer):
@@ -96,7 +97,7 @@ def test_a_stage_from_a_file_trains_on_what_the_file_says(tmp_path, tokenizer, a
     questions = {"questions": {"task": "chained-arithmetic", "rows": 20}, "hold_out": 6, "prompt": {"template": "plain"}}
     config = configuration(tmp_path / "run", [stage], model={"path": "models/any"}, data=questions | source)
     roles = Judged(tokenizer)
-    loop = drive(config, load_data(config.data, tokenizer, 0, gold_problem), roles)
+    loop = drive(config, load_data(config.data, tokenizer, 0, gold_check(RewardConfig())), roles)
     assert len(trained(loop.dir)) == 2 * 2 * len(rewards)
     assert [row["reward"] for row in sample_files(loop.dir)["step_1.jsonl"]] == rewards * 2
     if algorithm != "dpo":

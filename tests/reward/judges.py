@@ -44,6 +44,11 @@ def judge(do: str, value=None):
     return value
 
 
+def many(function):
+    """An adapter: the function takes many rows at once."""
+    return function, True
+
+
 def batch(rows):
     if any(row["do"] == "short" for row in rows):
         return [row["value"] for row in rows[1:]]

@@ -8,7 +8,7 @@ from reward.pool import Outcome, Pool
 from reward.scorer import FunctionScorer
 from reward.worker import RewardWorker
 from rollout.types import FinishReason
-from tests.reward.builders import question, sample
+from tests.reward.builders import judge_here, question, sample
 
 ROWS = [{"question": f"{i} + 1", "output": "x" * i, "gold": str(i + 1)} for i in range(3)]
 
@@ -84,7 +84,7 @@ def scorer(*values, **config):
             for v in values
         ]
 
-    return FunctionScorer(RewardConfig().model_copy(update=config), function)
+    return FunctionScorer(RewardConfig().model_copy(update=config), function, judge_here)
 
 
 def test_components_are_weighted_into_one_event_and_the_rules_stand_beside():

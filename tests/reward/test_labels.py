@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 
 from reward.labels import from_completions, outcome_labels, pairs, step_labels, with_step_labels
+from reward.step_rules import rule_labels
 from reward.steps import StepFinder
 from reward.types import RewardEvent
 from rollout.tasks import character_tokenizer
-from tests.reward.builders import judged, question, sample
+from tests.reward.builders import judged, sample
 
 
 def events(items):
@@ -65,10 +66,11 @@ def test_step_labels_stand_at_the_ends_of_the_steps_of_the_sampled_ids():
         return replace(judged(index=index), sample=sample(text, index=index, output_ids=ids))
 
     scored = [one(0, "17+8=25\n25-9=16\n#### 16"), one(1, "17+8=15\n15-9=6\n#### 6")]
-    labelled = step_labels([question(text="17 + 8 - 9", gold="16")], scored, finder)
+    by_rule = [rule_labels("17 + 8 - 9", "16", finder.texts(item.sample.output_ids), "hash") for item in scored]
+    labelled = step_labels(scored, finder, by_rule)
     assert events(labelled) == [[(7, 1.0), (15, 1.0), (23, 1.0)], [(7, 0.0), (14, 0.0), (21, 0.0)]]
-    assert step_labels([question(text="How many?", gold="16")], scored, finder) == [], "no rule, no label"
-    some = step_labels([question()], scored[:1], finder, rule=lambda question, texts: [None, 0.25, None])
+    assert step_labels(scored, finder, [[None] * 3, []]) == [], "no label, or not even judged"
+    some = step_labels(scored[:1], finder, [[None, 0.25, None]])
     assert events(some) == [[(15, 0.25)]]
 
 

@@ -78,7 +78,7 @@ def test_many_hostile_rows_in_a_row(pool):
 
 
 def test_a_batched_judge_answers_for_all_rows_at_once_and_a_killed_batch_is_judged_row_by_row():
-    with Pool(f"{JUDGES}:batch", workers=1, seconds=2, memory_gb=1, batched=True) as pool:
+    with Pool(f"{JUDGES}:batch", workers=1, seconds=2, memory_gb=1, adapter=f"{JUDGES}:many") as pool:
         assert [o.value for o in pool(rows("", "", ""))] == [0, 1, 2]
         assert [(o.status, o.value) for o in pool(rows("", "leave", ""))] == [("score", 0), ("unscorable", None), ("score", 2)]
         assert [(o.status, o.value) for o in pool(rows("memory", ""))] == [("unscorable", None), ("score", 1)]

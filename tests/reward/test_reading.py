@@ -7,11 +7,11 @@ import pytest
 
 from reward.answers import extract
 from reward.config import Reading, RewardConfig
-from reward.rules import judge, judge_here, well_formed
+from reward.rules import judge
 from reward.scorer import RuleScorer
 from reward.selftest import Report, try_rule
 from reward.stored import StoredRow, judge_stored
-from tests.reward.builders import question, sample
+from tests.reward.builders import judge_here, question, sample
 
 CASES = Path(__file__).parents[2].parent / "shared" / "cases" / "judge"
 
@@ -95,11 +95,11 @@ def test_a_setting_reaches_the_scorer_its_format_component_the_self_test_and_sto
     value, output, right = SETTINGS[name]
     for reading, expected in (({name: value}, right), ({}, not right)):
         config = RewardConfig(format=0.5, reading=reading)
-        (scored,) = RuleScorer(config).score([question(gold="4")], [sample(output)])
+        (scored,) = RuleScorer(config, judge_here).score([question(gold="4")], [sample(output)])
         assert scored.verdict.components["correct"] == float(expected)
         if name != "compare_units":
-            assert scored.verdict.components["format"] == float(expected) == well_formed(sample(output), "hash", config.reading)
+            assert scored.verdict.components["format"] == float(expected)
         row = StoredRow(where="1", question="q", gold="4", responses=(output,), scores=None)
-        ((stored,),) = judge_stored([row], judge_here, "hash", lambda count: None, config.reading)
+        ((stored,),) = judge_stored([row], judge_here, config, lambda count: None)
         assert stored.correct is expected
         assert read_by_the_self_test(config) == {json.dumps(config.reading.model_dump(exclude_defaults=True))}

@@ -1,6 +1,7 @@
 import pytest
 
-from reward.rules import judge, judge_here, well_formed
+from reward.rules import judge
+from reward.scorer import formed
 from rollout.types import FinishReason
 from tests.reward.builders import sample
 
@@ -16,12 +17,7 @@ def test_an_answer_is_right_by_its_value(answer, right):
 
 def test_a_judgement_names_what_is_wrong_with_the_reference():
     assert judge("#### 7", "seven or so", "hash")["problem"].startswith("'seven or so' is not a number")
-
-
-def test_judging_here_keeps_an_exception_as_an_error():
-    good, bad = judge_here([{"output": "#### 7", "gold": "7", "answer_format": x} for x in ("hash", "no such format")])
-    assert good.status == "score" and good.value["correct"] and good.seconds >= 0
-    assert bad.status == "error" and bad.value is None and "KeyError" in bad.reason
+    assert judge("#### 7", "3 + 4 = 7\n#### 7", "hash")["reference"] == "7"
 
 
 @pytest.mark.parametrize(
@@ -37,4 +33,4 @@ def test_judging_here_keeps_an_exception_as_an_error():
     ],
 )
 def test_well_formed_is_an_ended_output_with_an_answer_in_the_asked_form_right_or_wrong(text, finish_reason, reward):
-    assert well_formed(sample(text, finish_reason=finish_reason), "hash") == reward
+    assert formed(sample(text, finish_reason=finish_reason), judge(text, "7", "hash")["parsed"]) == reward

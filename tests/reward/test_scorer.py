@@ -2,16 +2,16 @@ import pytest
 import torch
 
 from reward.config import RewardConfig, RewardModelConfig
+from reward.judges import gold_check
 from reward.pool import KILLED, Outcome
-from reward.rules import gold_problem, judge_here
 from reward.scorer import ModelScorer, RuleScorer, probability
 from reward.types import RewardEvent
 from rollout.types import FinishReason
-from tests.reward.builders import question, sample
+from tests.reward.builders import judge_here, question, sample
 
 
 def score(*samples, questions=None, **config):
-    return RuleScorer(RewardConfig(**config)).score(questions or [question()], list(samples))
+    return RuleScorer(RewardConfig(**config), judge_here).score(questions or [question()], list(samples))
 
 
 def test_components_are_kept_apart_and_weighted_into_one_event_at_the_last_token():
@@ -85,7 +85,7 @@ def test_an_output_whose_judge_was_killed_is_unscorable_and_never_zero():
     ("gold", "judged"), [("7", True), ("#### 1,000", True), (r"\sqrt{2}", True), ("seven", False), ("?", False)]
 )
 def test_the_check_of_references_accepts_what_the_scorer_can_judge(gold, judged):
-    assert (gold_problem(gold) is None) == judged
+    assert (gold_check(RewardConfig(), judge_here)([gold]) == [None]) == judged
 
 
 def test_flipped_rewards_are_seeded_by_member_and_leave_the_truth_beside_them():
@@ -134,7 +134,7 @@ class Scalars(torch.nn.Module):
 
 def by_model(*samples, kind="outcome", members=1, questions=None, model=None, **scoring):
     config = RewardConfig(model=RewardModelConfig(members=members, **scoring))
-    scorer = ModelScorer(config, model or Scalars(kind, members), Steps(), version=3)
+    scorer = ModelScorer(config, model or Scalars(kind, members), Steps(), version=3, judge=judge_here)
     return scorer.score(questions or [question()], list(samples))
 
 
@@ -215,7 +215,9 @@ def test_a_model_does_not_score_an_output_without_tokens():
 
 
 def test_a_model_without_settings_scores_by_the_defaults():
-    (scored,) = ModelScorer(RewardConfig(), Scalars("outcome", 2), Steps()).score([question()], [sample("#### 7")])
+    (scored,) = ModelScorer(RewardConfig(), Scalars("outcome", 2), Steps(), 0, judge_here).score(
+        [question()], [sample("#### 7")]
+    )
     assert scored.verdict.reward == 1.5 and scored.verdict.reward_version == 0, "the mean of 0.25 and 2.75"
 
 

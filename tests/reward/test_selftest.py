@@ -3,9 +3,9 @@
 import pytest
 
 from reward.config import RewardConfig
-from reward.rules import judge_here
+from reward.judges import rule_pool
 from reward.selftest import Report, self_test, try_function, try_rule
-from tests.reward.builders import question
+from tests.reward.builders import judge_here, question
 
 QUESTIONS = [question(i, gold) for i, gold in enumerate(["7", "#### 8", "1/2", "7.0", r"\boxed{\sqrt{2}}"])]
 
@@ -93,8 +93,9 @@ def test_a_function_is_tried_for_its_components_and_for_saying_the_same_twice():
 
 def test_in_pools_of_its_own(tmp_path):
     def problems(**config):
-        report = Report()
-        self_test(QUESTIONS, RewardConfig(**config), report)
+        report, asked = Report(), RewardConfig(**config)
+        with rule_pool(asked) as rule:
+            self_test(QUESTIONS, asked, rule, report)
         return report.problems
 
     assert problems() == []

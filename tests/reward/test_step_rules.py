@@ -5,7 +5,6 @@ import pytest
 
 from reward.step_rules import arithmetic_steps, calculator_steps, evaluate, rule_labels
 from rollout.tasks import demonstration, items
-from tests.reward.builders import question
 
 SUM = "17 + 8 - 9"
 
@@ -107,7 +106,7 @@ def test_a_mark_is_one_true_equation(mark, holds):
 
 
 def test_the_rule_is_chosen_by_what_is_in_the_text():
-    assert rule_labels(question(text=SUM, gold="16"), ["17+8=25\n", "#### 16"]) == [1, 1]
-    assert rule_labels(question(text="How many?", gold="#### 24"), ["<<48/2=24>>", "#### 24"]) == [1, 1]
-    assert rule_labels(question(text="How many?", gold="<<48/2=24>>\n#### 24"), ["24 of them\n", "#### 24"]) == [None, 1]
-    assert rule_labels(question(text="How many?", gold="24"), ["24 of them\n", "#### 24"]) == [None, None]
+    assert rule_labels(SUM, "16", ["17+8=25\n", "#### 16"], "hash") == [1, 1]
+    assert rule_labels("How many?", "#### 24", ["<<48/2=24>>", "#### 24"], "hash") == [1, 1]
+    assert rule_labels("How many?", "<<48/2=24>>\n#### 24", ["24 of them\n", "#### 24"], "hash") == [None, 1]
+    assert rule_labels("How many?", "24", ["24 of them\n", "#### 24"], "hash") == [None, None]

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from reward.rules import judge_here
+from reward.config import RewardConfig
 from reward.stored import Judged, StoredRow, accuracy, judge_stored, measures, read
+from tests.reward.builders import judge_here
 
 COLUMNS = {"question": "q", "response": "r", "gold": "g", "score": None}
 
@@ -18,7 +19,7 @@ def written(path, *rows):
 
 def judged(rows, form="auto"):
     counted = []
-    found = judge_stored(rows, judge_here, form, counted.append)
+    found = judge_stored(rows, judge_here, RewardConfig(answer_format=form), counted.append)
     assert sum(counted) == sum(x is not None for row in rows for x in row.responses)
     return found
 

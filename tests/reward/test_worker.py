@@ -12,7 +12,7 @@ from reward.steps import StepFinder
 from reward.worker import RewardWorker
 from rollout.tasks import make_small_llama
 from rollout.transfer import TransferError, release, write_buckets
-from tests.reward.builders import question, random_ids, sample
+from tests.reward.builders import judge_here, question, random_ids, sample
 
 CLASSES = {"outcome": AutoModelForSequenceClassification, "process": AutoModelForTokenClassification}
 SAMPLES = [sample("#### 7", index=i, output_ids=ids) for i, ids in enumerate(random_ids(0, 6))]
@@ -23,7 +23,7 @@ def test_a_worker_scores_as_its_scorer_does_and_says_who_it_is():
     samples = [sample(r"\boxed{7}"), sample("#### 7", index=1)]
     worker = RewardWorker(config)
     scored = worker.score([question()], samples)
-    assert scored == RuleScorer(config).score([question()], samples)
+    assert scored == RuleScorer(config, judge_here).score([question()], samples)
     assert [x.verdict.reward for x in scored] == [1.5, 0.0]
     described = worker.describe()
     assert (described["role"], described["scorer"], described["pid"]) == ("reward", "RuleScorer", os.getpid())
@@ -100,7 +100,7 @@ def test_scores_at_a_version_are_those_of_the_exported_model_and_carry_the_versi
         described = worker.describe()
         assert (described["version"], described["digest"], described["reward_model"]) == (version, manifest.digest, kind)
         digests[version] = manifest.digest
-        assert worker.score([question()], SAMPLES) == RuleScorer(RewardConfig()).score([question()], SAMPLES)
+        assert worker.score([question()], SAMPLES) == RuleScorer(RewardConfig(), judge_here).score([question()], SAMPLES)
     assert digests[1] != digests[2]
 
 

@@ -17,8 +17,12 @@ from rollout.types import FinishReason
 SHARED = Path(__file__).parents[2] / "../shared/data"
 
 
-def accept(gold):
-    return None
+def accept(golds):
+    return [None] * len(golds)
+
+
+def odd(golds):
+    return [f"{gold} is odd" if int(gold) % 2 else None for gold in golds]
 
 
 def rows_file(tmp_path, rows, name="train.jsonl"):
@@ -122,7 +126,7 @@ def test_too_few_rows_are_an_error(tmp_path):
 def test_golds_that_cannot_be_judged_are_listed_by_line(tmp_path):
     path = rows_file(tmp_path, numbered(4))
     with pytest.raises(ValueError) as caught:
-        load(from_file(path), gold_check=lambda gold: f"{gold} is odd" if int(gold) % 2 else None)
+        load(from_file(path), gold_check=odd)
     assert str(caught.value).replace(str(path), "train.jsonl") == (
         "2 rows: the reference answer cannot be judged; data.drop_unjudgeable: true leaves such questions out\n"
         "  train.jsonl:2: 1 is odd\n  train.jsonl:4: 3 is odd"
@@ -131,11 +135,11 @@ def test_golds_that_cannot_be_judged_are_listed_by_line(tmp_path):
 
 def test_questions_whose_gold_cannot_be_judged_are_left_out_and_counted_where_asked(tmp_path):
     path = rows_file(tmp_path, numbered(5))
-    data = load(from_file(path, hold_out=1, drop_unjudgeable=True), gold_check=lambda gold: "odd" if int(gold) % 2 else None)
+    data = load(from_file(path, hold_out=1, drop_unjudgeable=True), gold_check=odd)
     kept = [*data.train.rows, *data.evaluation]
     assert data.unjudgeable == 2 and sorted(q.gold for q in kept) == ["0", "2", "4"]
     with pytest.raises(ValueError, match="5 rows: the reference answer cannot be judged"):
-        load(from_file(path, drop_unjudgeable=True), gold_check=lambda gold: "no")
+        load(from_file(path, drop_unjudgeable=True), gold_check=lambda golds: ["no"] * len(golds))
 
 
 def test_a_prompt_of_the_longest_length_passes_and_longer_ones_are_listed(tmp_path):

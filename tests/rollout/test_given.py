@@ -19,7 +19,7 @@ def data(tmp_path, tokenizer, **sources):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         made[name] = {"file": str(path), "question": "{q}", **columns}
     config = {"questions": {"task": "chained-arithmetic", "rows": 20}, "hold_out": 5, "prompt": {"template": "plain"}, **made}
-    return load_data(DataConfig.model_validate(config), tokenizer, 0, lambda gold: None)
+    return load_data(DataConfig.model_validate(config), tokenizer, 0, lambda golds: [None] * len(golds))
 
 
 PAIRS = {"chosen": "#### {right}", "rejected": "#### {wrong}"}

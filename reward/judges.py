@@ -1,0 +1,77 @@
+"""The pools that a configuration asks for, and what they are asked.
+
+Only these processes read what a model wrote, or what a file says of an answer: a text of a few hundred characters can be
+made to take minutes to compare. Whoever needs to know what such a text says gets it from their outcomes.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from reward.config import RewardConfig
+from reward.pool import Judge, Pool, Reach, Row
+from rollout.types import Question
+
+if TYPE_CHECKING:
+    from rollout.data import GoldCheck
+
+_PLAIN = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,15})?")
+"""A reference that has a value as it stands, so that no process need be started to tell."""
+
+
+def rule_pool(config: RewardConfig) -> Pool:
+    """Judges by the rule: rows as `rule_row` makes them, a `Judgement` for each."""
+    return Pool("reward.rules:judge", **_limits(config))
+
+
+def step_pool(config: RewardConfig) -> Pool:
+    """Judges of reasoning steps: rows as `step_row` makes them, a list of labels for each."""
+    return Pool("reward.step_rules:rule_labels", **_limits(config))
+
+
+def function_pool(config: RewardConfig) -> Pool:
+    """The user's reward function. Raises ValueError where it cannot be loaded, or lacks a variable that it is to be given."""
+    if absent := [name for name in config.environment if name not in os.environ]:
+        raise ValueError(f"reward.environment: {', '.join(absent)}: not set on {socket.gethostname()}")
+    reach = Reach(environment=config.environment, network=config.network)
+    return Pool(config.function, adapter="reward.functions:adapt", reach=reach, **_limits(config))
+
+
+def rule_row(output: str, gold: str, config: RewardConfig) -> Row:
+    """What the rule's judge is asked."""
+    return {"output": output, "gold": gold, **_form(config)}
+
+
+def step_row(question: Question, steps: Sequence[str], config: RewardConfig) -> Row:
+    """What the judge of steps is asked: an output's steps, as texts."""
+    return {"question": question.text, "gold": question.gold, "steps": steps, **_form(config)}
+
+
+def gold_check(config: RewardConfig, judge: Judge | None = None) -> "GoldCheck":
+    """What a run demands of its reference answers: why each cannot be judged, or None. A reward function takes any.
+
+    `judge` is a rule pool's; without one, a pool is started when it is needed.
+    """
+
+    def problems(golds: Sequence[str]) -> list[str | None]:
+        asked = [gold for gold in dict.fromkeys(golds) if config.function is None and not _PLAIN.fullmatch(gold)]
+        if not asked:
+            return [None] * len(golds)
+        with nullcontext(judge) if judge is not None else rule_pool(config) as judges:
+            outcomes = judges([rule_row("", gold, config) for gold in asked])
+        found = {gold: o.value["problem"] if o.status == "score" else o.reason for gold, o in zip(asked, outcomes, strict=True)}
+        return [found.get(gold) for gold in golds]
+
+    return problems
+
+
+def _form(config: RewardConfig) -> dict:
+    reading = config.reading.model_dump(exclude_defaults=True)
+    return {"answer_format": config.answer_format, **({"reading": reading} if reading else {})}
+
+
+def _limits(config: RewardConfig) -> dict:
+    return {"workers": config.judges, "seconds": config.judge_seconds, "memory_gb": config.judge_memory_gb}
