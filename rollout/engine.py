@@ -7,6 +7,7 @@ There is no tokenizer and no stop string here, and no top-p or top-k: the log-pr
 
 import asyncio
 import os
+import pickle
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -26,7 +27,7 @@ from rollout.leftovers import record_engine, remove_engine, remove_folder, runni
 from rollout.requests import completion, sampling_params, scoring_params
 from rollout.settings import bind_cores, engine_settings, temporary_files_in
 from rollout.types import Completion, TokenRequest
-from rollout.weights import register, resolve_transport
+from rollout.weights import resolve_transport
 
 DEADLINE_S = 600.0
 """For one call into the engine, where the caller gives none."""
@@ -70,7 +71,6 @@ class Engine:
         Raises EngineError.
         """
         bind_cores(cores, config.tensor_parallel_size)
-        register()
         transport = resolve_transport(config.transport)
         args = AsyncEngineArgs(**engine_settings(model_dir, config, max_model_len=max_model_len, transport=transport))
         folder = temporary_folder("engine")
@@ -151,7 +151,10 @@ class Engine:
         Raises EngineError naming the tensor or bucket. Then a shm engine serves on, and a streaming one is out of service.
         """
         async with self._failures("weight update"):
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+            if self._transport == "ipc":
+                await self._llm.collective_rpc("update_weights_pickled", args=(pickle.dumps(update_info),))
+            else:
+                await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
             if self._transport != "shm":
                 return ""
             verdicts = await self._llm.collective_rpc("staged_weights")

@@ -7,6 +7,8 @@ This is the receiving side; `rollout.senders` is the other.
 """
 
 import os
+import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +96,8 @@ class WorkerExtension:
     """Methods that vLLM mixes into its worker class, for `AsyncLLM.collective_rpc`."""
 
     weight_transfer_engine: ShmEngine
+    update_weights: Callable[[dict[str, Any]], None]
+    """Of vLLM's worker."""
 
     def staged_weights(self) -> dict[str, str]:
         """`digest` of the staged bytes as this worker received them, or the `error` that kept it from staging."""
@@ -103,6 +107,10 @@ class WorkerExtension:
         """Leave an update before its commit. vLLM's API has no such call, and refuses to start a second update."""
         self._weight_update_active = False
         self.weight_transfer_engine.start_weight_update()
+
+    def update_weights_pickled(self, update_info: bytes) -> None:
+        """Receive what vLLM's messages cannot carry, torch's own types in the handles of GPU memory among it."""
+        self.update_weights(pickle.loads(update_info))
 
     def process_id(self) -> int:
         return os.getpid()
@@ -114,6 +122,11 @@ def resolve_transport(transport: str) -> str:
 
 
 def register() -> None:
-    """Make `shm` known to vLLM; the `vllm.general_plugins` entry point calls it in every vLLM process. Idempotent."""
+    """Make `shm` known to vLLM. Idempotent."""
     if "shm" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("shm", ShmEngine)
+
+
+# Where it is needed: vLLM's workers import this module for their extension before they make the receiver. An entry point
+# would need an installed package, which a checkout on PYTHONPATH is not.
+register()

@@ -4,9 +4,13 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+import torch
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from rollout.engine import Engine, EngineError
 from rollout.requests import completion
+from rollout.weights import WorkerExtension
 
 
 class FakeLLM:
@@ -76,3 +80,32 @@ def test_a_streaming_transport_holds_the_engine_from_start_to_finish():
     llm = FakeLLM(reset_prefix_cache=True)
     steps = ["pause_generation", "finish_weight_update", "reset_prefix_cache", "resume_generation"]
     assert asyncio.run(run()) == ["abort", "update_weights", *steps][1:]
+
+
+class OverMessages(FakeLLM):
+    """Calls go to a worker as vLLM's messages, encoded and decoded."""
+
+    update_weights = AsyncLLM.update_weights
+
+    def __init__(self, worker) -> None:
+        super().__init__()
+        self.worker = worker
+
+    async def collective_rpc(self, method, timeout=None, args=(), kwargs=None):
+        method, args, kwargs = MsgpackDecoder().decode(MsgpackEncoder().encode((method, args, kwargs)))
+        return [getattr(self.worker, method)(*args, **(kwargs or {}))]
+
+
+def test_handles_of_gpu_memory_reach_the_worker_through_vllms_messages():
+    class Worker(WorkerExtension):
+        received = None
+
+        def update_weights(self, update_info):
+            self.received = update_info
+
+    # What torch.multiprocessing.reductions.reduce_tensor gives of a tensor on a GPU.
+    handle = (torch.Tensor, torch.Size([28]), (1,), 0, torch.UntypedStorage, torch.uint8, 0, b"\0handle", 28, 0, False)
+    sent = {"names": ["norm"], "shapes": [[7]], "ipc_handles": {"GPU-1": (*handle, b"\0counter", 0, b"\0event", True)}}
+    engine = Engine(OverMessages(Worker()), transport="ipc", stop_token_ids=(2,), prefix="fake")
+    asyncio.run(engine.update_weights(sent))
+    assert engine._llm.worker.received == sent

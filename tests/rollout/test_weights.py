@@ -21,7 +21,6 @@ from rollout import weights
 from rollout.senders import init_infos, make_trainer, rank_offsets
 from rollout.staging import Staging
 from rollout.transfer import Manifest, TransferError
-from rollout.weights import register
 
 TENSORS = {"embed": torch.arange(6.0).reshape(2, 3), "norm": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
 
@@ -94,7 +93,6 @@ def test_every_transport_keeps_the_contract(transport, without_gpu, weight_sourc
     assert [name for name, _ in client.calls] == ["init"]
     assert [name for name, _ in other.calls] == ["start", "update", "finish"]
     assert other.calls[-1] == ("finish", "7")
-    register()
     engine = WeightTransferEngineFactory._registry[transport]()
     infos = init_infos(client.calls[0][1], [2, 1])
     assert [engine.init_info_cls(**info) for info in infos]
@@ -151,16 +149,6 @@ def test_every_process_of_every_engine_has_an_nccl_rank_of_its_own(sizes, monkey
 def test_rank_offsets_by_hand():
     assert rank_offsets([2, 1, 2]) == [1, 3, 4]
     assert init_infos({"packed": True}, [2, 1]) == [{"packed": True}, {"packed": True}]
-
-
-def test_registering_twice_is_harmless_and_comes_with_the_package():
-    from importlib.metadata import entry_points
-
-    [plugin] = entry_points(group="vllm.general_plugins", name="cohort_weights")
-    assert plugin.load() is register
-    register()
-    register()
-    assert WeightTransferEngineFactory._registry["shm"]() is weights.ShmEngine
 
 
 def segments() -> set[str]:
