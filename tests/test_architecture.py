@@ -1,6 +1,7 @@
 """The rules of docs and design that a reader should be able to trust without reading every file."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,8 @@ def test_the_top_level_holds_what_the_architecture_lists():
 def test_the_four_packages_are_installed_and_the_tests_are_not(tmp_path):
     names = ("rollout", "reward", "learner", "cluster", "tests")
     code = f"from importlib.util import find_spec; print(*(find_spec(name) is not None for name in {names}))"
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    command, installed = [sys.executable, "-P", "-c", code], {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True"] * 4 + ["False"], done.stderr
 
 
