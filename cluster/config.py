@@ -101,7 +101,7 @@ def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     recipe = Recipe(Path(path))
     for text in overrides or []:
         try:
-            recipe.override(text)
+            recipe.override(text, RunConfig)
         except ConfigError as error:
             recipe.problems += error.problems
     recipe.repeat_iterations()

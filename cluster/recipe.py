@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cluster.explain import Loc, nearest, sentence, show
+from cluster.explain import Loc, nearest, sentence, show, takes_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +82,21 @@ class Recipe:
             text = f"found {show(self.data)}; expected keys such as name, model, data and stages"
             raise ConfigError([Problem(text=text, place=f"{path}:1")])
 
-    def override(self, text: str) -> None:
-        """Apply `a.b.0.c=value`; list items go by number or by stage name, the value is YAML."""
-        name = f"override '{text}'"
-        key, equals, value = text.partition("=")
+    def override(self, setting: str, model: type[BaseModel]) -> None:
+        """Apply `a.b.0.c=value`; list items go by number or by stage name. The value is YAML, and text where `model` takes text
+        and YAML sees a mapping: `data.questions.question={question}`."""
+        name = f"override '{setting}'"
+        key, equals, value = setting.partition("=")
         if not equals or not all(key.split(".")):
             self.problems.append(Problem(text="expected key=value, as in rollout.workers=2", place=name))
             return
-        root = self._compose(value, name)
+        text = takes_text(model, key.split("."))
+        try:
+            root = self._compose(value, name)
+        except ConfigError:
+            if not text:
+                raise
+            root = yaml.ScalarNode("str", value)
         loc: Loc = ()
         node = self.data
         for part in key.split("."):
@@ -106,7 +113,7 @@ class Recipe:
                 self.places[loc] = (0, name)
             node = parent[step]
         self.places = {place: line for place, line in self.places.items() if place[: len(loc)] != loc}
-        parent[step] = None if root is None else self._build(root, loc, name)
+        parent[step] = value if text and isinstance(root, yaml.CollectionNode) else self._build(root, loc, name)
         self.places[loc] = (0, name)
 
     def repeat_iterations(self) -> None:

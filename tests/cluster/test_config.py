@@ -74,6 +74,11 @@ def test_unnamed_stages_of_one_algorithm_are_told_apart_by_their_place(recipe):
     ("old", "new", "message"),
     [
         ("name: small", "nmae: small", "small.yaml:1: nmae: unknown key; did you mean 'name'?"),
+        (
+            "  demonstrations: {task: chained-arithmetic}",
+            "  demonstrations: {task: chained-arithmetic, response: {response}}",
+            'small.yaml:5: data.demonstrations.response: found {"response": null}; expected a valid string: quote it, as',
+        ),
         ("name: small", "name: 12", "small.yaml:1: name: found 12; expected a valid string: quote it, as in '12'"),
         ("steps: 2", "steps: two", 'small.yaml:9: stages.0.steps: found "two"; expected a valid integer'),
         ("steps: 2", "steps: true", "small.yaml:9: stages.0.steps: found true; expected a valid integer"),
@@ -147,37 +152,6 @@ def test_a_missing_file_suggests_its_neighbour(recipe):
     assert problems(recipe.with_name("smal.yaml")) == [
         "smal.yaml: No such file or directory; expected a YAML file; did you mean 'small'?"
     ]
-
-
-def test_overrides_reach_sections_list_items_and_stages_by_name(recipe):
-    changes = ["rollout.workers=2", "stages.0.steps=7", "stages.grpo.optimizer.learning_rate=0", "stages.grpo.credit={ddof: 1}"]
-    config = load(recipe, [*changes, "data.prompt.suffix='a: b'", "output=x/y"])
-    assert config.rollout.workers == 2
-    assert config.stages[0].steps == 7
-    assert config.stages[1].optimizer.learning_rate == 0.0
-    assert config.stages[1].resolved().credit.ddof == 1
-    assert config.data.prompt.suffix == "a: b"
-    assert config.output == Path.cwd() / "x/y"
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("rollout.workers", "override 'rollout.workers': expected key=value, as in rollout.workers=2"),
-        ("rolout.workers=2", "override 'rolout.workers=2': rolout: unknown key; did you mean 'rollout'?"),
-        ("rollout.workers=[", "override 'rollout.workers=[':1:2: not valid YAML"),
-        ("rollout.workers=x", "override 'rollout.workers=x': rollout.workers: found \"x\"; expected a valid integer"),
-        (
-            "stages.gpro.steps=3",
-            "override 'stages.gpro.steps=3': stages: is a list of 0 (sft), 1 (grpo); there is no 'gpro' in it",
-        ),
-        ("stages.2.steps=3", "override 'stages.2.steps=3': stages: is a list of 0 (sft), 1 (grpo); there is no '2' in it"),
-        ("name.x=3", "override 'name.x=3': name: is \"small\"; there is no 'x' in it"),
-    ],
-)
-def test_an_error_in_an_override_names_the_override(recipe, override, message):
-    (line,) = problems(recipe, override)
-    assert line.startswith(message)
 
 
 def test_the_resolved_file_reads_back_to_the_same_configuration(recipe, tmp_path):
