@@ -12,7 +12,8 @@ from pathlib import Path
 from reward.pool import Pool
 from reward.stored import StoredRow, judge_stored
 from rollout.config import SourceConfig
-from rollout.rows import column, fill, load_rows
+from rollout.rows import load_rows
+from rollout.templates import column, fill
 
 
 def main() -> int:

@@ -23,9 +23,10 @@ from rollout.config import SourceConfig
 from rollout.data import Data, load_data
 from rollout.episode import without_tool_output
 from rollout.overlap import overlaps
-from rollout.rows import fill, load_rows
+from rollout.rows import load_rows
 from rollout.sandbox import Sandbox, SandboxError
 from rollout.selection import Uniform
+from rollout.templates import fill_questions, text_of
 
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: float32 weights and Adam's two moments. A frozen reference adds four."""
@@ -94,7 +95,9 @@ def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> 
         f"questions: {len(data.train)} to train on, {len(data.evaluation)} held out, prompts up to {longest} tokens"
     )
     if data.unjudgeable:
-        report.warnings.append(f"{data.unjudgeable} questions are left out: their reference answer cannot be judged")
+        report.warnings.append(
+            f"{data.unjudgeable} questions are left out: their reference answer is absent or cannot be judged"
+        )
     if data.removed_questions or data.removed_outputs:
         removed = f"{data.removed_questions} questions and {data.removed_outputs} given outputs"
         report.warnings.append(f"{removed} are left out: an evaluation question has the same text")
@@ -126,7 +129,7 @@ def _check_judge(config: RunConfig, data: Data, rule: Judge, report: Report) -> 
 def _check_overlap(data: Data, source: SourceConfig, report: Report) -> None:
     """Training questions and given outputs that hold a text of a benchmark."""
     rows = load_rows(source)
-    benchmark = list(zip([row.where for row in rows], fill(rows, source.question, "question"), strict=True))
+    benchmark = list(zip([row.where for row in rows], map(text_of, fill_questions(rows, source.question)), strict=True))
     texts = [(q.id, q.text) for q in data.train.rows]
     if data.demonstrations is not None:
         texts += [

@@ -10,7 +10,8 @@ from reward.config import RewardConfig
 from reward.judges import rule_row
 from reward.pool import Judge, Outcome
 from rollout.config import SourceConfig
-from rollout.rows import Row, column, fill, load_rows, reject
+from rollout.rows import Row, load_rows, reject
+from rollout.templates import column, fill, fill_questions, text_of
 
 AT_ONCE = 1024
 
@@ -50,7 +51,8 @@ def read(path: Path, *, question: str, response: str, gold: str, score: str | No
     `response` and `score` are columns. Raises ValueError, naming file and line, for rows that cannot be used.
     """
     rows = load_rows(SourceConfig(file=path))
-    questions, golds = (fill(rows, x if "{" in x else f"{{{x}}}", role) for x, role in ((question, "question"), (gold, "gold")))
+    question, gold = (x if "{" in x else f"{{{x}}}" for x in (question, gold))
+    questions, golds = [text_of(asked) for asked in fill_questions(rows, question)], fill(rows, gold, "gold")
     responses = _lists(rows, response, "response", str)
     scores = _lists(rows, score, "score", float) if score is not None else [None] * len(rows)
     counts = [(row.where, len(s), len(r)) for row, r, s in zip(rows, responses, scores, strict=True) if s is not None]

@@ -131,7 +131,7 @@ class PromptConfig(Strict):
     template: Literal["chat", "plain"] = "chat"
     """The tokenizer's chat template, or the text followed by a newline."""
     system: str | None = None
-    """A system message (chat only)."""
+    """A system message (chat only), for rows that have none of their own."""
     suffix: str = ""
     """Appended to the question after a newline."""
 

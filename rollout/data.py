@@ -23,7 +23,8 @@ from rollout.config import (
 from rollout.given import LabelledOutput, LabelledSet, Output, Preference, PreferenceSet, given, read_steps
 from rollout.order import Ordered
 from rollout.prompts import encode_response, encode_steps, end_token_id, render
-from rollout.rows import Row, as_json, fill, load_rows, reject, source_rows
+from rollout.rows import Row, as_json, load_rows, reject, source_rows
+from rollout.templates import fill, fill_each, fill_questions, text_of
 from rollout.types import Question, Sample
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 HOLD_OUT = 200
 """Questions of a file that are held out where nothing else is said."""
+DROPPED = "data.drop_unjudgeable: true leaves such questions out"
 
 GoldCheck = Callable[[Sequence[str]], list[str | None]]
 """Reference answers -> for each why it cannot be judged, or None when it can."""
@@ -74,7 +76,7 @@ class Data:
     preferences: PreferenceSet | None
     labelled_steps: LabelledSet | None
     unjudgeable: int
-    """Questions left out because their reference answer cannot be judged, where `drop_unjudgeable` asks for that."""
+    """Questions left out, where `drop_unjudgeable` asks for that: their reference answer is absent or cannot be judged."""
     removed_questions: int
     """Training questions left out because an evaluation question has the same text."""
     removed_outputs: int
@@ -137,7 +139,7 @@ def load_questions(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", gol
     loader = _Loader(tokenizer, config, gold_check, tools=False)
     questions = loader.questions(load_rows(config.questions), config.questions)
     if loader.unjudgeable:
-        log.warning("%d questions are left out: their reference answer cannot be judged", loader.unjudgeable)
+        log.warning("%d questions are left out: their reference answer is absent or cannot be judged", loader.unjudgeable)
     return [replace(question, ordinal=place) for place, question in enumerate(questions)]
 
 
@@ -169,14 +171,20 @@ class _Loader:
         self._drop, self.unjudgeable = config.drop_unjudgeable, 0
 
     def questions(self, rows: Sequence[Row], source: QuestionsConfig) -> list[Question]:
-        golds = fill(rows, source.answer, "answer")
-        reasons = self._gold_check(golds)
+        golds = fill_each(rows, source.answer, "answer")
+        reasons = self._reasons(golds)
         kept = [i for i, reason in enumerate(reasons) if reason is None]
         if not self._drop or not kept:
+            fill(rows, source.answer, "answer", f"; {DROPPED}")
             bad = [(row.where, reason) for row, reason in zip(rows, reasons, strict=True) if reason is not None]
-            reject(bad, "the reference answer cannot be judged; data.drop_unjudgeable: true leaves such questions out")
+            reject(bad, f"the reference answer cannot be judged; {DROPPED}")
         self.unjudgeable += len(rows) - len(kept)
         return self._ask([rows[i] for i in kept], source, [golds[i] for i in kept])
+
+    def _reasons(self, golds: Sequence[str | ValueError]) -> list[str | None]:
+        """For each reference answer why there is none or why it cannot be judged, or None."""
+        found = iter(self._gold_check([gold for gold in golds if isinstance(gold, str)]))
+        return [next(found) if isinstance(gold, str) else str(gold) for gold in golds]
 
     def demonstrations(self, rows: Sequence[Row], source: DemonstrationsConfig) -> list[Demonstration]:
         texts = fill(rows, source.response or "{response}", "response")
@@ -210,13 +218,13 @@ class _Loader:
         ]
 
     def _ask(self, rows: Sequence[Row], source: SourceConfig, golds: Sequence[str]) -> list[Question]:
-        texts = fill(rows, source.question, "question")
-        prompts = self._each(rows, texts, lambda text: render(self._tokenizer, text, self._prompt))
+        asked = fill_questions(rows, source.question)
+        prompts = self._each(rows, asked, lambda question: render(self._tokenizer, question, self._prompt))
         lengths = [(row.where, f"{len(ids)} tokens") for row, ids in zip(rows, prompts, strict=True) if len(ids) > self._limit]
         reject(lengths, f"the prompt is longer than data.max_prompt_tokens: {self._limit}")
         return [
-            Question(ordinal=0, id=row.where, text=text, gold=gold, prompt_ids=ids, columns=as_json(row.columns))
-            for row, text, gold, ids in zip(rows, texts, golds, prompts, strict=True)
+            Question(ordinal=0, id=row.where, text=text_of(question), gold=gold, prompt_ids=ids, columns=as_json(row.columns))
+            for row, question, gold, ids in zip(rows, asked, golds, prompts, strict=True)
         ]
 
     def _outputs(self, rows: Sequence[Row], texts: Sequence[str]) -> list[Output]:

@@ -16,22 +16,28 @@ from jinja2 import TemplateError
 
 from rollout.config import PromptConfig
 from rollout.episode import by_speaker
+from rollout.types import Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def render(tokenizer: "PreTrainedTokenizerBase", question: str, config: PromptConfig) -> tuple[int, ...]:
+def render(tokenizer: "PreTrainedTokenizerBase", question: str | Messages, config: PromptConfig) -> tuple[int, ...]:
     """Token ids of the prompt that asks `question`. Raises ValueError when the text cannot be asked faithfully."""
-    if not question.strip():
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
+    if not messages[-1]["content"].strip():
         raise ValueError("the question is empty")
-    text = f"{question}\n{config.suffix}" if config.suffix else question
-    if config.template == "plain":
-        if config.system is not None:
-            raise ValueError("prompt.system needs prompt.template: chat; the plain form has no system message")
-        ids = _encode(tokenizer, text + "\n", split_special_tokens=True)
+    if config.suffix:
+        messages[-1] = {"role": "user", "content": f"{messages[-1]['content']}\n{config.suffix}"}
+    if config.system is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": config.system})
+    if config.template == "chat":
+        ids = _chat(tokenizer, messages)
+    elif len(messages) > 1:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"the prompt has messages of {roles}, and the plain form has one of the user; expected template: chat")
     else:
-        ids = _chat(tokenizer, text, config.system)
+        ids = _encode(tokenizer, messages[0]["content"] + "\n", split_special_tokens=True)
     return tuple(_with_bos(tokenizer, ids))
 
 
@@ -121,10 +127,7 @@ def stop_token_ids(model_dir: Path, tokenizer: "PreTrainedTokenizerBase", config
     return tuple(sorted(declared_ends(model_dir, tokenizer) | {end_token_id(tokenizer, config)}))
 
 
-def _chat(tokenizer: "PreTrainedTokenizerBase", text: str, system: str | None) -> list[int]:
-    messages = [{"role": "user", "content": text}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
+def _chat(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> list[int]:
     rendered = _apply(tokenizer, messages, add_generation_prompt=True)
     for message in messages:
         _encode(tokenizer, message["content"], split_special_tokens=False)

@@ -13,6 +13,9 @@ from typing import Any, Protocol
 PolicyVersion = int
 """Counts committed weight updates of a run; 0 is the model the run (or its first stage) starts from."""
 
+Messages = tuple[dict[str, str], ...]
+"""A prompt in the form of a chat, {role, content} each: system or not, then user and assistant in turn, the user last."""
+
 
 class FinishReason(StrEnum):
     """Why an output ended. Closed: an aborted request is an exception, never a Sample."""

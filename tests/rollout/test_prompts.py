@@ -121,7 +121,7 @@ def test_a_template_that_refuses_or_drops_a_message_is_an_error():
     drops = "{{ messages[-1]['content'] }}"
     with pytest.raises(ValueError, match="dropped the system message"):
         render(tokenizer_with(drops), "hello", PromptConfig(system="Be brief."))
-    with pytest.raises(ValueError, match="prompt.system needs prompt.template: chat"):
+    with pytest.raises(ValueError, match="the prompt has messages of system, user, and the plain form has one of the user"):
         render(tokenizer_with(), "hello", PromptConfig(template="plain", system="Be brief."))
 
 
@@ -133,3 +133,20 @@ def test_text_that_is_empty_or_unknown_to_the_tokenizer_is_refused(config):
         render(tokenizer_with(), "3 + 4 🙂", config)
     with pytest.raises(ValueError, match="response is empty"):
         encode_response(tokenizer_with(), "", config)
+
+
+def test_a_list_of_messages_is_asked_as_it_is_and_keeps_its_own_system_message():
+    tokenizer = tokenizer_with(TURNS)
+    turns = [("system", "Be brief."), ("user", "one"), ("assistant", "two"), ("user", "three")]
+    messages = tuple({"role": role, "content": content} for role, content in turns)
+    whole = render(tokenizer, messages, PromptConfig(system="Be long.", suffix="four"))
+    turns[-1] = ("user", "three\nfour")
+    expected = tokenizer.apply_chat_template(
+        [{"role": r, "content": c} for r, c in turns], tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.decode(whole).removeprefix(tokenizer.bos_token or "") == expected.removeprefix(tokenizer.bos_token or "")
+    single, text = ({"role": "user", "content": "one"},), render(tokenizer, "one", PromptConfig(system="Be brief."))
+    assert render(tokenizer, single, PromptConfig(system="Be brief.")) == text
+    assert render(tokenizer, (messages[0], *single), PromptConfig()) == text
+    with pytest.raises(ValueError, match="messages of system, user, assistant, user, and the plain form has one of the user"):
+        render(tokenizer, messages, PromptConfig(template="plain"))

@@ -5,7 +5,7 @@ import pytest
 from pyarrow import parquet
 
 from rollout.config import SourceConfig
-from rollout.rows import Row, column, fill, load_rows
+from rollout.rows import Row, load_rows
 
 
 def written(tmp_path, data, name="train.jsonl"):
@@ -19,10 +19,6 @@ def error_of(tmp_path, data, name="train.jsonl", **source):
     with pytest.raises(ValueError) as caught:
         load_rows(SourceConfig(file=path, **source))
     return str(caught.value).replace(str(tmp_path) + "/", "")
-
-
-def rows_of(*columns):
-    return [Row(where=f"train.jsonl:{number}", columns=value) for number, value in enumerate(columns, start=1)]
 
 
 def test_rows_carry_file_and_line_and_blank_lines_are_counted(tmp_path):
@@ -72,56 +68,37 @@ def test_parquet_rows_are_numbered_and_a_broken_file_is_an_error(tmp_path):
     rows = load_rows(SourceConfig(file=path))
     assert [(row.where, row.columns) for row in rows] == [(f"{path}:1", {"a": 1, "b": "x"}), (f"{path}:2", {"a": 2, "b": "y"})]
     assert error_of(tmp_path, "hello", "bad.parquet").startswith("bad.parquet: not a readable parquet file")
-    assert error_of(tmp_path, "a,b", "train.csv") == "train.csv: the ending is '.csv'; expected .jsonl or .parquet"
+    assert error_of(tmp_path, "a,b", "train.csv") == "train.csv: the ending is '.csv'; expected .jsonl, .json or .parquet"
 
 
-def test_templates_take_formats_and_places_inside_columns():
-    rows = rows_of({"Body": "Two", "n": 14.0, "turns": [{"content": "Hi"}]})
-    assert fill(rows, "{Body} {turns[0][content]}", "question") == ["Two Hi"]
-    assert fill(rows, "{n:g}", "answer") == ["14"]
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json"])
+def test_one_array_of_objects_is_read_with_the_lines_of_its_items(tmp_path, name):
+    path = written(tmp_path, '\ufeff\n[{"a": "[,]"}, {"a": 2},\n {\n"a": 3},\n\n{"a": {"b": []}} ]\n', name)
+    rows = load_rows(SourceConfig(file=path))
+    assert [row.columns["a"] for row in rows] == ["[,]", 2, 3, {"b": []}]
+    assert [row.where for row in rows] == [f"{path}:{line}" for line in (2, 2, 3, 6)]
 
 
-def test_a_column_or_a_place_in_one_is_taken_as_it_is():
-    rows = rows_of({"a.b": [1], "c": {"d": ["x", None]}}, {"a.b": None, "c": {"d": "y"}})
-    assert column(rows, "c[d]", "response") == [["x", None], "y"]
-    assert column(rows, "a.b", "response") == [[1], None]
-    with pytest.raises(
-        ValueError, match="1 row: the response column 'c\\[d\\]' cannot be read\n  train.jsonl:1: .* leads nowhere"
-    ):
-        column(rows_of({"c": {"e": 1}}), "c[d]", "response")
-    with pytest.raises(ValueError, match="needs column 'f'"):
-        column(rows, "f[d]", "response")
-
-
-def test_a_missing_column_is_named_with_those_present_and_the_nearest():
-    with pytest.raises(ValueError) as caught:
-        fill(rows_of({"Question": "a", "Answer": 1}, {"Question": "b", "Answer": 2}), "{Qestion}", "question")
-    assert str(caught.value) == (
-        "train.jsonl:1: the question template '{Qestion}' needs column 'Qestion'; present: Answer, Question;"
-        " did you mean 'Question'? (2 in all)"
-    )
-
-
-def test_bad_answers_are_counted_and_the_first_five_listed():
-    bad = [None, True, [1], float("nan"), {}, "", None]
-    with pytest.raises(ValueError) as caught:
-        fill(rows_of({"answer": 1}, *({"answer": value} for value in bad)), "{answer}", "answer")
-    lines = str(caught.value).split("\n")
-    assert lines[0] == "7 rows: the answer template '{answer}' does not fit"
-    assert lines[1] == "  train.jsonl:2: 'answer' is None; expected text or a number"
-    assert lines[4] == "  train.jsonl:5: 'answer' is nan; expected a finite number"
-    assert lines[5].startswith("  train.jsonl:6") and lines[6:] == ["  and 2 more"]
-
-
-def test_a_format_that_does_not_fit_the_value_names_the_row():
-    with pytest.raises(ValueError, match="train.jsonl:2: Unknown format code 'g'"):
-        fill(rows_of({"n": 1.0}, {"n": "two"}), "{n:g}", "answer")
-
-
-@pytest.mark.parametrize("template", ["{", "{}", "no column", "{n:{width}}", "{0}"])
-def test_a_malformed_template_is_refused(template):
-    with pytest.raises(ValueError, match="answer"):
-        fill(rows_of({"n": 1}), template, "answer")
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("[]", "train.jsonl: no rows"),
+        ('[{"a": 1},\n2]', "train.jsonl:2:1: found int; expected a JSON object"),
+        (
+            '[{"a": 1},\n{"a" 2}\n]',
+            "train.jsonl:2:6: not JSON: Expecting ':' delimiter; expected an object a line, or one array",
+        ),
+        ('[{"a": 1},\n{"a": 2}', "train.jsonl:2:9: not JSON: Expecting ',' delimiter; the last line has no end"),
+        ('[{"a": 1}]\n[{"a": 2}]\n', "train.jsonl:2:1: not JSON: Extra data; expected an object a line, or one array"),
+        ('[{"a": "\\uD800"}]', "train.jsonl:1:1: has half of a surrogate pair"),
+        (
+            '{\n"a": 1\n}\n',
+            "train.jsonl:1:2: not JSON: Expecting property name enclosed in double quotes; expected an object a line",
+        ),
+    ],
+)
+def test_a_bad_array_is_an_error_with_line_and_column(tmp_path, data, message):
+    assert error_of(tmp_path, data).startswith(message)
 
 
 def test_a_hub_data_set_is_asked_for_its_split(monkeypatch):
