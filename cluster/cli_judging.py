@@ -157,7 +157,7 @@ def _reading(overrides: list[str]):
         file.flush()
         recipe = Recipe(Path(file.name))
     for text in overrides:
-        recipe.override(text)
+        recipe.override(text, Reading)
     try:
         found = Reading.model_validate_json(json.dumps(recipe.data), strict=True)
     except ValidationError as error:
