@@ -6,7 +6,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from cluster.evaluation import ask, evaluate
-from cluster.records import evaluation_rows, write_rows
+from cluster.records import evaluation_rows, leave
 from cluster.stages import StageConfig
 from reward.config import RewardModelConfig
 from reward.measures import auroc, balanced_accuracy, expected_calibration_error, pair_accuracy
@@ -30,6 +30,8 @@ class HeldOut:
         self.sampling = Sampling(
             temperature=loop.config.evaluation.temperature, max_new_tokens=loop.config.rollout.max_new_tokens
         )
+        self.rows, self.reward_models = evaluation_rows(loop.dir), evaluation_rows(loop.dir, "reward_model.jsonl")
+        """The evaluations of the policy and of the reward model so far."""
         self._sampled: tuple[int, list[ScoredSample]] | None = None
         """A version and its judged outputs."""
 
@@ -40,14 +42,11 @@ class HeldOut:
             self.questions, samples=size, label=LABEL, sampling=self.sampling, generate=self._generate, score=self._judge
         )
         self._sampled = loop.serving.version, sampled
-        write_rows(loop.dir / "evaluations" / f"step_{loop.step}.jsonl", records)
-        row = {
-            "step": loop.step,
-            "version": loop.serving.version,
-            "stage": loop.config.stages[loop.stage].name,
-            **result.summary(),
-        }
-        write_rows(loop.dir / "evaluations.jsonl", [*evaluation_rows(loop.dir), row])
+        place = {"step": loop.step, "version": loop.serving.version, "stage": loop.config.stages[loop.stage].name}
+        self.rows.append(place | result.summary())
+        leave(loop.sinks, loop.dir / f"evaluations/step_{loop.step}.jsonl", records)
+        leave(loop.sinks, loop.dir / "evaluations.jsonl", self.rows)
+        loop.sinks.evaluated(loop.step, self.rows[-1])
         log.info("step %d, v%d: %s", loop.step, loop.serving.version, result.line())
 
     def assess(self, stage: StageConfig) -> None:
@@ -65,8 +64,8 @@ class HeldOut:
         version = loop.roles.reward_version
         row = {"step": loop.step, "stage": stage.name, "reward_version": version, "supervision": supervision, **measures}
         # A run that died after this step's checkpoint comes here again.
-        before = [r for r in evaluation_rows(loop.dir, "reward_model.jsonl") if r["step"] < loop.step]
-        write_rows(loop.dir / "reward_model.jsonl", [*before, row])
+        self.reward_models = [*(r for r in self.reward_models if r["step"] < loop.step), row]
+        leave(loop.sinks, loop.dir / "reward_model.jsonl", self.reward_models)
         shown = ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in measures.items())
         log.info("step %d, reward model %d on held-out outputs: %s", loop.step, version, shown)
 

@@ -14,7 +14,7 @@ from cluster.metrics import read_jsonl
 from cluster.pipeline import Stopped
 from cluster.resume import RunLock
 from cluster.roles import RoleFailed
-from cluster.sampling import RunFailed, Sampler
+from cluster.sampling import Bound, RunFailed, Sampler
 from cluster.sources import by_ordinal, leases
 from reward.judges import gold_check
 from reward.stored import Judged, StoredRow, accuracy, measures
@@ -161,7 +161,7 @@ def _sample(config: RunConfig, questions: Sequence[Question], breakdown: Sequenc
         roles(config, 0) as actors,
         (config.output / "generations.jsonl").open("a") as file,
     ):
-        sampler = Sampler(actors, None, lambda slot: None, config.reward.max_error_share)
+        sampler = Sampler(actors, None, lambda slot: None, Bound(config.reward.max_unscored_share))
         for start in range(0, len(questions), at_once):
             part = questions[start : start + at_once]
             name = f"{config.name} {part[0].ordinal}..{part[-1].ordinal}"

@@ -8,6 +8,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cluster.metrics import Sink
+
 COLUMNS = {
     "reward": "reward", "acc": "accuracy", "len": "response_length", "prog": "programs", "kl": "kl", "clip": "clip_fraction",
     "grad": "grad_norm", "rank": "ranking_accuracy", "label": "label_accuracy", "explained": "critic_explained_variance",
@@ -17,7 +19,7 @@ COLUMNS = {
 """Column of the console -> metric."""
 
 
-class ConsoleSink:
+class ConsoleSink(Sink):
     """A live table with a progress bar on a terminal; one plain line a step otherwise."""
 
     def __init__(self, total_steps: int, console: Console | None = None, rows: int = 12):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from cluster.records import write_rows
-from cluster.sampling import RunFailed
 from cluster.sources import Driver, by_ordinal
 from cluster.stages import StageConfig
 from learner.algorithms import FileLabels, MonteCarloLabels, RuleLabels
@@ -22,7 +21,7 @@ from reward.judges import step_pool, step_row
 from reward.labels import from_completions, outcome_labels, pairs, step_labels, with_step_labels
 from reward.replay import Replay
 from reward.steps import StepFinder
-from reward.types import ScoredSample
+from reward.types import ScoredSample, without_score
 from rollout.types import Lease, Question
 
 if TYPE_CHECKING:
@@ -53,7 +52,11 @@ class Labeller:
         """Labels that the stage has trained on."""
 
     def examples(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question], step: int) -> list[ScoredSample]:
-        """The labelled outputs or pairs of a step's groups, and after them the history's share."""
+        """The labelled outputs or pairs of a step's groups, and after them the history's share.
+
+        An output that should have a score and has none gets no label.
+        """
+        batch = [item for item in batch if not item.verdict.failed]
         label = {FileLabels: self._as_given, RuleLabels: self._by_rule, MonteCarloLabels: self._by_completions}
         groups: dict[str, list[ScoredSample]] = {}
         for item in label[type(stage.resolved().labels)](stage, batch, questions):
@@ -64,7 +67,7 @@ class Labeller:
 
     def held_out(self, stage: StageConfig, scored: Batch, questions: Sequence[Question]) -> list[ScoredSample]:
         """Outputs of held-out questions, labelled as the stage's are (those of a file by the rule), to measure the model on."""
-        row = stage.resolved()
+        scored, row = [item for item in scored if not item.verdict.failed], stage.resolved()
         if row.supervision == "outcome":
             return outcome_labels(scored)
         if isinstance(row.labels, MonteCarloLabels):
@@ -115,14 +118,16 @@ class Labeller:
         return self._step_labels(batch, questions)
 
     def _step_labels(self, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
-        """Labels by the step rule. Raises RunFailed when it fails on a larger share of the outputs than the run allows."""
+        """Labels by the step rule. Raises Unscored when it fails on more outputs than the run bears."""
         config, outputs = self.driver.config.reward, [item.sample for item in batch]
         rows = [step_row(questions[s.ordinal], self.finder.texts(s.output_ids), config) for s in outputs]
         with step_pool(config) as judge:
             outcomes = judge(rows)
-        failures = [outcome.reason for outcome in outcomes if outcome.status != "score"]
-        if len(failures) > config.max_error_share * len(batch):
-            raise RunFailed(f"steps of {len(failures)} of {len(batch)} outputs could not be labelled; the first: {failures[0]}")
+        failed = [
+            item if o.status == "score" else without_score(item.sample, o.status, o.reason)
+            for item, o in zip(batch, outcomes, strict=True)
+        ]
+        self.driver.bound.check("labels of steps", list(questions.values()), failed)
         return step_labels(batch, self.finder, [outcome.value or [] for outcome in outcomes])
 
     def _by_completions(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:

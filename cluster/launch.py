@@ -56,19 +56,21 @@ def run(config: RunConfig, resume_from: tuple[Path, dict] | None = None) -> dict
                 write_rows(run_dir / name, [r for r in evaluation_rows(run_dir, name) if r["step"] <= step])
         with cluster(config, incarnation), stop_flag() as stopping, roles(config, incarnation) as actors:
             sinks = Sinks(
-                [
-                    ConsoleSink(sum(s.steps for s in config.stages)),
-                    JsonlSink(run_dir / "metrics.jsonl", resume_step=step),
-                    TensorBoardSink(run_dir / "tensorboard", resume_step=step),
-                    RayMetricsSink(config.name),
-                ]
+                {
+                    "the console": lambda: ConsoleSink(sum(s.steps for s in config.stages)),
+                    str(run_dir / "metrics.jsonl"): lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=step),
+                    str(run_dir / "tensorboard"): lambda: TensorBoardSink(run_dir / "tensorboard", resume_step=step),
+                    "Ray's metrics": lambda: RayMetricsSink(config.name, run_dir.resolve()),
+                }
             )
             loop = Loop(config, *load_data(config), actors, ledger, sinks)
             loop.seconds["start"] = time.monotonic() - began
             loop.run(stopping, resume_from)
             summary = summarise(loop)
-            (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
-        plot(run_dir)
+            with sinks.dispensable(run_dir / "summary.json"):
+                (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
+        with sinks.dispensable(run_dir / "run.png"):
+            plot(run_dir)
         return summary
     except (RoleFailed, CanaryFailed) as error:
         raise RunFailed(str(error)) from error
@@ -157,7 +159,7 @@ def summarise(loop: Loop) -> dict:
 
     "Before" is the last evaluation that no outputs of the policy had been trained on.
     """
-    config, rows = loop.config, evaluation_rows(loop.dir)
+    config, rows = loop.config, loop.held_out.rows
     warm = 0
     for stage in config.stages:
         if stage.trains_policy and stage.given != "demonstrations":
@@ -165,7 +167,9 @@ def summarise(loop: Loop) -> dict:
         warm += stage.steps
     before = max((r for r in rows if r["step"] <= warm and r["step"] < loop.step), key=lambda r: r["step"], default=None)
     after = rows[-1]
-    names = ["accuracy", "greedy_accuracy", "well_formed"] + [n for n in after if n.startswith(("maj_at_", "pass_at_"))]
+    names = ["accuracy", "greedy_accuracy", "well_formed", "unjudged"] + [
+        n for n in after if n.startswith(("maj_at_", "pass_at_"))
+    ]
     scores = {f"{name}_{when}": row[name] for name in names for when, row in (("before", before), ("after", after)) if row}
     sampling = loop.seconds["generate"]
     return {
@@ -174,7 +178,7 @@ def summarise(loop: Loop) -> dict:
         **scores,
         "seconds": {phase: round(s, 2) for phase, s in loop.seconds.items()},
         "tokens_per_second": round(loop.sampled_tokens / sampling, 1) if sampling else None,
-        "reward_models": evaluation_rows(loop.dir, "reward_model.jsonl"),
+        "reward_models": loop.held_out.reward_models,
         "versions": loop.serving.digests, "actors": loop.roles.info, "replaced_workers": loop.roles.deaths,
         "software": {name: version(name) for name in ("cohort-rl", "torch", "transformers", "ray")},
     }  # fmt: skip

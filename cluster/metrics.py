@@ -1,40 +1,22 @@
-"""Metrics of a run: values that merge the way they mean, what each name stands for, and where they are written.
+"""Metrics of a run: what each name stands for, and where they are written.
 
-A sink that fails (a full disk, a gone backend) warns once and training goes on: `Sinks` is the one place that catches.
-Left out: hosted trackers; they read metrics.jsonl or the TensorBoard folder.
+Only checkpoints and the ledger may stop a run. Whatever else cannot be written (a full disk, a gone backend) warns once, and
+training goes on: `Sinks` is the one place that catches. Left out: hosted trackers; they read metrics.jsonl or the TensorBoard
+folder.
 """
 
 import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, Self
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """A mean that merges by its counts, so that unequal batches weigh what they hold. Mean(3.0, 4) + Mean(1.0, 1)."""
-
-    total: float = 0.0
-    count: float = 0.0
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Self:
-        values = list(values)
-        return cls(math.fsum(values), len(values))
-
-    def __add__(self, other: "Mean") -> "Mean":
-        return Mean(self.total + other.total, self.count + other.count)
-
-    @property
-    def value(self) -> float:
-        """NaN when nothing was counted."""
-        return self.total / self.count if self.count else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +38,17 @@ METRICS: dict[str, Metric] = {
     "response_length": Metric("mean of |o| over outputs", "tokens", "rollout"),
     "programs": Metric("mean over outputs of the programs that ran, where tools are used", "programs", "rollout"),
     "truncated_share": Metric("outputs that ran out of tokens / outputs", "share", "rollout"),
-    "zero_variance_share": Metric("groups whose rewards are equal but for rounding / groups", "share", "learner"),
-    "unscorable_share": Metric("outputs without a score / outputs", "share", "reward"),
+    "zero_variance_share": Metric(
+        "groups of two scored outputs or more whose rewards are equal but for rounding / such groups", "share", "learner"
+    ),
+    "thin_group_share": Metric("groups with fewer than two scored outputs / groups, where they are larger", "share", "learner"),
+    "unscored_share": Metric("outputs without a score, for any of the next four reasons / outputs", "share", "cluster"),
+    "rejected_share": Metric("outputs that may not be trained on and were not judged / outputs", "share", "rollout"),
+    "unscorable_share": Metric("outputs whose reference answer cannot be judged / outputs", "share", "reward"),
+    "killed_share": Metric("outputs whose judge was killed or died / outputs", "share", "reward"),
+    "error_share": Metric("outputs whose judge raised / outputs", "share", "reward"),
     "judge_p50": Metric("median wall-clock of judging an output by the rule", "s", "reward"),
     "judge_p99": Metric("its 99th percentile", "s", "reward"),
-    "judge_killed_share": Metric("outputs whose judge was killed or died / outputs", "share", "reward"),
     "kl": Metric("mean of pi_ref/pi - log(pi_ref/pi) - 1 over trained tokens (eq. 4)", "nats per token", "learner"),
     "clip_fraction": Metric("tokens where the min takes the constant branch / trained tokens", "share", "learner"),
     "entropy": Metric("mean entropy of pi over trained positions", "nats", "learner"),
@@ -102,46 +90,66 @@ METRICS: dict[str, Metric] = {
     "skipped": Metric("updates left out because loss or gradient was not finite", "updates", "learner"),
     "no_signal": Metric("updates left out because every coefficient was 0", "updates", "learner"),
 }
-"""Every number of a line of metrics.jsonl (`stage` is the one text field)."""
+"""Every number of a line of metrics.jsonl (`stage` and `time` are text); besides them comes `reward_<name>` for every other
+component of the reward: its mean over scored outputs."""
 
 
-class Sink(Protocol):
+class Sink:
     """Where a step's metrics go."""
 
-    def write(self, step: int, metrics: Mapping[str, float | str]) -> None: ...
+    def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        raise NotImplementedError
 
-    def close(self) -> None: ...
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """An evaluation of the policy after a step; evaluations.jsonl holds it already."""
+
+    def close(self) -> None:
+        raise NotImplementedError
 
 
 class Sinks:
-    """All sinks of a run as one; a failing one is warned of once and tried again at the next step."""
+    """All sinks of a run as one, and leave to fail for whatever a run can do without."""
 
-    def __init__(self, sinks: Sequence[Sink]):
-        self._sinks = list(sinks)
-        self._failed: set[int] = set()
+    def __init__(self, openers: Mapping[str, Callable[[], Sink]]):
+        """`openers` by what a warning calls the sink; one that cannot be opened is tried again at every write."""
+        self._openers = openers
+        self._open: dict[str, Sink] = {}
+        self._warned: set[str] = set()
+        self._each(lambda sink: None)
 
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
-        for i, sink in enumerate(self._sinks):
-            try:
-                sink.write(step, metrics)
-            except Exception as error:
-                self._warn(i, f"at step {step}", error)
+        self._each(lambda sink: sink.write(step, metrics))
+
+    def evaluated(self, step: int, row: Mapping[str, object]) -> None:
+        """An evaluation's figures, as `evaluation/<name>`."""
+        figures = {f"evaluation/{k}": v for k, v in row.items() if isinstance(v, int | float) and k not in ("step", "version")}
+        self._each(lambda sink: sink.evaluated(step, figures))
 
     def close(self) -> None:
-        for i, sink in enumerate(self._sinks):
-            try:
+        for name, sink in self._open.items():
+            with self.dispensable(name):
                 sink.close()
-            except Exception as error:
-                self._warn(i, "when closed", error)
 
-    def _warn(self, i: int, when: str, error: Exception) -> None:
-        if i not in self._failed:
-            self._failed.add(i)
-            log.warning("%s failed %s, training goes on without it: %r", type(self._sinks[i]).__name__, when, error)
+    @contextmanager
+    def dispensable(self, what: str | Path) -> Iterator[None]:
+        """What the block writes, to a path or elsewhere, is done without when it fails; each kind of it warns once."""
+        try:
+            yield
+        except Exception as error:
+            if (kind := re.sub(r"\d+", "", str(what))) not in self._warned:
+                self._warned.add(kind)
+                log.warning("%s cannot be written, the run goes on without it: %s: %s", what, type(error).__name__, error)
+
+    def _each(self, act: Callable[[Sink], None]) -> None:
+        for name, opener in self._openers.items():
+            with self.dispensable(name):
+                if name not in self._open:
+                    self._open[name] = opener()
+                act(self._open[name])
 
 
-class JsonlSink:
-    """One JSON object a line, `step` first. A number that is not finite is written as null."""
+class JsonlSink(Sink):
+    """One JSON object a line, `step` and `time` (UTC) first. A number that is not finite is written as null."""
 
     def __init__(self, path: Path, *, resume_step: int = 0):
         """Keep the lines up to `resume_step` and drop later ones, so that no step stands twice in the file."""
@@ -154,7 +162,7 @@ class JsonlSink:
         self._end = self._file.seek(0, os.SEEK_END)
 
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
-        line = _line({"step": step, **metrics}).encode()
+        line = _line({"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), **metrics}).encode()
         self._file.seek(self._end)
         self._file.truncate()  # what a failed write left
         if (written := self._file.write(line)) != len(line):
@@ -165,8 +173,8 @@ class JsonlSink:
         self._file.close()
 
 
-class TensorBoardSink:
-    """Scalars for TensorBoard."""
+class TensorBoardSink(Sink):
+    """Scalars for TensorBoard, evaluations among them."""
 
     def __init__(self, folder: Path, *, resume_step: int = 0):
         from torch.utils.tensorboard import SummaryWriter
@@ -178,24 +186,31 @@ class TensorBoardSink:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
+    evaluated = write
+
     def close(self) -> None:
         self._writer.close()
 
 
-class RayMetricsSink:
-    """Gauges `cohort_<name>` with the tag `run`, on Ray's Prometheus port as `ray_cohort_<name>`. Needs a connected driver."""
+class RayMetricsSink(Sink):
+    """Gauges `cohort_<name>` with the tags `run` and `output`, which tells runs of one name apart; on Ray's Prometheus port as
+    `ray_cohort_<name>`. Needs a connected driver."""
 
-    def __init__(self, run: str):
+    def __init__(self, run: str, output: Path):
         from ray.util.metrics import Gauge
 
-        self._new = lambda name: Gauge(f"cohort_{name}", METRICS[name].formula if name in METRICS else name, tag_keys=("run",))
-        self._tags = {"run": run}
+        self._tags = {"run": run, "output": str(output)}
+        self._new = lambda name, what: Gauge(f"cohort_{name}", what, tag_keys=tuple(self._tags))
         self._gauges = {}
 
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
-        for name, value in {"step": step, **_finite(metrics)}.items():
+        self.evaluated(step, {"step": step, **metrics})
+
+    def evaluated(self, step: int, figures: Mapping[str, float | str]) -> None:
+        for name, value in _finite(figures).items():
             if name not in self._gauges:
-                self._gauges[name] = self._new(name)
+                what = METRICS[name].formula if name in METRICS else name
+                self._gauges[name] = self._new(re.sub(r"\W", "_", name, flags=re.ASCII), what)
             self._gauges[name].set(value, tags=self._tags)
 
     def close(self) -> None:

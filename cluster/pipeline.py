@@ -30,12 +30,12 @@ from cluster.config import RunConfig
 from cluster.labelling import Labeller, used
 from cluster.ledger import Ledger
 from cluster.metrics import Sinks
-from cluster.records import attempts, batch_metrics, evaluation_rows, sample_rows, whole_directory, write_rows
+from cluster.records import attempts, batch_metrics, by_reason, leave, sample_rows, whole_directory
 from cluster.resume import Checkpoints
 from cluster.roles import Roles
-from cluster.sampling import RunFailed, Sampler
+from cluster.sampling import Bound, RunFailed, Sampler, Unscored
 from cluster.serving import Serving
-from cluster.sources import source_of
+from cluster.sources import Source, source_of
 from cluster.stages import StageConfig
 from learner.algorithms import Need, RewardSource
 from reward.types import ScoredSample
@@ -61,10 +61,10 @@ class Loop:
         self.config, self.data, self.roles, self.ledger, self.sinks = config, data, roles, ledger, sinks
         self.dir = config.output.resolve()  # the actors have working directories of their own
         self.checkpoints = Checkpoints(self.dir, keep=config.keep_checkpoints)
-        self.sampler = Sampler(roles, ledger, self._bring_up, config.reward.max_error_share)
+        self.bound = Bound(config.reward.max_unscored_share)
+        self.sampler = Sampler(roles, ledger, self._bring_up, self.bound)
         self.sampling = Sampling(temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens)
-        self.labeller = Labeller(self, tokenizer)
-        self.held_out = HeldOut(self)
+        self.labeller, self.held_out = Labeller(self, tokenizer), HeldOut(self)
         self.stage, self.done = 0, 0
         """The stage under way, and how many of its steps are finished."""
         self.memory: dict[str, Any] = {}
@@ -102,40 +102,49 @@ class Loop:
 
     def run_stage(self, stage: StageConfig) -> None:
         source = source_of(self, stage, self.memory)
-        buffer = Buffer(
-            questions_per_step=stage.questions_per_step, max_staleness=self.config.cluster.max_staleness,
-            steps=stage.steps, done=self.done,
-        )  # fmt: skip
+        size, staleness = stage.questions_per_step, self.config.cluster.max_staleness
+        buffer = Buffer(questions_per_step=size, max_staleness=staleness, steps=stage.steps, done=self.done)
         while buffer.done < stage.steps:
-            began, before, sampled = time.monotonic(), dict(self.seconds), self.sampled_tokens
-            version = self.serving.version
-            for ordinal, group in source.groups(buffer.admit()):
-                buffer.put(ordinal, group)
-            batch = buffer.take()
-            examples = batch if stage.trains_policy else self.labeller.examples(stage, batch, source.questions, self.step)
-            with self.timed("train"):
-                name = f"train step {self.step + 1} v{version}"
-                report = self.roles.learn("step", examples, stage.updates_per_batch, self._temperature(stage), name=name)[0]
-            self.serving.published = self.serving.published and not stage.trains_policy
-            advantages = report.advantages
-            if not stage.trains_policy:
-                advantages = [0.0 if trained else None for trained in used(examples, report.advantages, batch)]
-                self.labeller.trained += report.tokens
-            fates = self._settle(batch, advantages)
-            buffer.finish_step()
-            self.done = buffer.done
-            metrics = {"stage": stage.name, "version": version} | batch_metrics(batch) | report.metrics
-            if stage.follows_policy:
-                metrics["canary_mean"] = self._publish()
-            write_rows(self.dir / "samples" / f"step_{self.step}.jsonl", sample_rows(batch, advantages, fates))
-            took = {phase: self.seconds[phase] - before[phase] for phase in PHASES}
-            took["step"] = time.monotonic() - began
-            took["other"] = took["step"] - sum(took[phase] for phase in PHASES)
-            self.seconds["other"] += took["other"]
-            if tokens := self.sampled_tokens - sampled:
-                metrics["tokens_per_second"] = tokens / took["generate"]
-            self.sinks.write(self.step, metrics | {f"seconds_{phase}": s for phase, s in took.items()})
+            try:
+                self._step(stage, source, buffer)
+            except Unscored as failed:
+                step, metrics = self.step + 1, {"stage": stage.name, "version": self.serving.version}
+                leave(self.sinks, self.dir / f"samples/step_{step}.jsonl", sample_rows(failed.scored, failed.questions))
+                self.sinks.write(step, metrics | batch_metrics(failed.scored))
+                raise
             self._after_step(stage)
+
+    def _step(self, stage: StageConfig, source: Source, buffer: Buffer) -> None:
+        """One step, from its questions to its line of metrics. Raises Unscored when too little of it can be judged."""
+        began, before, sampled = time.monotonic(), dict(self.seconds), self.sampled_tokens
+        version = self.serving.version
+        for ordinal, group in source.groups(buffer.admit()):
+            buffer.put(ordinal, group)
+        batch = buffer.take()
+        examples = batch if stage.trains_policy else self.labeller.examples(stage, batch, source.questions, self.step)
+        with self.timed("train"):
+            name = f"train step {self.step + 1} v{version}"
+            report = self.roles.learn("step", examples, stage.updates_per_batch, self._temperature(stage), name=name)[0]
+        self.serving.published = self.serving.published and not stage.trains_policy
+        advantages = report.advantages
+        if not stage.trains_policy:
+            advantages = [0.0 if trained else None for trained in used(examples, report.advantages, batch)]
+            self.labeller.trained += report.tokens
+        self._settle(batch, advantages)
+        buffer.finish_step()
+        self.done = buffer.done
+        metrics = {"stage": stage.name, "version": version} | batch_metrics(batch) | report.metrics
+        if stage.follows_policy:
+            metrics["canary_mean"] = self._publish()
+        rows = sample_rows(batch, source.questions.values(), advantages)
+        leave(self.sinks, self.dir / f"samples/step_{self.step}.jsonl", rows)
+        took = {phase: self.seconds[phase] - before[phase] for phase in PHASES}
+        took["step"] = time.monotonic() - began
+        took["other"] = took["step"] - sum(took[phase] for phase in PHASES)
+        self.seconds["other"] += took["other"]
+        if tokens := self.sampled_tokens - sampled:
+            metrics["tokens_per_second"] = tokens / took["generate"]
+        self.sinks.write(self.step, metrics | {f"seconds_{phase}": s for phase, s in took.items()})
 
     def ask(self, leases: Sequence[Lease], what: str, *, booked: bool = True) -> list[Sample]:
         """All outputs of the leases at the run's temperature, sampled by the serving version, which must be the learner's."""
@@ -159,8 +168,8 @@ class Loop:
             self.ledger.record(event, **one, **fields)
 
     def evaluate(self) -> None:
-        """Held-out accuracy of the serving version, once per step of the run; the file outlives a crash."""
-        if self.step not in {row["step"] for row in evaluation_rows(self.dir)}:
+        """Held-out accuracy of the serving version, once per step of the run."""
+        if self.step not in {row["step"] for row in self.held_out.rows}:
             with self.timed("evaluate"):
                 self.held_out.evaluate()
 
@@ -198,9 +207,7 @@ class Loop:
     def _finish_reward_model(self, stage: StageConfig) -> None:
         """The trained reward model serves, is measured on held-out outputs, and is written for transformers."""
         if not self.labeller.trained:
-            raise RunFailed(
-                f"stage {stage.name}: none of its outputs had a label or made a pair, so no reward model was trained"
-            )
+            raise RunFailed(f"stage {stage.name}: no output had a label or made a pair, so no reward model was trained")
         with self.timed("sync"):
             self.serving.publish_reward_model()
         with self.timed("evaluate"):
@@ -232,14 +239,12 @@ class Loop:
 
     def _temperature(self, stage: StageConfig) -> float:
         """A ratio compares with the distribution that outputs were drawn from; what is only fitted, is fitted at 1."""
-        row = stage.resolved()
-        ratio = stage.trains_policy and {Need.BEHAVIOUR_LOGPROBS, Need.OLD_LOGPROBS} & row.needs
+        ratio = stage.trains_policy and {Need.BEHAVIOUR_LOGPROBS, Need.OLD_LOGPROBS} & stage.resolved().needs
         return self.config.rollout.temperature if ratio or stage.follows_policy else 1.0
 
-    def _settle(self, batch: Sequence[ScoredSample], advantages: Sequence[float | None]) -> list[str]:
-        """The end of every sample's life: trained, or dropped because it has no credit. Returns the fates."""
-        fates = ["trained" if a is not None else "dropped" for a in advantages]
-        for fate, why in (("trained", {}), ("dropped", {"reason": "no credit"})):
-            chosen = (s.sample for s, f in zip(batch, fates, strict=True) if f == fate)
-            self.record(fate, chosen, step=self.step + 1, **why)
-        return fates
+    def _settle(self, batch: Sequence[ScoredSample], advantages: Sequence[float | None]) -> None:
+        """The end of every sample's life: trained, or dropped because it has no score or no credit."""
+        pairs = list(zip(batch, advantages, strict=True))
+        self.record("trained", (s.sample for s, a in pairs if a is not None), step=self.step + 1)
+        for reason, samples in by_reason((s for s, a in pairs if a is None), "no credit").items():
+            self.record("dropped", samples, step=self.step + 1, reason=reason)

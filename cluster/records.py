@@ -7,12 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
-from cluster.metrics import Mean, read_jsonl
+from cluster.metrics import Sinks, read_jsonl
 from learner.credit import groups_of, has_spread
-from reward.pool import KILLED
-from reward.types import ScoredSample
-from rollout.types import FinishReason, Sample
+from reward.types import FAILURES, ScoredSample
+from rollout.types import FinishReason, Question, Sample
+
+COMPONENTS = {"correct": "accuracy", "format": "format", "model": "model_reward", "spread": "reward_spread"}
+"""Components that are known by another name than `reward_<component>`."""
 
 
 def attempts(samples: Iterable[Sample]) -> Iterator[dict]:
@@ -24,27 +27,46 @@ def attempts(samples: Iterable[Sample]) -> Iterator[dict]:
         yield {"groups": groups, "attempt": attempt}
 
 
+def by_reason(batch: Iterable[ScoredSample], otherwise: str) -> dict[str, list[Sample]]:
+    """Outputs that are dropped, by why: for want of a score, or `otherwise`."""
+    out: dict[str, list[Sample]] = {}
+    for s in batch:
+        out.setdefault(s.verdict.reason if s.verdict.failed else otherwise, []).append(s.sample)
+    return out
+
+
 def batch_metrics(batch: Sequence[ScoredSample]) -> dict[str, float]:
-    """The metrics that the batch itself tells (see METRICS): lengths always; rewards only where something was judged."""
-    lengths = Mean.of(len(s.sample.output_ids) for s in batch)
-    out = {"response_length": lengths.value}
+    """The metrics that the batch itself tells (see METRICS): lengths always; what became of judging where that was asked."""
+    out = {"response_length": fmean(len(s.sample.output_ids) for s in batch)}
     if not all(all(s.sample.sampled_mask) for s in batch):
-        out["programs"] = Mean.of(_programs(s.sample) for s in batch).value
-    scored = [s for s in batch if s.verdict.status == "score"]
-    if not scored:
+        out["programs"] = fmean(_programs(s.sample) for s in batch)
+    if all(s.verdict.status == "given" for s in batch):
         return out
-    out["truncated_share"] = Mean.of(s.sample.finish_reason is FinishReason.LENGTH for s in batch).value
-    out["unscorable_share"] = 1 - len(scored) / len(batch)
-    out["reward"] = Mean.of(s.verdict.reward for s in scored).value
-    for part, name in (("correct", "accuracy"), ("format", "format"), ("model", "model_reward"), ("spread", "reward_spread")):
-        # `correct` is absent where a model scored an output whose reference answer cannot be judged.
-        if known := [s.verdict.components[part] for s in scored if part in s.verdict.components]:
-            out[name] = Mean.of(known).value
+    out["truncated_share"] = fmean(s.sample.finish_reason is FinishReason.LENGTH for s in batch)
+    out["unscored_share"] = fmean(s.verdict.failed for s in batch)
+    for status in FAILURES:
+        out[f"{status}_share"] = fmean(s.verdict.status == status for s in batch)
     if times := sorted(s.verdict.seconds for s in batch if s.verdict.seconds is not None):
         out["judge_p50"], out["judge_p99"] = (times[int(share * (len(times) - 1))] for share in (0.5, 0.99))
-        out["judge_killed_share"] = Mean.of(s.verdict.reason.startswith(KILLED) for s in batch).value
-    groups = ([scored[i] for i in indices] for indices in groups_of(scored).values())
-    out["zero_variance_share"] = Mean.of(not has_spread(group) for group in groups).value
+    return out | _rewards(batch)
+
+
+def _rewards(batch: Sequence[ScoredSample]) -> dict[str, float]:
+    """Means over the scored outputs, of the reward and of every component; and how many groups say something."""
+    scored = [s for s in batch if s.verdict.status == "score"]
+    components: dict[str, list[float]] = {}
+    for s in scored:
+        for name, value in s.verdict.components.items():
+            components.setdefault(COMPONENTS.get(name, f"reward_{name}"), []).append(value)
+    out = {name: fmean(values) for name, values in components.items()}
+    if scored:
+        out["reward"] = fmean(s.verdict.reward for s in scored)
+    issued, groups = len(groups_of(batch)), [[scored[i] for i in indices] for indices in groups_of(scored).values()]
+    several = [group for group in groups if len(group) > 1]
+    if len(batch) > issued:
+        out["thin_group_share"] = 1 - len(several) / issued
+    if several:
+        out["zero_variance_share"] = fmean(not has_spread(group) for group in several)
     return out
 
 
@@ -53,15 +75,22 @@ def _programs(sample: Sample) -> int:
     return sum(before and not now for before, now in pairwise((True, *sample.sampled_mask)))
 
 
-def sample_rows(batch: Sequence[ScoredSample], advantages: Sequence[float | None], fates: Sequence[str]) -> Iterator[dict]:
-    """One row a sample for samples/step_N.jsonl: how it was made, what it says, how it was judged, what became of it."""
-    for scored, advantage, fate in zip(batch, advantages, fates, strict=True):
-        s, v = scored.sample, scored.verdict
+def sample_rows(
+    batch: Sequence[ScoredSample],
+    questions: Iterable[Question],
+    advantages: Sequence[float | None] | None = None,
+) -> Iterator[dict]:
+    """One row a sample for samples/step_N.jsonl, which `cohort score` reads: what was asked, how the output was made, what it
+    says, how it was judged, what became of it."""
+    by_ordinal = {question.ordinal: question for question in questions}
+    for scored, advantage in zip(batch, advantages or [None] * len(batch), strict=True):
+        s, v, asked = scored.sample, scored.verdict, by_ordinal[scored.sample.ordinal]
         yield {
             "group": s.group_id, "ordinal": s.ordinal, "index": s.index, "attempt": s.attempt, "versions": s.versions,
-            "text": s.text, "extracted": v.extracted, "verdict": v.status, "reward": v.reward, "components": v.components,
-            "reward_version": v.reward_version,
-            "reason": v.reason, "advantage": advantage, "fate": fate, "finish_reason": s.finish_reason,
+            "id": asked.id, "question": asked.text, "gold": asked.gold, "response": s.text, "extracted": v.extracted,
+            "verdict": v.status, "reward": v.reward, "components": v.components, "reward_version": v.reward_version,
+            "reason": v.reason, "advantage": advantage, "fate": "dropped" if advantage is None else "trained",
+            "finish_reason": s.finish_reason,
             "prompt_ids": s.prompt_ids, "output_ids": s.output_ids,
         }  # fmt: skip
 
@@ -70,9 +99,18 @@ def write_rows(path: Path, rows: Iterable[dict | list]) -> None:
     """A whole jsonl file at once: a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".new")
-    with beside.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(beside, path)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)  # where the disk is full, it is not for this
+
+
+def leave(sinks: Sinks, path: Path, rows: Iterable[dict | list]) -> None:
+    """The same of what a run can do without."""
+    with sinks.dispensable(path):
+        write_rows(path, rows)
 
 
 @contextmanager

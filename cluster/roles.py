@@ -17,7 +17,7 @@ from cluster.placement import place
 from cluster.sync import publish_reward_model
 from learner.algorithms import RewardSource
 from reward.types import ScoredSample
-from rollout.types import Lease, PolicyVersion, Question, Rejection, Sample, Sampling
+from rollout.types import Lease, PolicyVersion, Question, Sample, Sampling
 
 log = logging.getLogger("cohort")
 ENVIRONMENT = {
@@ -85,16 +85,16 @@ class Roles:
     def slots(self) -> list[int]:
         return sorted(self.rollout)
 
-    def generate(self, waves: dict[int, Sequence[Lease]], sampling: Sampling, name: str):
-        """One wave a slot -> ({slot: (samples, rejections)}, {slot: error})."""
+    def generate(
+        self, waves: dict[int, Sequence[Lease]], sampling: Sampling, name: str
+    ) -> tuple[dict[int, list[Sample]], dict[int, str]]:
+        """One wave a slot -> ({slot: samples}, {slot: error})."""
         deadline = self.config.cluster.generate_deadline_s
         calls = {
             slot: self.rollout[slot].generate.options(name=name).remote(list(leases), sampling, deadline)
             for slot, leases in waves.items()
         }
-        answers: dict[int, tuple[list[Sample], list[Rejection]]]
-        answers, errors = gather(calls, deadline + 10)
-        return answers, errors
+        return gather(calls, deadline + 10)
 
     def judge(
         self, questions: Sequence[Question], samples: Sequence[Sample], name: str, reward: RewardSource

@@ -1,5 +1,6 @@
 """Orders for outputs and judgements, carried out whatever workers die on the way, with every sample booked in the ledger."""
 
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -7,44 +8,85 @@ from cluster.ledger import Ledger
 from cluster.records import attempts
 from cluster.roles import Roles
 from learner.algorithms import RewardSource
-from reward.types import ScoredSample
-from rollout.types import Lease, Question, Rejection, Sample, Sampling
+from reward.types import ScoredSample, without_score
+from rollout.types import Lease, Question, Sample, Sampling
+
+RECENT = 64
+"""Outputs that the bound on those without a score looks at, at least: one of a small step says little."""
 
 
 class RunFailed(RuntimeError):
     """The run cannot go on; its newest checkpoint stands."""
 
 
+class Unscored(RunFailed):
+    """Too many outputs have no score."""
+
+    def __init__(self, message: str, questions: Sequence[Question], scored: Sequence[ScoredSample]):
+        super().__init__(message)
+        self.questions, self.scored = questions, scored
+
+
+class Bound:
+    """How many outputs may lack a score, whoever is to blame: rejected, unscorable, their judge killed or failing.
+
+    All are borne alike, up to a share of the newest outputs (`RECENT` or more), as long as not all of an order lack one.
+    """
+
+    def __init__(self, most: float):
+        """`most`: reward.max_unscored_share."""
+        self._most = most
+        self._recent: deque[tuple[int, int]] = deque()
+        """(outputs without a score, outputs) of the newest orders."""
+
+    def check(self, name: str, questions: Sequence[Question], scored: Sequence[ScoredSample]) -> None:
+        """Count one more order. Raises Unscored with the first cause."""
+        failed = [s for s in scored if s.verdict.failed]
+        self._recent.append((len(failed), len(scored)))
+        while sum(n for _, n in self._recent) - self._recent[0][1] >= RECENT:
+            self._recent.popleft()
+        bad, outputs = map(sum, zip(*self._recent, strict=True))
+        if failed and (len(failed) == len(scored) or bad > self._most * max(outputs, RECENT)):
+            sample, why = failed[0].sample, failed[0].verdict.reason.strip()
+            kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(s.verdict.status for s in failed).items())
+            raise Unscored(
+                f"{name}: {len(failed)} of {len(scored)} outputs have no score ({kinds}), and {bad} of the last {outputs}; "
+                f"reward.max_unscored_share is {self._most:g}. The first, {sample.group_id}[{sample.index}]: {why}",
+                questions,
+                scored,
+            )
+
+
 class Sampler:
     """The driver's way to the rollout and reward slots."""
 
-    def __init__(self, roles: Roles, ledger: Ledger, bring_up: Callable[[int], None], max_error_share: float):
+    def __init__(self, roles: Roles, ledger: Ledger | None, bring_up: Callable[[int], None], bound: Bound):
         """`bring_up(slot)` gives a fresh engine the serving version."""
-        self.roles, self.ledger, self._bring_up, self._max_error_share = roles, ledger, bring_up, max_error_share
+        self.roles, self.ledger, self._bring_up, self._bound = roles, ledger, bring_up, bound
 
     def sample(
         self, leases: Sequence[Lease], sampling: Sampling, name: str, *, version: int, booked: bool = False
     ) -> list[Sample]:
-        """All outputs of the leases. An ordinal always goes to the same slot, so that a wave can be repeated token for token.
+        """All outputs of the leases, rejected ones too. An ordinal always goes to the same slot, so that a wave can be repeated
+        token for token.
 
         A slot that fails is replaced, brought to the serving version, and given its whole wave again under the next attempt.
-        Outputs that are not `booked` in the ledger may be missing, like judgements, up to the share that the run allows.
+        `booked`: in the ledger.
         """
         slots = self.roles.slots()
         waves: dict[int, list[Lease]] = {}
         for lease in leases:
             waves.setdefault(slots[lease.question.ordinal % len(slots)], []).append(lease)
-        out: list[Sample] = []
+        made: dict[tuple[str, int], Sample] = {}
         if booked:
             self.ledger.record("leased", {x.group_id: x.indices for x in leases}, version=version)
         while waves:
             answers, errors = self.roles.generate(waves, sampling, name)
-            for samples, rejections in answers.values():
-                out += samples
-                if booked:
-                    self._book(samples, rejections)
-                elif len(rejections) > self._max_error_share * (len(samples) + len(rejections)):
-                    raise RunFailed(f"{name}: {len(rejections)} unusable outputs, the first: {rejections[0].reason}")
+            for samples in answers.values():
+                made |= {(s.group_id, s.index): s for s in samples}
+                # An answer that is not awaited under its attempt is a bug, and raises.
+                for one in attempts(samples) if booked else ():
+                    self.ledger.record("generated", **one)
             waves = {slot: [replace(x, attempt=x.attempt + 1) for x in waves[slot]] for slot in errors}
             for slot, why in errors.items():
                 self.roles.replace(slot, why)
@@ -54,22 +96,13 @@ class Sampler:
                     attempt = waves[slot][0].attempt
                     self.ledger.record("leased", again, attempt=attempt, version=version, why=why[:200])
         # Whichever slot answered first: what comes of the outputs depends on their order.
-        order = {(lease.group_id, i): n for n, (lease, i) in enumerate((x, i) for x in leases for i in x.indices)}
-        return sorted(out, key=lambda s: order[s.group_id, s.index])
+        return [made[lease.group_id, i] for lease in leases for i in lease.indices]
 
     def judge(
         self, questions: Sequence[Question], samples: Sequence[Sample], name: str, reward: RewardSource
     ) -> list[ScoredSample]:
-        """Scores in the order of the samples. Raises RunFailed when too many judgements fail."""
-        scored = self.roles.judge(questions, samples, name, reward)
-        errors = [s.verdict.reason for s in scored if s.verdict.status == "error"]
-        if len(errors) > self._max_error_share * len(scored):
-            raise RunFailed(f"{len(errors)} of {len(scored)} judgements failed; the first:\n{errors[0]}")
+        """Scores in the order of the samples; a rejected one is not judged. Raises Unscored."""
+        judged = iter(self.roles.judge(questions, [s for s in samples if not s.rejected], name, reward))
+        scored = [without_score(s, "rejected", s.rejected) if s.rejected else next(judged) for s in samples]
+        self._bound.check(name, questions, scored)
         return scored
-
-    def _book(self, samples: Sequence[Sample], rejections: Sequence[Rejection]) -> None:
-        """What a slot delivered; an answer that is not awaited under its attempt is a bug, and raises."""
-        for one in attempts(samples):
-            self.ledger.record("generated", **one)
-        for r in rejections:
-            self.ledger.record("dropped", {r.group_id: [r.index]}, attempt=r.attempt, reason=r.reason)

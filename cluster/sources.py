@@ -11,17 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
 from cluster.config import RunConfig
-from cluster.records import write_rows
+from cluster.records import by_reason, write_rows
+from cluster.sampling import Bound
 from cluster.stages import StageConfig
 from learner.algorithms import DataSource, RewardSource
 from learner.credit import has_spread
 from reward.labels import pairs
-from reward.types import RewardEvent, ScoredSample, Verdict
+from reward.types import RewardEvent, ScoredSample, Verdict, as_given
 from rollout.data import Data
 from rollout.order import Ordered
 from rollout.selection import Selector, Uniform
@@ -33,9 +34,6 @@ Groups = Iterable[tuple[int, list[ScoredSample]]]
 """(ordinal, scored group)."""
 CHUNK = 64
 """Questions that are asked together where a stage's outputs are all made before its first step."""
-GIVEN = Verdict(
-    status="unscorable", reward=None, components={}, extracted=None, reason="given, not judged", reward_version=None
-)
 
 
 class Driver(Protocol):
@@ -45,6 +43,7 @@ class Driver(Protocol):
     data: Data
     dir: Path
     """The run directory."""
+    bound: Bound
 
     @property
     def policy(self) -> str:
@@ -94,7 +93,8 @@ class PolicySamples:
             flat = [n for n in ordinals if not has_spread(groups[n])]
             if not flat:
                 break
-            self.driver.record("dropped", (s.sample for n in flat for s in groups[n]), reason="no spread in the group")
+            for reason, samples in by_reason((s for n in flat for s in groups[n]), "no spread in the group").items():
+                self.driver.record("dropped", samples, reason=reason)
             draws = [random.Random(f"{self.driver.config.seed}/{self.stage.name}/{n}/refill {refill}") for n in flat]
             again = [train.question(n, rng.randrange(len(train))) for n, rng in zip(flat, draws, strict=True)]
             groups |= self._ask(again, f".{refill}")
@@ -104,8 +104,8 @@ class PolicySamples:
         self.questions |= {q.ordinal: q for q in questions}
         samples = self.driver.ask(leases(questions, self.stage.name, self.stage.samples_per_question, suffix), "generate")
         scored = self.driver.judge(questions, samples, self.stage.reward_source)
-        self.driver.record("scored", samples)
-        return {q.ordinal: [] for q in questions} | by_ordinal(scored)
+        self.driver.record("scored", (s.sample for s in scored if not s.verdict.failed))
+        return by_ordinal(scored)
 
     def _rows(self, ordinals: Sequence[int]) -> list[int | None]:
         if isinstance(self.stage.selection, Uniform):
@@ -130,15 +130,18 @@ class Given:
     driver: Driver
     stage: StageConfig
     memory: dict[str, Any]
-    questions: ClassVar[dict[int, Question]] = {}
+    questions: dict[int, Question] = field(default_factory=dict)
+    """Of the last call, by ordinal."""
 
     def groups(self, ordinals: Sequence[int]) -> Groups:
+        rows = getattr(self.driver.data, self.stage.given)
+        self.questions = {n: replace(rows.at(n).question, ordinal=n) for n in ordinals}
         return _booked(self.driver, [(n, self._group(n)) for n in ordinals])
 
     def _group(self, ordinal: int) -> list[ScoredSample]:
         data, name = self.driver.data, self.stage.name
         if self.stage.given == "demonstrations":
-            return [ScoredSample(sample=data.demonstrations.sample(ordinal, name), events=(), verdict=GIVEN)]
+            return [as_given(data.demonstrations.sample(ordinal, name))]
         if self.stage.given == "preferences":
             ranked = zip(data.preferences.pair(ordinal, name), (1.0, 0.0), strict=True)
             return [_as_judged(sample, [(len(sample.output_ids) - 1, value)], value) for sample, value in ranked]
@@ -157,11 +160,14 @@ class InitialSamples:
     stage: StageConfig
     memory: dict[str, Any]
     """The name of their file."""
+    questions: dict[int, Question] = field(default_factory=dict)
+    """Of the last call, by ordinal."""
 
     def groups(self, ordinals: Sequence[int]) -> Groups:
-        out = []
+        out, self.questions = [], {}
         for n in ordinals:
             group = self._made.at(n)
+            self.questions[n] = replace(self.driver.data.train.question(group[0].sample.ordinal), ordinal=n)
             renamed = (replace(s.sample, ordinal=n, group_id=f"{self.stage.name}/{n}", index=i) for i, s in enumerate(group))
             out.append((n, [replace(s, sample=sample) for s, sample in zip(group, renamed, strict=True)]))
         return _booked(self.driver, out)
@@ -210,8 +216,10 @@ _GROUP = TypeAdapter(list[ScoredSample])
 
 def _booked(driver: Driver, groups: list[tuple[int, list[ScoredSample]]]) -> Groups:
     """Groups that need no sampling any more, with their way through the ledger."""
-    for event in ("leased", "generated", "scored"):
-        driver.record(event, (s.sample for _, group in groups for s in group))
+    batch = [s for _, group in groups for s in group]
+    for event in ("leased", "generated"):
+        driver.record(event, (s.sample for s in batch))
+    driver.record("scored", (s.sample for s in batch if not s.verdict.failed))
     return groups
 
 

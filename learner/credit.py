@@ -104,18 +104,18 @@ class WithinGroup(Credit):
     """Credit relative to the group: who counts, and who is in the loss."""
 
     smallest_group: ClassVar[int] = 2
+    """A group with fewer outputs that count has no credit."""
     truncated: Literal["keep", "mask", "drop"] = "keep"
     """Outputs that ran out of tokens: keep; mask = leave the loss and stay in the baseline; drop = leave both."""
 
     def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
-        """Raises ValueError for a group issued with one member, and for an event outside its output."""
+        """Raises ValueError for an event outside its output."""
         advantages: Advantages = [None] * len(scored)
-        for group_id, indices in groups_of(scored).items():
-            if len(indices) < self.smallest_group:
-                raise ValueError(f"group {group_id} has one member; a group-relative advantage needs at least 2")
+        for indices in groups_of(scored).values():
             counted = [i for i in indices if judged(scored[i]) and not (self.truncated == "drop" and truncated(scored[i]))]
-            relative = self._relative([scored[i] for i in counted]) if len(counted) > 1 else [None] * len(counted)
-            for i, advantage in zip(counted, relative, strict=True):
+            if len(counted) < self.smallest_group:
+                continue
+            for i, advantage in zip(counted, self._relative([scored[i] for i in counted]), strict=True):
                 if self.truncated == "keep" or not truncated(scored[i]):
                     advantages[i] = advantage
         return advantages

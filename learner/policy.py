@@ -17,7 +17,7 @@ from learner.credit import Ones
 from learner.logprobs import selected_logprobs
 from learner.packing import pack
 from learner.types import MicroBatch
-from reward.types import ScoredSample, Verdict
+from reward.types import ScoredSample, as_given
 from rollout.types import FinishReason, Sample
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -129,6 +129,4 @@ def sequence(prompt: tuple[int, ...], output: tuple[int, ...], *, group: str, in
         versions=(),
         finish_reason=FinishReason.LENGTH,
     )
-    why = "given, not judged"
-    unjudged = Verdict(status="unscorable", reward=None, components={}, extracted=None, reason=why, reward_version=None)
-    return ScoredSample(sample=sample, events=(), verdict=unjudged)
+    return as_given(sample)

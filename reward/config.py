@@ -131,7 +131,7 @@ class RewardConfig(Strict):
     judges: int = Field(1, gt=0)
     """Processes of a reward actor that judge answers; each can be killed without harm to the others."""
     judge_seconds: float = Field(10.0, gt=0.0)
-    """A judge that takes longer over one output is killed, and the output is unscorable."""
+    """A judge that takes longer over one output is killed, and the output has no score."""
     judge_memory_gb: float = Field(2.0, gt=0.0)
     """Address space of a judge."""
     function: str | None = None
@@ -143,8 +143,9 @@ class RewardConfig(Strict):
     environment: tuple[str, ...] = ()
     """Environment variables that the function is given, such as OPENAI_API_KEY, as they are set where its reward actor runs:
     beside these it has only those that Python needs."""
-    max_error_share: float = Field(0.1, ge=0.0, le=1.0)
-    """Stop the run when a larger share of a batch ends in judge errors."""
+    max_unscored_share: float = Field(0.1, ge=0.0, le=1.0)
+    """Stop the run when more of the last 64 outputs (or of a larger step) have no score, for whatever reason: rejected,
+    unscorable, or their judge was killed or failed. It stops in any case when no output of a step has one."""
     flip_share: float = Field(0.0, ge=0.0, lt=1.0)
     """For studies of noisy rewards: the chance that the rule's reward takes a right answer for wrong or a wrong one for right.
     The component `correct` stays the true one, `observed` is what the reward used."""

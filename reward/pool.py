@@ -1,7 +1,7 @@
 """Judges in processes that can be killed: no answer, however hostile, hangs or ends the run.
 
 A process that gives no answer within the time limit, dies, or floods its pipe is killed with all it started and replaced;
-the row that it was at is unscorable, and the others are judged on. An exception is an error with its traceback. Linux only.
+the row that it was at has no score, and the others are judged on. An exception is an error with its traceback. Linux only.
 """
 
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 64
 KILLED = "killed: "
-"""How the reason of an unscorable row begins whose judge had to be killed or died."""
+"""How the reason begins where the judge had to be killed or died."""
 
 Row = Mapping[str, Any]
 """What JSON can carry."""
@@ -28,7 +28,7 @@ Row = Mapping[str, Any]
 class Outcome:
     """What came of judging one row."""
 
-    status: Literal["score", "unscorable", "error"]
+    status: Literal["score", "killed", "error"]
     value: Any
     """What the judge returned; None without a score."""
     reason: str
@@ -129,7 +129,7 @@ class Pool:
         blamed = pending and why != process.leaves and not (self._batched and len(pending) > 1)
         if blamed:
             seconds = time.monotonic() - process.since
-            out[pending.popleft()] = Outcome(status="unscorable", value=None, reason=KILLED + why, seconds=seconds)
+            out[pending.popleft()] = Outcome(status="killed", value=None, reason=KILLED + why, seconds=seconds)
         self._fresh(self._processes.index(process))
         return [[i] for i in pending] if self._batched else [list(pending)] if pending else []
 
@@ -160,14 +160,14 @@ class Pool:
 
 
 def _outcome(message: dict, rows: int = 1) -> Outcome:
-    status = "score" if "value" in message else "error" if "error" in message else "unscorable"
+    status = "score" if "value" in message else "error" if "error" in message else "killed"
     seconds = message.get("seconds", 0.0) / rows
     return Outcome(status=status, value=message.get("value"), reason=message.get(status, ""), seconds=seconds)
 
 
 def _outcomes(message: dict, rows: int) -> list[Outcome] | None:
     """A batch's outcomes; None where its rows must be judged again one by one."""
-    if "unscorable" in message and rows > 1:
+    if "killed" in message and rows > 1:
         return None
     if "value" not in message:
         return [_outcome(message)] * rows

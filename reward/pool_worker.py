@@ -68,14 +68,14 @@ def main() -> None:
 
 
 def _judged(work: Callable[[], Any]) -> dict:
-    """`value` and `seconds`, `error` (a traceback), or `unscorable` for a judge that needs more memory than it may have."""
+    """`value` and `seconds`, `error` (a traceback), or `killed` for a judge that needs more memory than it may have."""
     start = time.monotonic()
     try:
         value = work()
         json.dumps(value)
     except MemoryError:
         # What is left of its memory may not do for the next row.
-        return {"unscorable": "the judge ran into its memory limit", "leaving": True}
+        return {"killed": "the judge ran into its memory limit", "leaving": True}
     except BaseException:
         return {"error": traceback.format_exc(limit=-20)}
     return {"value": value, "seconds": time.monotonic() - start}

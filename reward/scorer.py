@@ -1,7 +1,7 @@
 """Scorers: whole groups of samples in, scored samples out, in the same order.
 
-A failure to judge is never a number: a reference answer that has no value is `unscorable`, and so is an output whose judge
-had to be killed; an exception is an `error` with its traceback. An output without an answer is simply wrong: it scores.
+A failure to judge is never a number: a reference answer that has no value is `unscorable`, an output whose judge had to be
+killed is `killed`, an exception is an `error` with its traceback. An output without an answer is simply wrong: it scores.
 """
 
 import math

@@ -7,6 +7,9 @@ from pydantic import Field
 
 from rollout.types import Sample
 
+FAILURES = ("rejected", "unscorable", "killed", "error")
+"""Why an output that was to be scored has no score (see `Verdict.status`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardEvent:
@@ -40,8 +43,9 @@ class Verdict:
     reason="", reward_version=None)
     """
 
-    status: Literal["score", "unscorable", "error"]
-    """`unscorable`: this answer cannot be judged; `error`: the judge itself failed."""
+    status: Literal["score", "given", "rejected", "unscorable", "killed", "error"]
+    """`given`: nobody was asked. What should have a score and has none is `rejected` (it may not be trained on, so it is not
+    judged), `unscorable` (its reference answer has no value), `killed` (its judge was, or died), or an `error` of the judge."""
     reward: float | None
     """The weighted sum of the components; None unless the status is `score`."""
     components: dict[str, float]
@@ -49,13 +53,18 @@ class Verdict:
     extracted: str | None
     """The final answer found in the text."""
     reason: str
-    """Why it is unscorable, or the error's traceback; empty for a score."""
+    """Why it has no score, for an error the traceback; empty for a score."""
     reward_version: int | None
     """Version of the reward model that scored; None where only the rule judged."""
     value: str | None = None
     """The final answer in canonical form: equal answers have equal ones."""
     seconds: Annotated[float | None, Field(exclude=True)] = field(default=None, compare=False)
     """What judging took; None where nothing was judged. Not stored: a resumed run's files are those of an unbroken one."""
+
+    @property
+    def failed(self) -> bool:
+        """A score was asked for, and there is none."""
+        return self.status in FAILURES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,3 +79,14 @@ class ScoredSample:
     def terms(self) -> tuple[float, ...]:
         """The numbers that its rewards are, or are sums of."""
         return *(event.value for event in self.events), *self.verdict.components.values()
+
+
+def without_score(sample: Sample, status: str, reason: str) -> ScoredSample:
+    """A sample that no judge has seen."""
+    verdict = Verdict(status=status, reward=None, components={}, extracted=None, reason=reason, reward_version=None)
+    return ScoredSample(sample=sample, events=(), verdict=verdict)
+
+
+def as_given(sample: Sample) -> ScoredSample:
+    """A sample to learn from as it is, or to be read by a model."""
+    return without_score(sample, "given", "given, not judged")

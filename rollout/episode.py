@@ -79,7 +79,7 @@ class ToolLoop:
         """The ended episodes of these requests, in order. `seed(place, turn)` seeds a later turn."""
         episodes = [Episode(request=request) for request in requests]
         turn = 0
-        while going := [i for i, e in enumerate(episodes) if e.finish_reason is None and not e.failure]:
+        while going := [i for i, e in enumerate(episodes) if e.finish_reason is None]:
             asked = [self._next(episodes[i], seed(i, turn) if turn else episodes[i].request.seed) for i in going]
             for i, completion in zip(going, await generate(asked), strict=True):
                 self._extend(episodes[i], completion)
@@ -105,7 +105,7 @@ class ToolLoop:
         episode.output_ids += completion.output_ids
         episode.logprobs += completion.logprobs
         episode.sampled_mask += [True] * len(completion.output_ids)
-        paused = completion.finish_reason is FinishReason.STOP and completion.output_ids[-1] not in self._stops
+        paused = completion.finish_reason is FinishReason.STOP and not self._stops.issuperset(completion.output_ids[-1:])
         full = len(episode.output_ids) >= episode.request.sampling.max_new_tokens
         episode.finish_reason = FinishReason.LENGTH if paused and full else None if paused else completion.finish_reason
 
@@ -121,7 +121,7 @@ class ToolLoop:
         try:
             ran = await self._sandbox.run(program[1])
         except SandboxError as error:
-            episode.failure = str(error)
+            episode.failure, episode.finish_reason = str(error), FinishReason.FAILED
             return
         # A fence in what is printed would end its block.
         printed = ran.output.replace(FENCE, 3 * "'")

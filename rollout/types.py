@@ -18,12 +18,14 @@ Messages = tuple[dict[str, str], ...]
 
 
 class FinishReason(StrEnum):
-    """Why an output ended. Closed: an aborted request is an exception, never a Sample."""
+    """Why an output ended. Closed: an aborted wave is an exception, never a Sample."""
 
     STOP = "stop"
     """A stop token was sampled; it is the last output token."""
     LENGTH = "length"
     """The budget of new tokens ran out."""
+    FAILED = "failed"
+    """A program of it could not be run; it is a rejected output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,21 +119,14 @@ class Sample:
     sampled_mask: tuple[bool, ...]
     """One per output token: False for tokens the policy did not choose (tool output); they carry no gradient."""
     logprobs: tuple[float, ...]
-    """Behaviour log-probability per output token; empty for a demonstration."""
+    """Behaviour log-probability per output token; empty for a demonstration and for a rejected output."""
     text: str
     """The output decoded once, without special tokens, for scorers and people."""
     versions: tuple[tuple[PolicyVersion, int], ...]
     finish_reason: FinishReason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejection:
-    """An output that may not be trained on (a NaN log-probability, a token outside the vocabulary), with the reason."""
-
-    group_id: str
-    index: int
-    attempt: int
-    reason: str
+    rejected: str = ""
+    """Why it may not be trained on (a NaN log-probability, a token outside the vocabulary, a broken sandbox). It stays a
+    member of its group, and is not judged."""
 
 
 def sample_seed(run_seed: int, group_id: str, index: int, turn: int = 0) -> int:

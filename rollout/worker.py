@@ -16,7 +16,7 @@ from rollout.config import PromptConfig, RolloutConfig
 from rollout.engine import Engine
 from rollout.episode import ToolLoop
 from rollout.prompts import stop_token_ids
-from rollout.types import Completion, GenerateFn, Lease, Rejection, Sample, Sampling, TokenRequest, sample_seed
+from rollout.types import Completion, GenerateFn, Lease, Sample, Sampling, TokenRequest, sample_seed
 
 
 class RolloutWorker:
@@ -63,10 +63,11 @@ class RolloutWorker:
             prefix=prefix,
         )
 
-    async def generate(
-        self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float
-    ) -> tuple[list[Sample], list[Rejection]]:
-        """Sample every index of every lease as one wave, in order. Raises EngineError; then nothing was sampled."""
+    async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float) -> list[Sample]:
+        """Sample every index of every lease as one wave, in order: what may not be trained on comes as a rejected sample.
+
+        Raises EngineError; then nothing was sampled.
+        """
         members = [(lease, index) for lease in leases for index in lease.indices]
         requests = [
             TokenRequest(
@@ -86,26 +87,25 @@ class RolloutWorker:
             groups = [(lease.group_id, index) for lease, index in members]
             episodes = await self._tools.run(requests, generate, lambda i, turn: sample_seed(self.run_seed, *groups[i], turn))
             made = [(e.completion(), tuple(e.sampled_mask), e.failure) for e in episodes]
-        samples, rejections = [], []
-        for (lease, index), (completion, sampled, failure) in zip(members, made, strict=True):
-            member = {"group_id": lease.group_id, "index": index, "attempt": lease.attempt}
-            if reason := failure or unusable(completion, len(self.tokenizer)):
-                rejections.append(Rejection(reason=reason, **member))
-                continue
-            samples.append(
-                Sample(
-                    ordinal=lease.question.ordinal,
-                    prompt_ids=lease.question.prompt_ids,
-                    output_ids=completion.output_ids,
-                    sampled_mask=sampled,
-                    logprobs=completion.logprobs,
-                    text=self.tokenizer.decode(completion.output_ids, skip_special_tokens=True),
-                    versions=completion.versions,
-                    finish_reason=completion.finish_reason,
-                    **member,
-                )
-            )
-        return samples, rejections
+        return [self._sample(*member, *row) for member, row in zip(members, made, strict=True)]
+
+    def _sample(self, lease: Lease, index: int, completion: Completion, sampled_mask: tuple[bool, ...], failure: str) -> Sample:
+        rejected = failure or unusable(completion, len(self.tokenizer))
+        readable = [token for token in completion.output_ids if 0 <= token < len(self.tokenizer)]
+        return Sample(
+            ordinal=lease.question.ordinal,
+            group_id=lease.group_id,
+            index=index,
+            attempt=lease.attempt,
+            prompt_ids=lease.question.prompt_ids,
+            output_ids=completion.output_ids,
+            sampled_mask=sampled_mask,
+            logprobs=() if rejected else completion.logprobs,
+            text=self.tokenizer.decode(readable, skip_special_tokens=True),
+            versions=completion.versions,
+            finish_reason=completion.finish_reason,
+            rejected=rejected,
+        )
 
 
 def unusable(completion: Completion, vocabulary: int) -> str:

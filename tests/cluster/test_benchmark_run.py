@@ -82,7 +82,7 @@ class Slots:
 
     def generate(self, waves, sampling, name):
         made = [sample(lease, i, "#### 1") for lease in waves[0] for i in lease.indices]
-        return {0: (made, [])}, {}
+        return {0: made}, {}
 
     def judge(self, questions, samples, name, reward):
         return RuleScorer(RewardConfig(answer_format="auto"), judge_here).score(questions, samples)

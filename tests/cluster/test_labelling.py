@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.labelling import Labeller, used
-from cluster.sampling import RunFailed
+from cluster.sampling import Bound, Unscored
 from cluster.stages import StageConfig
 from reward.config import RewardConfig
 from reward.scorer import RuleScorer
@@ -32,7 +32,7 @@ class Driver:
     """Completes a prefix rightly (the first thing it says) as often as `chances` says for the text so far."""
 
     def __init__(self, chances, says=("#### 21", "#### 20")):
-        self.config = SimpleNamespace(seed=0, reward=RewardConfig())
+        self.config, self.bound = SimpleNamespace(seed=0, reward=RewardConfig()), Bound(0.1)
         self.chances, self.says, self.orders, self.calls = chances, says, [], 0
 
     def ask(self, leases, what, *, booked=True):
@@ -125,14 +125,13 @@ def test_an_output_whose_steps_take_for_ever_to_label_has_none_and_too_many_of_t
     texts = ("<<2+5=7>>\n#### 7", "<<2+5=7>>\n#### " + "|x|" * 99, "<<2+5=8>>\n#### 7")
     outputs = [output(text, i, tokenizer=tokenizer) for i, text in enumerate(texts)]
     scored = RuleScorer(RewardConfig(), lambda rows: judge_here([row | {"output": ""} for row in rows])).score([asked], outputs)
-    driver.config.reward = RewardConfig(judge_seconds=1.0, max_error_share=0.5)
+    driver.config.reward = RewardConfig(judge_seconds=1.0)
     assert labels(Labeller(driver, tokenizer).examples(stage(), scored, {4: asked}, 0)) == [
         [(9, 1.0), (16, 1.0)],
         [(9, 0.0), (16, 1.0)],
     ]
-    driver.config.reward = RewardConfig(judge_seconds=1.0, max_error_share=0.1)
-    with pytest.raises(RunFailed, match="steps of 1 of 3 outputs could not be labelled; the first: killed: no answer"):
-        Labeller(driver, tokenizer).examples(stage(), scored, {4: asked}, 0)
+    with pytest.raises(Unscored, match=r"1 of 1 outputs have no score \(1 killed\).* judge/4\[1\]: killed: no answer"):
+        Labeller(driver, tokenizer).examples(stage(), scored[1:2], {4: asked}, 0)
 
 
 def test_what_a_stage_labelled_is_history_for_the_next_and_survives_a_checkpoint():

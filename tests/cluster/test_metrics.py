@@ -1,19 +1,24 @@
 import io
 import json
 import math
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from cluster.console import COLUMNS, ConsoleSink
-from cluster.metrics import METRICS, JsonlSink, Mean, RayMetricsSink, Sinks, TensorBoardSink, read_jsonl
+from cluster.metrics import METRICS, JsonlSink, RayMetricsSink, Sink, Sinks, TensorBoardSink, read_jsonl
 from cluster.records import batch_metrics
+from reward.types import FAILURES
 from tests.learner.builders import scored
 
 STEP = {"stage": "grpo", "reward": 0.5, "accuracy": 0.25, "mismatch_p50": 1e-5, "seconds_generate": 2.0}
 
 
-class Broken:
+class Broken(Sink):
     calls = 0
 
     def write(self, step, metrics):
@@ -28,12 +33,6 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_merged_mean_weighs_unequal_parts_by_their_counts():
-    assert (Mean.of([1.0, 1.0, 1.0]) + Mean.of([0.0])).value == 0.75
-    assert (Mean() + Mean(3.0, 4.0)).value == 0.75
-    assert math.isnan(Mean().value)
-
-
 def test_programs_are_counted_where_some_ran():
     def item(mask):
         return scored("g", 0, [3], [4] * len(mask), mask=mask, reward=1.0)
@@ -43,12 +42,43 @@ def test_programs_are_counted_where_some_ran():
     assert batch_metrics([none, one, two])["programs"] == 1.0
 
 
-def test_jsonl_has_one_line_a_step_and_null_for_what_is_not_finite(tmp_path):
+def judgement(group, index, reward=None, status="score", **components):
+    item = scored(group, index, [3], [4], reward=reward)
+    return replace(item, verdict=replace(item.verdict, status=status, components=components))
+
+
+def test_what_became_of_judging_is_in_every_steps_metrics_also_when_nothing_has_a_score():
+    def lost(group, *statuses):
+        return [judgement(group, i, status=status) for i, status in enumerate(statuses)]
+
+    none = batch_metrics(lost("a", "killed", "killed", "rejected", "error"))
+    shares = {"unscored": 1.0, "killed": 0.5, "rejected": 0.25, "error": 0.25, "unscorable": 0.0, "thin_group": 1.0}
+    assert {name: none[f"{name}_share"] for name in shares} == shares and "reward" not in none
+    mixed = batch_metrics(
+        [judgement("a", 0, 1.0), *lost("a", "", "unscorable")[1:], judgement("b", 0, 2.0), judgement("b", 1, 2.0)]
+    )
+    assert (mixed["unscored_share"], mixed["unscorable_share"], mixed["reward"]) == (0.25, 0.25, pytest.approx(5 / 3))
+    assert (mixed["thin_group_share"], mixed["zero_variance_share"]) == (0.5, 1.0)
+    assert {f"{status}_share" for status in FAILURES} | {"unscored_share", "thin_group_share"} <= set(METRICS)
+    given = batch_metrics(lost("a", "given", "given"))
+    assert given == {"response_length": 1.0}, "nobody was asked"
+
+
+def test_every_component_of_a_reward_is_a_metric():
+    batch = [judgement("a", 0, 1.0, correct=1.0, format=1.0, brevity=0.5), judgement("a", 1, 0.0, correct=0.0, brevity=0.25)]
+    found = batch_metrics([*batch, judgement("a", 2, status="killed")])
+    assert (found["accuracy"], found["format"], found["reward_brevity"]) == (0.5, 1.0, 0.375)
+
+
+def test_jsonl_has_one_line_a_step_with_the_clock_and_null_for_what_is_not_finite(tmp_path):
     sink = JsonlSink(tmp_path / "run" / "metrics.jsonl")
+    before = datetime.now(UTC).replace(microsecond=0)
     sink.write(1, STEP)
     sink.write(2, {"stage": "grpo", "grad_norm": math.nan})
     sink.close()
-    assert lines(tmp_path / "run" / "metrics.jsonl") == [{"step": 1, **STEP}, {"step": 2, "stage": "grpo", "grad_norm": None}]
+    rows = lines(tmp_path / "run" / "metrics.jsonl")
+    assert all(before <= datetime.fromisoformat(row.pop("time")) <= datetime.now(UTC) for row in rows)
+    assert rows == [{"step": 1, **STEP}, {"step": 2, "stage": "grpo", "grad_norm": None}]
 
 
 def test_resuming_drops_later_steps_and_a_line_that_a_kill_cut_off(tmp_path):
@@ -57,7 +87,8 @@ def test_resuming_drops_later_steps_and_a_line_that_a_kill_cut_off(tmp_path):
     sink = JsonlSink(path, resume_step=2)
     sink.write(3, {"reward": 1.0})
     sink.close()
-    assert lines(path) == [{"step": 1}, {"step": 2}, {"step": 3, "reward": 1.0}]
+    *kept, new = lines(path)
+    assert kept == [{"step": 1}, {"step": 2}] and (new["step"], new["reward"]) == (3, 1.0)
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
@@ -69,7 +100,7 @@ def test_what_a_failed_write_left_is_gone_from_the_next_line_on(tmp_path):
         file.write(b'{"step": 2, "rew')
     sink.write(3, {})
     sink.close()
-    assert lines(path) == [{"step": 1}, {"step": 3}]
+    assert [row["step"] for row in lines(path)] == [1, 3]
 
 
 def test_a_bad_line_within_a_jsonl_file_is_named(tmp_path):
@@ -83,19 +114,28 @@ def test_text_with_unusual_line_ends_stays_one_line(tmp_path):
     sink = JsonlSink(tmp_path / "a.jsonl")
     sink.write(1, {"stage": "a\u2028b\x85c"})
     sink.close()
-    assert read_jsonl(tmp_path / "a.jsonl") == [{"step": 1, "stage": "a\u2028b\x85c"}]
+    assert [row["stage"] for row in read_jsonl(tmp_path / "a.jsonl")] == ["a\u2028b\x85c"]
 
 
-def test_a_failing_sink_warns_once_and_the_others_go_on(tmp_path, caplog):
-    broken = Broken()
-    sinks = Sinks([broken, JsonlSink(tmp_path / "metrics.jsonl")])
-    for step in (1, 2, 3):
+def test_a_sink_that_cannot_be_opened_written_or_closed_warns_once_and_the_others_go_on(tmp_path, caplog):
+    broken, late = Broken(), tmp_path / "late"
+    late.write_text("a file where a directory is to be")
+    openers = {
+        "broken": lambda: broken,
+        str(late): lambda: JsonlSink(late / "metrics.jsonl"),
+        "whole": lambda: JsonlSink(tmp_path / "metrics.jsonl"),
+    }
+    sinks = Sinks(openers)
+    sinks.write(1, STEP)
+    late.unlink()
+    for step in (2, 3):
         sinks.write(step, STEP)
     sinks.close()
-    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
-    assert broken.calls == 3
-    (warning,) = caplog.records
-    assert "Broken failed at step 1" in warning.getMessage() and "No space left" in warning.getMessage()
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3] and broken.calls == 3
+    assert [row["step"] for row in lines(late / "metrics.jsonl")] == [2, 3], "what could not be opened is tried again"
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2 and str(late) in warnings[0] and "FileExistsError" in warnings[0]
+    assert warnings[1].startswith("broken cannot be written") and "No space left" in warnings[1]
 
 
 def test_a_plain_line_shows_stage_step_and_values_and_no_terminal_codes():
@@ -123,25 +163,35 @@ def test_every_column_of_the_console_is_a_metric_with_a_formula_and_a_unit():
     assert all(metric.formula and metric.unit and metric.where for metric in METRICS.values())
 
 
-def test_gauges_are_named_and_tagged_and_made_once(monkeypatch):
+@pytest.fixture
+def gauges(monkeypatch):
+    """Gauges made, by name: the values set, with their tags."""
     made = {}
 
     class Gauge:
         def __init__(self, name, description, tag_keys):
-            assert name not in made and description and tag_keys == ("run",)
-            made[name] = self.values = []
+            assert name not in made and description and re.fullmatch("[a-z0-9_]+", name)
+            made[name], self.keys = [], tag_keys
+            self.values = made[name]
 
         def set(self, value, tags):
-            self.values.append((value, tags["run"]))
+            assert tuple(tags) == self.keys
+            self.values.append((value, *tags.values()))
 
     monkeypatch.setattr("ray.util.metrics.Gauge", Gauge)
-    sink = RayMetricsSink("quick")
+    return made
+
+
+def test_gauges_are_made_once_and_tell_runs_of_one_name_apart(gauges):
+    sink = RayMetricsSink("quick", Path("/runs/a"))
     for step in (1, 2):
-        sink.write(step, {**STEP, "kl": math.nan})
+        sink.write(step, {**STEP, "kl": math.nan, "reward_a b": 1.0})
+    sink.evaluated(2, {"evaluation/accuracy": 0.5})
     sink.close()
-    assert made["cohort_step"] == [(1, "quick"), (2, "quick")]
-    assert made["cohort_reward"] == [(0.5, "quick")] * 2
-    assert "cohort_kl" not in made and "cohort_stage" not in made
+    assert gauges["cohort_step"] == [(1, "quick", "/runs/a"), (2, "quick", "/runs/a")]
+    assert gauges["cohort_reward"] == [(0.5, "quick", "/runs/a")] * 2 and len(gauges["cohort_reward_a_b"]) == 2
+    assert gauges["cohort_evaluation_accuracy"] == [(0.5, "quick", "/runs/a")]
+    assert "cohort_kl" not in gauges and "cohort_stage" not in gauges
 
 
 def test_tensorboard_holds_the_scalars(tmp_path):
@@ -149,7 +199,10 @@ def test_tensorboard_holds_the_scalars(tmp_path):
     sink = TensorBoardSink(tmp_path)
     sink.write(1, STEP)
     sink.write(2, {"reward": 0.75, "kl": math.nan})
-    sink.close()
+    sinks = Sinks({"TensorBoard": lambda: sink, "the console": lambda: ConsoleSink(2, Console(file=io.StringIO()))})
+    sinks.evaluated(2, {"step": 2, "accuracy": 0.25, "label": "held-out", "accuracy_interval": None})
+    sinks.close()
     events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("reward")] == [(1, 0.5), (2, 0.75)]
+    assert [(e.step, e.value) for e in events.Scalars("evaluation/accuracy")] == [(2, 0.25)]
     assert "kl" not in events.Tags()["scalars"] and "stage" not in events.Tags()["scalars"]

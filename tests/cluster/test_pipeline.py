@@ -69,7 +69,7 @@ class FakeRoles:
     def generate(self, waves, sampling, name):
         self.calls += 1
         errors = {1: "killed"} if self.calls == self.die_at else {}
-        return {s: (self._wave(s, leases), []) for s, leases in waves.items() if s not in errors}, errors
+        return {s: self._wave(s, leases) for s, leases in waves.items() if s not in errors}, errors
 
     def _wave(self, slot, leases):
         out = []
@@ -131,7 +131,7 @@ def drive(config, data, roles, stopping=lambda: False):
         incarnation=incarnations(run_dir / "ledger.jsonl"),
         offset=state.get("ledger_offset", 0),
     )
-    sinks = Sinks([JsonlSink(run_dir / "metrics.jsonl", resume_step=state.get("step", 0))])
+    sinks = Sinks({"metrics": lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=state.get("step", 0))})
     loop = Loop(config, data, roles.tokenizer, roles, ledger, sinks)
     try:
         loop.run(stopping, found)

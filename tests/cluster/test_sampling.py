@@ -1,8 +1,9 @@
 import pytest
 
 from cluster.ledger import Ledger, history
-from cluster.sampling import RunFailed, Sampler
-from rollout.types import FinishReason, Lease, Question, Rejection, Sample, Sampling
+from cluster.sampling import Bound, Sampler, Unscored
+from reward.types import FAILURES, without_score
+from rollout.types import FinishReason, Lease, Question, Sample, Sampling
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=4)
 
@@ -13,10 +14,10 @@ def lease(ordinal, size=2):
 
 
 class Slots:
-    """Two slots that answer in the wrong order; `bad` members come back as rejections."""
+    """Two slots that answer in the wrong order and a judge of its own; `bad` members come back as rejected ones."""
 
-    def __init__(self, bad=()):
-        self.bad = bad
+    def __init__(self, bad=(), verdict="score"):
+        self.bad, self.verdict, self.judged = bad, verdict, []
 
     def slots(self):
         return [0, 1]
@@ -24,24 +25,30 @@ class Slots:
     def generate(self, waves, sampling, name):
         return {slot: self._wave(waves[slot]) for slot in sorted(waves, reverse=True)}, {}
 
+    def judge(self, questions, samples, name, reward):
+        self.judged += samples
+        return [without_score(s, self.verdict, "no answer within 10 s") for s in samples]
+
     def _wave(self, leases):
-        members = [(x, i) for x in reversed(leases) for i in reversed(x.indices)]
-        rejected = [
-            Rejection(group_id=x.group_id, index=i, attempt=0, reason="NaN") for x, i in members if (x.group_id, i) in self.bad
-        ]
-        samples = [
+        return [
             Sample(
                 ordinal=x.question.ordinal, group_id=x.group_id, index=i, attempt=0, prompt_ids=(1,), output_ids=(2,),
                 sampled_mask=(True,), logprobs=(-1.0,), text="", versions=((0, 0),), finish_reason=FinishReason.STOP,
+                rejected="NaN" if (x.group_id, i) in self.bad else "",
             )
-            for x, i in members if (x.group_id, i) not in self.bad
+            for x in reversed(leases) for i in reversed(x.indices)
         ]  # fmt: skip
-        return samples, rejected
 
 
 @pytest.fixture
 def sampler(tmp_path):
-    return lambda bad=(), share=0.3: Sampler(Slots(bad), Ledger(tmp_path / "ledger.jsonl"), lambda slot: None, share)
+    return lambda **slots: Sampler(Slots(**slots), Ledger(tmp_path / "ledger.jsonl"), lambda slot: None, Bound(0.1))
+
+
+def order(sampler, size, ordinal=0):
+    """Outputs of one question, judged."""
+    asked = lease(ordinal, size)
+    return sampler.judge([asked.question], sampler.sample([asked], SAMPLING, "x", version=0), f"score {ordinal}", "rule")
 
 
 def test_outputs_come_in_the_order_of_the_leases_whoever_answers_first(sampler):
@@ -49,14 +56,39 @@ def test_outputs_come_in_the_order_of_the_leases_whoever_answers_first(sampler):
     assert [(s.ordinal, s.index) for s in samples] == [(3, 0), (3, 1), (0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def test_a_booked_output_that_may_not_be_trained_on_is_dropped_with_its_reason(sampler, tmp_path):
-    samples = sampler(bad={("grpo/0", 1)}).sample([lease(0), lease(1)], SAMPLING, "generate", version=0, booked=True)
-    assert len(samples) == 3
-    (dropped,) = [x for x in history(tmp_path / "ledger.jsonl") if x["event"] == "dropped"]
-    assert (dropped["groups"], dropped["reason"]) == ({"grpo/0": [1]}, "NaN")
+def test_a_rejected_output_stays_in_its_group_is_booked_and_is_not_judged(sampler, tmp_path):
+    one = sampler(bad={("grpo/0", 1)})
+    samples = one.sample([lease(0), lease(1)], SAMPLING, "generate", version=0, booked=True)
+    scored = one.judge([lease(0).question, lease(1).question], samples, "score", "rule")
+    assert [(s.sample.group_id, s.sample.index, s.verdict.status, s.verdict.reason) for s in scored] == [
+        ("grpo/0", 0, "score", "no answer within 10 s"), ("grpo/0", 1, "rejected", "NaN"),
+        ("grpo/1", 0, "score", "no answer within 10 s"), ("grpo/1", 1, "score", "no answer within 10 s"),
+    ]  # fmt: skip
+    assert len(one.roles.judged) == 3 and not any(s.rejected for s in one.roles.judged)
+    made = [x["groups"] for x in history(tmp_path / "ledger.jsonl") if x["event"] == "generated"]
+    assert sum(len(indices) for groups in made for indices in groups.values()) == 4
 
 
-def test_an_unbooked_output_may_be_missing_but_not_too_many(sampler):
-    assert len(sampler(bad={("grpo/0", 1)}).sample([lease(0, 8)], SAMPLING, "evaluate v0", version=0)) == 7
-    with pytest.raises(RunFailed, match="evaluate v0: 1 unusable outputs, the first: NaN"):
-        sampler(bad={("grpo/0", 1)}).sample([lease(0)], SAMPLING, "evaluate v0", version=0)
+@pytest.mark.parametrize("status", FAILURES)
+def test_an_order_of_which_nothing_has_a_score_ends_the_run_with_the_first_cause(sampler, status):
+    lost = sampler(verdict=status) if status != "rejected" else sampler(bad={("grpo/0", i) for i in range(2)})
+    with pytest.raises(Unscored, match=rf"score 0: 2 of 2 outputs have no score \(2 {status}\)") as failed:
+        order(lost, 2)
+    why = "NaN" if status == "rejected" else "no answer within 10 s"
+    assert str(failed.value).endswith(f"The first, grpo/0[0]: {why}") and len(failed.value.scored) == 2
+
+
+def test_failures_are_borne_up_to_the_bound_of_the_newest_outputs_whatever_their_kind(sampler):
+    one = sampler(bad={(f"grpo/{n}", 0) for n in range(10)})
+    for n in range(6):
+        assert order(one, 2, n)[0].verdict.status == "rejected", "1 of 2 says little: 6 of 64 are allowed"
+    with pytest.raises(Unscored, match="7 of the last 14"):
+        order(one, 2, 6)
+    large = sampler(bad={("grpo/0", i) for i in range(13)})
+    with pytest.raises(Unscored, match="13 of 128 .* 13 of the last 128"):
+        order(large, 128)
+    assert len(order(sampler(bad={("grpo/0", i) for i in range(12)}), 128)) == 128
+    older = sampler(bad={("grpo/0", i) for i in range(6)})
+    order(older, 64, 0), order(older, 64, 1)
+    older.roles.bad = {("grpo/2", i) for i in range(6)}
+    assert len(order(older, 64, 2)) == 64, "what is older than the newest 64 is forgotten"

@@ -35,7 +35,7 @@ def test_offline_outputs_are_made_once_by_the_policy_that_the_stage_starts_from(
     assert [path.read_text() for path in (config.output / "offline").iterdir()] == [before]
     assert trained(loop.dir) == [(f"rft/{n}", i) for n in range(12) for i in range(3)]
     rows = [row for n in range(1, 7) for row in sample_files(loop.dir)[f"step_{n}.jsonl"]]
-    texts = [[row["text"] for row in rows[i : i + 3]] for i in range(0, len(rows), 3)]
+    texts = [[row["response"] for row in rows[i : i + 3]] for i in range(0, len(rows), 3)]
     epochs = [sorted(texts[i : i + 4]) for i in range(0, 12, 4)]
     assert epochs[0] == epochs[1] == epochs[2], "each epoch trains on the same outputs"
     assert list(loop.serving.digests) == ["1"], "the weights go out at the stage's end"

@@ -148,11 +148,10 @@ def test_truncated_outputs_are_kept_masked_or_dropped_by_name(cell):
 
 
 @pytest.mark.parametrize("credit", [*WITHIN_GROUP, FLIPPED])
-def test_a_group_of_one_is_refused_and_a_group_that_shrank_to_one_is_dropped(credit):
+def test_a_group_with_fewer_than_two_scored_members_has_no_credit(credit):
     assert credit.smallest_group == 2
-    with pytest.raises(ValueError, match="group g has one member"):
-        credit(group([1.0]))
-    assert credit(group([1.0, None, None])) == [None, None, None]
+    for rewards in ([1.0], [1.0, None, None], [None, None]):
+        assert credit(group(rewards)) == [None] * len(rewards)
 
 
 @pytest.mark.parametrize("credit", [*WITHIN_GROUP, FLIPPED])

@@ -136,7 +136,7 @@ def test_a_function_of_a_file_in_the_pool(tmp_path, name):
     with Pool(f"{file}:{name}", workers=1, seconds=2, memory_gb=1, adapter="reward.functions:adapt") as pool:
         outcomes = pool([{"question": "", "output": text, "gold": "7"} for text in ("7", "hang", "abc")])
     assert [o.value for o in outcomes] == [{"correct": 1.0, "length": 1.0}, None, {"correct": 0.0, "length": 3.0}]
-    assert outcomes[1].status == "unscorable"
+    assert outcomes[1].status == "killed"
 
 
 def test_the_reward_worker_scores_by_it(tmp_path):

@@ -34,15 +34,15 @@ def test_values_come_in_the_order_of_the_rows(pool):
 @pytest.mark.parametrize(
     ("do", "status", "reason"),
     [
-        ("hang", "unscorable", "no answer within 2 s"),
-        ("power", "unscorable", "no answer within 2 s"),
-        ("memory", "unscorable", "memory limit"),
+        ("hang", "killed", "no answer within 2 s"),
+        ("power", "killed", "no answer within 2 s"),
+        ("memory", "killed", "memory limit"),
         ("recursion", "error", "RecursionError"),
         ("fork", "error", "PermissionError"),
-        ("segfault", "unscorable", "signal SIGSEGV"),
+        ("segfault", "killed", "signal SIGSEGV"),
         ("exit", "error", "SystemExit"),
-        ("leave", "unscorable", "exit status 3"),
-        ("flood the answer", "unscorable", "more than 4000000 bytes"),
+        ("leave", "killed", "exit status 3"),
+        ("flood the answer", "killed", "more than 4000000 bytes"),
         ("raise", "error", "KeyError: 2"),
         ("object", "error", "not JSON serializable"),
     ],
@@ -52,7 +52,7 @@ def test_a_hostile_row_has_no_score_and_the_others_have_theirs(pool, do, status,
     assert [o.value for o in outcomes] == [0, 1, None, 3, 4] and pool.size == 2
     bad = outcomes.pop(2)
     assert bad.status == status and reason in bad.reason and {o.status for o in outcomes} == {"score"}
-    assert bad.reason.startswith(KILLED) == (status == "unscorable" and do != "memory")
+    assert bad.reason.startswith(KILLED) == (status == "killed" and do != "memory")
 
 
 def test_what_a_judge_prints_goes_nowhere(pool, capfd):
@@ -73,15 +73,15 @@ def test_a_judge_that_ran_out_of_memory_is_replaced_and_one_that_died_idle_costs
 def test_many_hostile_rows_in_a_row(pool):
     kills = pool.kills
     outcomes = pool(rows(*["leave"] * 8, ""))
-    assert [o.status for o in outcomes] == ["unscorable"] * 8 + ["score"]
+    assert [o.status for o in outcomes] == ["killed"] * 8 + ["score"]
     assert pool.kills == kills + 8 and pool.size == 2
 
 
 def test_a_batched_judge_answers_for_all_rows_at_once_and_a_killed_batch_is_judged_row_by_row():
     with Pool(f"{JUDGES}:batch", workers=1, seconds=2, memory_gb=1, adapter=f"{JUDGES}:many") as pool:
         assert [o.value for o in pool(rows("", "", ""))] == [0, 1, 2]
-        assert [(o.status, o.value) for o in pool(rows("", "leave", ""))] == [("score", 0), ("unscorable", None), ("score", 2)]
-        assert [(o.status, o.value) for o in pool(rows("memory", ""))] == [("unscorable", None), ("score", 1)]
+        assert [(o.status, o.value) for o in pool(rows("", "leave", ""))] == [("score", 0), ("killed", None), ("score", 2)]
+        assert [(o.status, o.value) for o in pool(rows("memory", ""))] == [("killed", None), ("score", 1)]
         short = pool(rows("short", ""))
         assert {o.status for o in short} == {"error"} and "returned 1 values for 2 rows" in short[0].reason
         assert ["KeyError" in o.reason for o in pool(rows("", "raise"))] == [True, True] and pool.size == 1

@@ -70,15 +70,15 @@ def test_an_exception_in_judging_is_an_error_with_its_traceback_and_spares_the_o
     assert "fail_on_eight" in bad.verdict.reason and "ZeroDivisionError" in bad.verdict.reason
 
 
-def test_an_output_whose_judge_was_killed_is_unscorable_and_never_zero():
+def test_an_output_whose_judge_was_killed_has_no_score_and_never_zero():
     def judge(rows):
         good = judge_here(rows)
-        killed = Outcome(status="unscorable", value=None, reason=f"{KILLED}no answer within 1 s", seconds=1.0)
+        killed = Outcome(status="killed", value=None, reason=f"{KILLED}no answer within 1 s", seconds=1.0)
         return [good[0], killed]
 
     good, bad = RuleScorer(RewardConfig(), judge).score([question()], [sample("#### 7"), sample("#### 7", index=1)])
     assert good.verdict.reward == 1.0 and good.verdict.value == "7" and good.verdict.seconds >= 0
-    assert (bad.verdict.status, bad.verdict.reward, bad.events, bad.verdict.seconds) == ("unscorable", None, (), 1.0)
+    assert (bad.verdict.status, bad.verdict.reward, bad.events, bad.verdict.seconds) == ("killed", None, (), 1.0)
 
 
 @pytest.mark.parametrize(

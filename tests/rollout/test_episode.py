@@ -1,6 +1,7 @@
 """Episodes of reasoning and programs, with a scripted policy and the real sandbox; characters are tokens."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -138,7 +139,7 @@ def test_a_sandbox_that_fails_is_no_answer_but_a_failure():
             raise SandboxError("no room")
 
     _, (bad, good) = play([*map(ord, PROGRAM), *said("")], said("fine"), sandbox=Broken())
-    assert bad.failure == "no room" and bad.finish_reason is None
+    assert bad.failure == "no room" and bad.finish_reason is FinishReason.FAILED
     assert good.failure == "" and good.finish_reason is FinishReason.STOP
 
 
@@ -156,3 +157,15 @@ def test_a_tokenizer_without_the_fence_is_refused():
     with pytest.raises(ValueError, match="no token of the tokenizer has the character `"):
         ToolLoop(ToolsConfig(), Digits(), [END])
     assert RolloutConfig().tools is None and Ran(output="", ended="time").ended == "time"
+
+
+def test_an_output_without_tokens_ends_its_episode_alone():
+    class Mute(Scripted):
+        def _one(self, request):
+            made = super()._one(request)
+            return made if request.prompt_ids[0] else replace(made, output_ids=(), logprobs=())
+
+    policy = Mute(said("x"), said("fine"))
+    requests = [TokenRequest(prompt_ids=(i, 40), seed=i, sampling=Sampling(temperature=1.0, max_new_tokens=9)) for i in (0, 1)]
+    mute, other = asyncio.run(ToolLoop(ToolsConfig(), Characters(), [END]).run(requests, policy, lambda i, turn: 0))
+    assert (mute.output_ids, mute.finish_reason) == ([], FinishReason.STOP) and other.output_ids == said("fine")

@@ -7,7 +7,7 @@ import pytest
 
 from rollout.config import PromptConfig, RolloutConfig, ToolsConfig
 from rollout.engine import Engine
-from rollout.types import Completion, FinishReason, Lease, Question, Rejection, Sample, Sampling, sample_seed
+from rollout.types import Completion, FinishReason, Lease, Question, Sample, Sampling, sample_seed
 from rollout.worker import RolloutWorker
 from tests.rollout.test_prompts import CHAT, tokenizer_with
 
@@ -25,7 +25,7 @@ def completion(ids=(11, 2), logprobs=(-0.5, -0.25)) -> Completion:
 
 
 def run(model_dir, leases, completions, run_seed=5):
-    """(samples, rejections, requests that reached the engine)."""
+    """(samples, requests that reached the engine)."""
     seen = []
 
     async def generate(requests):
@@ -34,21 +34,20 @@ def run(model_dir, leases, completions, run_seed=5):
 
     arguments = {"prompt": PLAIN, "run_seed": run_seed, "max_model_len": 64, "generate_fn": generate}
     worker = RolloutWorker(RolloutConfig(), model_dir, **arguments)
-    return *asyncio.run(worker.generate(leases, SAMPLING, deadline_s=5)), seen
+    return asyncio.run(worker.generate(leases, SAMPLING, deadline_s=5)), seen
 
 
 def test_a_sample_is_the_completion_with_its_place_and_its_text(tiny_model_dir):
-    [first, second], rejections, _ = run(tiny_model_dir, [lease(indices=(2, 5), attempt=1)], [completion()] * 2)
+    [first, second], _ = run(tiny_model_dir, [lease(indices=(2, 5), attempt=1)], [completion()] * 2)
     assert first == Sample(
         ordinal=17, group_id="grpo/17", index=2, attempt=1, prompt_ids=(1, 7, 14, 8), output_ids=(11, 2),
         sampled_mask=(True, True), logprobs=(-0.5, -0.25), text="7", versions=((4, 0),), finish_reason=FinishReason.STOP,
     )  # fmt: skip
-    assert second.index == 5
-    assert rejections == []
+    assert second.index == 5 and not second.rejected
 
 
 def test_members_reach_the_engine_in_order_with_seeds_of_their_own(tiny_model_dir):
-    _, _, requests = run(tiny_model_dir, [lease(3, (1, 0)), lease(4, (0,))], [completion()] * 3)
+    _, requests = run(tiny_model_dir, [lease(3, (1, 0)), lease(4, (0,))], [completion()] * 3)
     assert [r.seed for r in requests] == [sample_seed(5, g, i) for g, i in (("grpo/3", 1), ("grpo/3", 0), ("grpo/4", 0))]
     assert len({r.seed for r in requests}) == 3
     assert all(r.prompt_ids == (1, 7, 14, 8) and r.sampling == SAMPLING for r in requests)
@@ -57,14 +56,14 @@ def test_members_reach_the_engine_in_order_with_seeds_of_their_own(tiny_model_di
 def test_a_prompt_that_holds_part_of_an_output_leaves_room_for_the_rest_only(tiny_model_dir):
     long = Question(ordinal=0, id="q:0", text="3 + 4 ?", gold="7", prompt_ids=(1,) * 61)
     order = Lease(question=long, group_id="judge/0/0/step-1", indices=(0,), attempt=0)
-    _, _, (request,) = run(tiny_model_dir, [order], [completion()])
+    _, (request,) = run(tiny_model_dir, [order], [completion()])
     assert request.sampling == Sampling(temperature=1.0, max_new_tokens=3)
 
 
 def test_a_retry_draws_the_same_seeds_and_another_run_does_not(tiny_model_dir):
-    first, retry = (run(tiny_model_dir, [lease(attempt=a)], [completion()] * 2)[2] for a in (0, 1))
+    first, retry = (run(tiny_model_dir, [lease(attempt=a)], [completion()] * 2)[1] for a in (0, 1))
     assert first == retry
-    assert run(tiny_model_dir, [lease()], [completion()] * 2, run_seed=6)[2] != first
+    assert run(tiny_model_dir, [lease()], [completion()] * 2, run_seed=6)[1] != first
 
 
 @pytest.mark.parametrize(
@@ -80,14 +79,15 @@ def test_a_retry_draws_the_same_seeds_and_another_run_does_not(tiny_model_dir):
         (completion(ids=(), logprobs=()), "the output has no tokens"),
     ],
 )
-def test_an_output_that_may_not_be_trained_on_is_rejected_alone(tiny_model_dir, bad, reason):
-    samples, rejections, _ = run(tiny_model_dir, [lease(attempt=2)], [bad, completion()])
-    assert rejections == [Rejection(group_id="grpo/17", index=0, attempt=2, reason=reason)]
-    assert [s.index for s in samples] == [1]
+def test_an_output_that_may_not_be_trained_on_is_rejected_alone_and_stays_in_its_group(tiny_model_dir, bad, reason):
+    [rejected, other], _ = run(tiny_model_dir, [lease(attempt=2)], [bad, completion()])
+    assert (rejected.rejected, other.rejected) == (reason, "")
+    assert (rejected.group_id, rejected.index, rejected.attempt) == ("grpo/17", 0, 2)
+    assert (rejected.output_ids, rejected.logprobs) == (bad.output_ids, ()), "what the engine gave, without numbers"
 
 
 def test_text_leaves_out_every_special_token_even_when_pad_is_eos(tiny_model_dir):
-    [sample], _, _ = run(tiny_model_dir, [lease(indices=(0,))], [completion(ids=(11, 15, 3), logprobs=(-1.0,) * 3)])
+    [sample], _ = run(tiny_model_dir, [lease(indices=(0,))], [completion(ids=(11, 15, 3), logprobs=(-1.0,) * 3)])
     assert sample.text == "7 -"
     assert sample.output_ids == (11, 15, 3)
 
@@ -112,7 +112,7 @@ def test_the_templates_end_of_turn_stops_the_engine_and_the_tool_loop(tmp_path, 
 
     options = {"run_seed": 5, "max_model_len": 64, "generate_fn": generate}
     worker = RolloutWorker(RolloutConfig(tools=ToolsConfig()), tmp_path, prompt=CHAT, **options)
-    ([sample], _) = asyncio.run(worker.generate([lease(indices=(0,))], SAMPLING, deadline_s=5))
+    [sample] = asyncio.run(worker.generate([lease(indices=(0,))], SAMPLING, deadline_s=5))
     assert (sample.output_ids, sample.finish_reason, len(asked)) == ((11, end), FinishReason.STOP, 1)
     monkeypatch.setattr(Engine, "start", start)
     asyncio.run(RolloutWorker(RolloutConfig(), tmp_path, prompt=CHAT, **options).start(None, "run-1"))
@@ -125,8 +125,6 @@ def test_a_lease_becomes_samples_on_a_real_engine(tiny_model_dir, engine, engine
     worker.engine = engine
     (first, again) = (engine_loop.run(worker.generate([lease(), lease(18)], SAMPLING, deadline_s=60)) for _ in range(2))
     assert first == again
-    samples, rejections = first
-    assert [(s.group_id, s.index) for s in samples] == [("grpo/17", 0), ("grpo/17", 1), ("grpo/18", 0), ("grpo/18", 1)]
-    assert rejections == []
-    assert len({s.output_ids for s in samples}) == 4
-    assert all(len(s.logprobs) == len(s.output_ids) == len(s.sampled_mask) for s in samples)
+    assert [(s.group_id, s.index) for s in first] == [("grpo/17", 0), ("grpo/17", 1), ("grpo/18", 0), ("grpo/18", 1)]
+    assert len({s.output_ids for s in first}) == 4
+    assert all(len(s.logprobs) == len(s.output_ids) == len(s.sampled_mask) and not s.rejected for s in first)
