@@ -25,6 +25,10 @@ Receivers = dict[int, tuple[Any, str]]
 """Slot -> (actor handle, node)."""
 
 
+LATE = "no answer within"
+"""How an error says that a deadline passed, an engine's or an actor's."""
+
+
 def gather(pending: dict[Any, ray.ObjectRef], deadline_s: float, *, grace_s: float | None = None):
     """(answers, errors) by key. What has not come by the deadline is an error; nothing is awaited longer.
 
@@ -38,7 +42,7 @@ def gather(pending: dict[Any, ray.ObjectRef], deadline_s: float, *, grace_s: flo
     while keys:
         ready, _ = ray.wait(list(keys), num_returns=1, timeout=max(0.0, until - time.monotonic()))
         if not ready:
-            return answers, errors | dict.fromkeys(keys.values(), f"no answer within {deadline_s:g} s")
+            return answers, errors | dict.fromkeys(keys.values(), f"{LATE} {deadline_s:g} s")
         key = keys.pop(ready[0])
         try:
             answers[key] = ray.get(ready[0], timeout=60)

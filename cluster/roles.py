@@ -16,7 +16,9 @@ from cluster.contradictions import supervision
 from cluster.placement import place
 from cluster.sync import publish_reward_model
 from learner.algorithms import RewardSource
+from reward.judges import judging_seconds
 from reward.types import ScoredSample
+from rollout.patience import longest
 from rollout.types import Lease, PolicyVersion, Question, Sample, Sampling
 
 log = logging.getLogger("cohort")
@@ -89,17 +91,19 @@ class Roles:
         self, waves: dict[int, Sequence[Lease]], sampling: Sampling, name: str
     ) -> tuple[dict[int, list[Sample]], dict[int, str]]:
         """One wave a slot -> ({slot: samples}, {slot: error})."""
-        deadline = self.config.cluster.generate_deadline_s
+        deadline, tools = self.config.cluster.generate_deadline_s, self.config.rollout.tools
         calls = {
             slot: self.rollout[slot].generate.options(name=name).remote(list(leases), sampling, deadline)
             for slot, leases in waves.items()
         }
-        return gather(calls, deadline + 10)
+        outputs = max(sum(len(lease.indices) for lease in leases) for leases in waves.values())
+        programs = longest(outputs * tools.max_programs, tools.seconds, tools.at_once) if tools else 0.0
+        return gather(calls, deadline + programs + 10)
 
     def judge(
         self, questions: Sequence[Question], samples: Sequence[Sample], name: str, reward: RewardSource
     ) -> list[ScoredSample]:
-        """Scores in the order of the samples. Groups go to the reward actors in turn; a dead actor's are judged again."""
+        """Scores in the order of the samples. Groups go to the reward actors in turn; a dead actor's to the next one."""
         by = "rule" if reward == "rule" else "model"
         groups: dict[str, list[Sample]] = {}
         for sample in samples:
@@ -107,21 +111,24 @@ class Roles:
         todo = {i: groups[g] for i, g in enumerate(groups)}
         asked = {q.ordinal: q for q in questions}
         scored: dict[tuple[str, int], ScoredSample] = {}
+        turn = 0
         while todo:
             if by == "model" and self.stale and self.reward_version:
                 publish_reward_model(self, self.reward_version, sorted(self.stale))
-            parts = {s: [x for i, g in todo.items() if i % len(self.reward) == s for x in g] for s in self.reward}
+            parts = {s: [x for i, g in todo.items() if (i + turn) % len(self.reward) == s for x in g] for s in self.reward}
             calls = {
                 slot: self.reward[slot].score.options(name=name).remote(
                     [asked[n] for n in sorted({x.ordinal for x in part})], part, by
                 )
                 for slot, part in parts.items() if part
             }  # fmt: skip
-            answers, errors = gather(calls, self.config.cluster.generate_deadline_s)
+            work = judging_seconds(self.config.reward, max(map(len, parts.values())))
+            answers, errors = gather(calls, self.config.cluster.generate_deadline_s + work)
             scored |= {(x.sample.group_id, x.sample.index): x for part in answers.values() for x in part}
             for slot, why in errors.items():
                 self.replace_judge(slot, why)
             todo = {i: g for i, g in todo.items() if any((x.group_id, x.index) not in scored for x in g)}
+            turn += 1
         if by == "model" and (wrong := {x.verdict.reward_version for x in scored.values()} - {self.reward_version}):
             raise RoleFailed(f"{name}: judged by reward model {sorted(wrong, key=str)}, and {self.reward_version} serves")
         return [scored[x.group_id, x.index] for x in samples]

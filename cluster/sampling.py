@@ -4,6 +4,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from cluster.actors import LATE
 from cluster.ledger import Ledger
 from cluster.records import attempts
 from cluster.roles import Roles
@@ -87,7 +88,10 @@ class Sampler:
                 # An answer that is not awaited under its attempt is a bug, and raises.
                 for one in attempts(samples) if booked else ():
                     self.ledger.record("generated", **one)
-            waves = {slot: [replace(x, attempt=x.attempt + 1) for x in waves[slot]] for slot in errors}
+            waves = {
+                slot: [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in waves[slot]]
+                for slot, why in errors.items()
+            }
             for slot, why in errors.items():
                 self.roles.replace(slot, why)
                 self._bring_up(slot)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from reward.config import RewardConfig
 from reward.pool import Judge, Pool, Reach, Row
+from rollout.patience import longest
 from rollout.types import Question
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ def gold_check(config: RewardConfig, judge: Judge | None = None) -> "GoldCheck":
         return [found.get(gold) for gold in golds]
 
     return problems
+
+
+def judging_seconds(config: RewardConfig, outputs: int) -> float:
+    """Seconds in which a reward actor has judged so many outputs, by the rule and by a function, whatever is in them."""
+    return (1 + (config.function is not None)) * longest(outputs, config.judge_seconds, config.judges)
 
 
 def _form(config: RewardConfig) -> dict:

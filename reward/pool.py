@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from reward.pool_process import Process
+from rollout.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +83,14 @@ class Pool:
             raise
 
     def __call__(self, rows: Sequence[Row]) -> list[Outcome]:
-        """An outcome for each row, in order."""
+        """An outcome for each row, in order. Where too many rows end a process, further ones have less time, or none."""
         out: list[Outcome | None] = [None] * len(rows)
+        patience = Patience(self._seconds, len(rows))
         size = max(1, min(ROWS_AT_ONCE, -(-len(rows) // len(self._processes))))
         todo = deque(list(range(i, min(i + size, len(rows)))) for i in range(0, len(rows), size))
         busy: dict[Process, deque[int]] = {}
         with selectors.DefaultSelector() as selector:
-            while todo or busy:
+            while (todo or busy) and not patience.gone:
                 for place, process in enumerate(self._processes):
                     if todo and process not in busy:
                         if not process.alive:  # it died while nobody asked it: no row's fault
@@ -96,19 +98,30 @@ class Pool:
                         busy[process] = deque(todo.popleft())
                         process.send([rows[i] for i in busy[process]])
                         selector.register(process.answers, selectors.EVENT_READ, process)
-                until = min(process.since for process in busy) + self._seconds
+                until = min(process.since for process in busy) + patience.limit
                 ready = {key.data for key, _ in selector.select(max(0.0, until - time.monotonic()))}
-                late_ones = {p for p in busy.keys() - ready if time.monotonic() - p.since >= self._seconds}
+                late_ones = {p for p in busy.keys() - ready if time.monotonic() - p.since >= patience.limit}
                 for process in ready | late_ones:
+                    waiting = len(busy[process])
                     self._take(process, busy[process], out)
-                    late = process in late_ones
+                    patience.done += waiting - len(busy[process])
+                    late = self._late(patience) if process in late_ones else ""
                     if late or process.ended:
                         selector.unregister(process.answers)
+                        patience.count(hung=True)
                         todo.extendleft(reversed(self._replace(process, busy.pop(process), late, out)))
                     elif not busy[process]:
                         selector.unregister(process.answers)
                         del busy[process]
-        return out
+        for process in busy:  # they are at rows that are given up
+            self._fresh(self._processes.index(process))
+        why = f"{KILLED}not tried: {patience.why('judgements')}"
+        given_up = Outcome(status="killed", value=None, reason=why, seconds=0.0)
+        return [given_up if outcome is None else outcome for outcome in out]
+
+    def _late(self, patience: Patience) -> str:
+        hurry = f": {patience.why('judgements')}" if patience.hurried else ""
+        return f"no answer within {patience.limit:g} s{hurry}"
 
     def _take(self, process: Process, pending: deque[int], out: list[Outcome | None]) -> None:
         for message in process.read():
@@ -123,9 +136,9 @@ class Pool:
             for outcome in many:
                 out[pending.popleft()] = outcome
 
-    def _replace(self, process: Process, pending: deque[int], late: bool, out: list[Outcome | None]) -> list[list[int]]:
+    def _replace(self, process: Process, pending: deque[int], late: str, out: list[Outcome | None]) -> list[list[int]]:
         """A fresh process; the rows that are left to judge. Of a batch that failed as one, each is judged alone."""
-        why = f"no answer within {self._seconds:g} s" if late else process.ended
+        why = late or process.ended
         blamed = pending and why != process.leaves and not (self._batched and len(pending) > 1)
         if blamed:
             seconds = time.monotonic() - process.since

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rollout.config import ToolsConfig
+from rollout.patience import Patience
 from rollout.sandbox import Sandbox, SandboxError
 from rollout.types import Completion, FinishReason, GenerateFn, TokenRequest
 
@@ -78,12 +79,13 @@ class ToolLoop:
     async def run(self, requests: Sequence[TokenRequest], generate: GenerateFn, seed: Seed) -> list[Episode]:
         """The ended episodes of these requests, in order. `seed(place, turn)` seeds a later turn."""
         episodes = [Episode(request=request) for request in requests]
+        patience = Patience(self._config.seconds, len(requests))
         turn = 0
         while going := [i for i, e in enumerate(episodes) if e.finish_reason is None]:
             asked = [self._next(episodes[i], seed(i, turn) if turn else episodes[i].request.seed) for i in going]
             for i, completion in zip(going, await generate(asked), strict=True):
                 self._extend(episodes[i], completion)
-            await asyncio.gather(*(self._act(episodes[i]) for i in going))
+            await asyncio.gather(*(self._act(episodes[i], patience) for i in going))
             turn += 1
         return episodes
 
@@ -109,7 +111,7 @@ class ToolLoop:
         full = len(episode.output_ids) >= episode.request.sampling.max_new_tokens
         episode.finish_reason = FinishReason.LENGTH if paused and full else None if paused else completion.finish_reason
 
-    async def _act(self, episode: Episode) -> None:
+    async def _act(self, episode: Episode, patience: Patience) -> None:
         """Run the program that the output has just ended with, if there is one, and append what it printed."""
         if episode.finish_reason is not None:
             return
@@ -119,7 +121,7 @@ class ToolLoop:
             return
         episode.programs += 1
         try:
-            ran = await self._sandbox.run(program[1])
+            ran = await self._sandbox.run(program[1], patience)
         except SandboxError as error:
             episode.failure, episode.finish_reason = str(error), FinishReason.FAILED
             return

@@ -23,6 +23,7 @@ from typing import Literal
 
 from rollout.config import SandboxConfig
 from rollout.leftovers import remove_folder, temporary_folder
+from rollout.patience import Patience
 
 FILE_BYTES = 16 * 2**20
 START_SECONDS = 60
@@ -55,13 +56,28 @@ class Sandbox:
         if ran.output != "42\n":
             raise SandboxError(f"the sandbox does not work here: print(6 * 7) gave {ran.output!r:.200}")
 
-    async def run(self, program: str) -> Ran:
-        """Run it and wait. Raises SandboxError when the sandbox fails; whatever the program does is a result."""
-        async with self._room:
-            # A thread for each program: its process is killed should the thread end before it.
-            return await asyncio.to_thread(self._run, program)
+    async def run(self, program: str, patience: Patience | None = None) -> Ran:
+        """Run it and wait. Raises SandboxError when the sandbox fails; whatever the program does is a result.
 
-    def _run(self, program: str) -> Ran:
+        `patience` is the wave's: where too many of its programs had to be ended, this one has less time or none, and it is
+        the sandbox that fails, not the program, when that does not do.
+        """
+        patience = patience or Patience(self._config.seconds, 1)
+        async with self._room:
+            if patience.gone:
+                raise SandboxError(f"the program was not run: {patience.why('programs')}")
+            seconds, hung = patience.limit, True
+            try:
+                # A thread for each program: its process is killed should the thread end before it.
+                ran = await asyncio.to_thread(self._run, program, seconds)
+                hung = ran.ended == "time"
+            finally:
+                patience.count(hung)
+        if hung and seconds < self._config.seconds:
+            raise SandboxError(f"the program was given up after {seconds:g} s: {patience.why('programs')}")
+        return ran
+
+    def _run(self, program: str, seconds: float) -> Ran:
         folder = temporary_folder("sandbox")
         told, tells = os.pipe()
         child = Path(__file__).with_name("sandbox_child.py")
@@ -77,7 +93,7 @@ class Sandbox:
             with process:
                 try:
                     os.close(tells)
-                    return self._watched(process, told, program)
+                    return self._watched(process, told, program, seconds)
                 finally:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
@@ -85,7 +101,7 @@ class Sandbox:
             os.close(told)
             remove_folder(folder)
 
-    def _watched(self, process: subprocess.Popen, told: int, program: str) -> Ran:
+    def _watched(self, process: subprocess.Popen, told: int, program: str, seconds: float) -> Ran:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(program.encode(errors="replace"))
             process.stdin.close()
@@ -95,7 +111,7 @@ class Sandbox:
         missing = sorted(set(json.loads(said)) - set(self._config.without))
         if missing:
             raise SandboxError(f"this kernel lacks a protection: {', '.join(missing)}; to do without, name it in `without`")
-        return self._followed(process)
+        return self._followed(process, seconds)
 
     def _asked(self, folder: Path, status: int) -> dict:
         readable = [*READABLE, *dict.fromkeys((sys.prefix, sys.base_prefix, os.path.realpath(sys.executable)))]
@@ -104,10 +120,10 @@ class Sandbox:
             "cpu_seconds": int(self._config.seconds) + 2, "file_bytes": FILE_BYTES, "status": status,
         }  # fmt: skip
 
-    def _followed(self, process: subprocess.Popen) -> Ran:
+    def _followed(self, process: subprocess.Popen, seconds: float) -> Ran:
         """The output until the program ends, or is ended."""
-        limit, until = self._config.output_characters, time.monotonic() + self._config.seconds
-        output, ended = _read(process.stdout.fileno(), 4 * limit, self._config.seconds)
+        limit, until = self._config.output_characters, time.monotonic() + seconds
+        output, ended = _read(process.stdout.fileno(), 4 * limit, seconds)
         why = ""
         if ended == "by itself":
             try:
@@ -118,7 +134,7 @@ class Sandbox:
                 if code < 0:
                     ended, why = "signal", f"the program was ended by {signal.Signals(-code).name}\n"
         if ended == "time":
-            why = f"TimeoutError: the program ran longer than {self._config.seconds:g} s\n"
+            why = f"TimeoutError: the program ran longer than {seconds:g} s\n"
         text = output.decode(errors="replace")
         return Ran(output=(text if len(text) <= limit else f"{text[:limit]}...\n") + why, ended=ended)
 

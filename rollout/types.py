@@ -60,6 +60,8 @@ class Lease:
     """Which members of the group to sample."""
     attempt: int
     """0 for the first order, one more for every re-issue after a failure."""
+    draw: int = 0
+    """Which random numbers to draw: others after an attempt that outlasted its deadline, as the same would again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +131,8 @@ class Sample:
     member of its group, and is not judged."""
 
 
-def sample_seed(run_seed: int, group_id: str, index: int, turn: int = 0) -> int:
-    """Seed of one output, or of a later turn of it, in [0, 2**63): independent of worker, order, attempt and retry."""
-    later = f"/{turn}" if turn else ""
+def sample_seed(run_seed: int, group_id: str, index: int, turn: int = 0, draw: int = 0) -> int:
+    """Seed of one output, or of a later turn or another draw of it, in [0, 2**63): independent of worker, order and attempt."""
+    later = (f"/{turn}" if turn else "") + (f"#{draw}" if draw else "")
     digest = hashlib.blake2b(f"{run_seed}/{group_id}/{index}{later}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -5,9 +5,9 @@ decoded once, here, for scorers and people.
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -66,13 +66,14 @@ class RolloutWorker:
     async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float) -> list[Sample]:
         """Sample every index of every lease as one wave, in order: what may not be trained on comes as a rejected sample.
 
-        Raises EngineError; then nothing was sampled.
+        Raises EngineError; then nothing was sampled. `deadline_s` is the engine's, for all turns of the
+        wave; programs have their own limits.
         """
         members = [(lease, index) for lease in leases for index in lease.indices]
         requests = [
             TokenRequest(
                 prompt_ids=lease.question.prompt_ids,
-                seed=sample_seed(self.run_seed, lease.group_id, index),
+                seed=sample_seed(self.run_seed, lease.group_id, index, draw=lease.draw),
                 # A prompt may hold part of an output, which leaves less room for new tokens.
                 sampling=replace(
                     sampling, max_new_tokens=min(sampling.max_new_tokens, self.max_model_len - len(lease.question.prompt_ids))
@@ -80,12 +81,17 @@ class RolloutWorker:
             )
             for lease, index in members
         ]
-        generate = self._generate_fn or partial(self.engine.generate, deadline_s=deadline_s)
+        generate = self._generate_fn or self._within(deadline_s)
         if self._tools is None:
             made = [(completion, (True,) * len(completion.output_ids), "") for completion in await generate(requests)]
         else:
-            groups = [(lease.group_id, index) for lease, index in members]
-            episodes = await self._tools.run(requests, generate, lambda i, turn: sample_seed(self.run_seed, *groups[i], turn))
+            groups = [(lease.group_id, index, lease.draw) for lease, index in members]
+
+            def seed(i: int, turn: int) -> int:
+                group, index, draw = groups[i]
+                return sample_seed(self.run_seed, group, index, turn, draw)
+
+            episodes = await self._tools.run(requests, generate, seed)
             made = [(e.completion(), tuple(e.sampled_mask), e.failure) for e in episodes]
         return [self._sample(*member, *row) for member, row in zip(members, made, strict=True)]
 
@@ -106,6 +112,20 @@ class RolloutWorker:
             finish_reason=completion.finish_reason,
             rejected=rejected,
         )
+
+    def _within(self, deadline_s: float) -> GenerateFn:
+        """The engine, with this much time for all calls together."""
+        left = deadline_s
+
+        async def generate(requests: Sequence[TokenRequest]) -> list[Completion]:
+            nonlocal left
+            began = time.monotonic()
+            try:
+                return await self.engine.generate(requests, deadline_s=max(0.0, left))
+            finally:
+                left -= time.monotonic() - began
+
+        return generate
 
 
 def unusable(completion: Completion, vocabulary: int) -> str:

@@ -92,3 +92,38 @@ def test_failures_are_borne_up_to_the_bound_of_the_newest_outputs_whatever_their
     order(older, 64, 0), order(older, 64, 1)
     older.roles.bad = {("grpo/2", i) for i in range(6)}
     assert len(order(older, 64, 2)) == 64, "what is older than the newest 64 is forgotten"
+
+
+class Failing(Slots):
+    """Slot 0 fails at first, with this error."""
+
+    def __init__(self, why):
+        super().__init__()
+        self.why, self.asked, self.replaced = why, [], []
+
+    def generate(self, waves, sampling, name):
+        self.asked.append(waves)
+        answers, errors = super().generate(waves, sampling, name)
+        if len(self.asked) == 1:
+            del answers[0]
+            errors = {0: self.why}
+        return answers, errors
+
+    def replace(self, slot, why):
+        self.replaced.append(slot)
+
+
+@pytest.mark.parametrize(
+    ("why", "draw"),
+    [
+        ("no answer within 610 s", 1),
+        ("RayTaskError(EngineError): a wave of 64 requests: no answer within 600 s", 1),
+        ("ActorDiedError: the actor died", 0),
+    ],
+)
+def test_a_wave_that_outlasted_its_deadline_is_drawn_anew_and_one_whose_worker_died_is_repeated(tmp_path, why, draw):
+    slots = Failing(why)
+    sampler = Sampler(slots, Ledger(tmp_path / "ledger.jsonl"), lambda slot: None, Bound(0.1))
+    samples = sampler.sample([lease(0), lease(1)], SAMPLING, "generate", version=0)
+    assert len(samples) == 4 and slots.replaced == [0]
+    assert [(x.attempt, x.draw) for x in slots.asked[1][0]] == [(1, draw)]

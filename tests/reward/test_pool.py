@@ -155,3 +155,20 @@ def test_judging_does_not_depend_on_the_locale_or_the_thread(monkeypatch):
     thread.start()
     thread.join(60)
     assert found == [True, True]
+
+
+def test_a_wave_of_hanging_judgements_ends_soon_and_without_a_score():
+    began = time.monotonic()
+    with Pool(f"{JUDGES}:judge", workers=2, seconds=0.4, memory_gb=1) as pool:
+        outcomes = pool(rows(*["hang"] * 60, ""))
+        assert pool.size == 2 and [o.value for o in pool(rows("", ""))] == [0, 1], "the next wave has all its time"
+    assert time.monotonic() - began < 60
+    assert {o.status for o in outcomes} == {"killed"} and all(o.reason.startswith(KILLED) for o in outcomes)
+    tried = [o for o in outcomes if "no answer within 0.4 s" in o.reason]
+    assert len(tried) == 16 and outcomes[-1].reason.startswith("killed: not tried: 16 of 16 judgements")
+
+
+def test_rows_that_can_be_judged_are_judged_among_many_that_hang():
+    with Pool(f"{JUDGES}:judge", workers=2, seconds=0.4, memory_gb=1) as pool:
+        outcomes = pool(rows(*["", "", "hang"] * 17))
+    assert [o.value for o in outcomes] == [None if i % 3 == 2 else i for i in range(51)]

@@ -135,7 +135,7 @@ def test_a_wrong_program_shows_its_error_and_a_printed_fence_does_not_end_the_bl
 
 def test_a_sandbox_that_fails_is_no_answer_but_a_failure():
     class Broken:
-        async def run(self, program):
+        async def run(self, program, patience):
             raise SandboxError("no room")
 
     _, (bad, good) = play([*map(ord, PROGRAM), *said("")], said("fine"), sandbox=Broken())

@@ -1,0 +1,89 @@
+"""How long the driver waits: as the work can take, which no hostile output can lengthen."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from cluster import roles
+from cluster.actors import LATE
+from cluster.roles import Roles
+from reward.config import RewardConfig
+from rollout.config import RolloutConfig
+from rollout.types import Lease, Sampling
+from tests.reward.builders import judged, question, sample
+
+
+class Handle:
+    """An actor's method: what it is asked is kept."""
+
+    def __init__(self):
+        self.asked = []
+        self.generate = self.score = self
+
+    def options(self, name):
+        return self
+
+    def remote(self, *arguments):
+        self.asked.append(arguments)
+        return arguments
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A driver's hold on two actors of each kind; every deadline that it waits with is in `waited`."""
+    made = Roles.__new__(Roles)
+    made.rollout, made.reward = {0: Handle(), 1: Handle()}, {0: Handle(), 1: Handle()}
+    made.waited, made.late, made.stale, made.replaced = [], set(), set(), []
+    made.replace_judge = lambda slot, why: made.replaced.append(slot)
+
+    def gather(calls, deadline_s):
+        made.waited.append(deadline_s)
+        late, made.late = made.late, set()
+        answers = {slot: _scored(call) for slot, call in calls.items() if slot not in late}
+        return answers, dict.fromkeys(late, f"{LATE} {deadline_s:g} s")
+
+    monkeypatch.setattr(roles, "gather", gather)
+
+    def configured(**changes):
+        cluster = SimpleNamespace(generate_deadline_s=100.0)
+        made.config = SimpleNamespace(cluster=cluster, rollout=RolloutConfig(), reward=RewardConfig())
+        vars(made.config).update(changes)
+        return made
+
+    return configured
+
+
+def _scored(call):
+    samples = call[1] if isinstance(call[1], list) else []
+    return [judged(s.group_id, s.index) for s in samples]
+
+
+def leases(*sizes):
+    return [Lease(question=question(i), group_id=f"grpo/{i}", indices=tuple(range(n)), attempt=0) for i, n in enumerate(sizes)]
+
+
+def test_a_wave_is_awaited_as_long_as_its_programs_may_take(driver):
+    sampling = Sampling(temperature=1.0, max_new_tokens=8)
+    made = driver()
+    made.generate({0: leases(8, 8), 1: leases(4)}, sampling, "generate")
+    with_tools = driver(rollout=RolloutConfig(tools={"seconds": 5, "at_once": 2, "max_programs": 3}))
+    with_tools.generate({0: leases(8, 8), 1: leases(4)}, sampling, "generate")
+    assert made.waited == [110, 110 + 16 * 3 / 2 * (5 + 2)]
+    assert [call[2] for call in made.rollout[0].asked] == [100, 100], "the engine's own deadline"
+
+
+@pytest.mark.parametrize(("function", "kinds"), [(None, 1), (f"{__file__}:score", 2)])
+def test_judgements_are_awaited_as_long_as_they_may_take(driver, function, kinds):
+    made = driver(reward=RewardConfig(judge_seconds=10, judges=2, function=function))
+    outputs = [sample("#### 7", n, i) for n in range(4) for i in range(30)]
+    assert len(made.judge([question(n) for n in range(4)], outputs, "score", "rule")) == 120
+    assert made.waited == [100 + kinds * 60 / 2 * (10 + 2)]
+
+
+def test_groups_whose_judge_is_late_go_to_another_one(driver):
+    made = driver()
+    made.late = {1}
+    outputs = [sample("#### 7", n) for n in range(4)]
+    scored = made.judge([question(n) for n in range(4)], outputs, "score", "rule")
+    assert [s.sample.group_id for s in scored] == [f"grpo/{n}" for n in range(4)] and made.replaced == [1]
+    assert [x.group_id for x in made.reward[0].asked[1][1]] == ["grpo/1", "grpo/3"] and len(made.reward[1].asked) == 1
