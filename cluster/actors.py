@@ -148,8 +148,9 @@ class LearnerActor:
     """One rank of the learner group. The weight path is composed here: the LearnerWorker's weights, a sender of
     `rollout.senders`, and a client over the rollout actors' handles."""
 
-    def __init__(self, config: LearnerConfig, model_dir: Path, rank: int):
-        self.config, self.model_dir, self.rank = config, model_dir, rank
+    def __init__(self, config: LearnerConfig, model_dir: Path, rank: int, timeout_s: float):
+        """`timeout_s`: no collective of the group waits longer."""
+        self.config, self.model_dir, self.rank, self.timeout_s = config, model_dir, rank, timeout_s
         self.senders: dict[Model, tuple[Any, Any]] = {}
         """Per model its sender, and the receivers that it was made for."""
 
@@ -166,8 +167,9 @@ class LearnerActor:
 
         self.rollout, self.transport = rollout, transport
         self.worker = LearnerWorker(
-            self.config, self.model_dir, rank=self.rank, world_size=self.config.ranks, rendezvous=rendezvous
-        )
+            self.config, self.model_dir, rank=self.rank, world_size=self.config.ranks, rendezvous=rendezvous,
+            timeout_seconds=self.timeout_s,
+        )  # fmt: skip
         return {**self.worker.describe(), **whereabouts()}
 
     def begin_stage(self, spec: StageSpec) -> None:

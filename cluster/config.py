@@ -54,8 +54,8 @@ class ClusterConfig(Strict):
     """How many replaced workers a run survives."""
     metrics_port: int | None = Field(None, gt=0, lt=65536)
     """Ray's Prometheus port, when cohort starts the local cluster."""
-    dashboard: bool = True
-    """Start Ray's dashboard with the local cluster."""
+    dashboard: bool | None = None
+    """Start Ray's dashboard with the local cluster; by default yes."""
 
 
 class RunConfig(Strict):

@@ -2,9 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel
+
 from cluster import stages
-from cluster.explain import Loc
+from cluster.explain import Loc, nearest
 from cluster.stages import StageConfig
+from learner.config import LearnerConfig
+from learner.decoupled import DecoupledGroupRelative
 from learner.denoised import DenoisedGroupRelative
 from reward.config import RewardModelConfig
 
@@ -29,12 +33,13 @@ def contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
     for name in ("demonstrations", "preferences", "labelled_steps"):
         if getattr(data, name) and all(stage.given != name for stage in config.stages):
             out.append((("data", name), "given, but no stage trains on them"))
-    out += _reward_model_contradictions(config) + _unread_rewards(config)
+    out += _reward_model_contradictions(config) + _unread_rewards(config) + _unread_without_training(config)
     binary = config.reward.correct == 1 and config.reward.format == 0
     for i, stage in enumerate(config.stages):
         if stage.trains_policy and isinstance(stage.resolved().credit, DenoisedGroupRelative) and not binary:
             why = "estimates flips of 0/1 rewards; expected reward.correct: 1 and reward.format: 0"
             out.append((("stages", i, "credit"), why))
+        out += [(("stages", i, "credit", "weights"), why) for why in _unknown_components(stage, config)]
     if data.prompt.system is not None and data.prompt.template == "plain":
         out.append((("data", "prompt", "system"), "given, but template: plain has no system message; expected template: chat"))
     if config.model.init:
@@ -43,6 +48,25 @@ def contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
             if source and source.task is None:
                 why = f"model.init {config.model.init} reads built-in tasks only; expected `task`, or a model.path instead"
                 out.append((("data", name), why))
+    return out
+
+
+def unread_here(config: "RunConfig", *, gpus: bool | None = None, address: str | None = None) -> list[str]:
+    """Settings that a machine or cluster would not read: `gpus` says whether it has any (None: not known), `address` is that
+    of a cluster which runs already."""
+    rollout, local = config.rollout, {"metrics_port": config.cluster.metrics_port, "dashboard": config.cluster.dashboard}
+    cpu = {"kv_cache_gb": rollout.kv_cache_gb, "cores_per_worker": rollout.cores_per_worker}
+    gpu = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
+    given = [(f"rollout.{name}", "it is for CPU engines, and there are GPUs") for name, x in cpu.items() if gpus and x]
+    given += [(f"rollout.{name}", "it is for GPUs, and there are none") for name, x in gpu.items() if gpus is False and x]
+    given += [
+        (f"cluster.{name}", f"the cluster at RAY_ADDRESS {address} runs already")
+        for name, x in local.items()
+        if address and x is not None
+    ]
+    out = [f"{key}: given, but {why}; expected to be left out" for key, why in given]
+    if gpus is False and rollout.transport in ("nccl", "ipc"):
+        out.append(f"rollout.transport: {rollout.transport} is between GPUs, and there are none; expected auto or shm")
     return out
 
 
@@ -62,8 +86,15 @@ def _reward_model_contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
             out.append((("stages", i, "algorithm"), why))
     if config.reward.model is not None and kind is None:
         out.append((("reward", "model"), "given, but no stage trains a reward model or is rewarded by one"))
-    if kind == "outcome" and config.reward.model is not None and config.reward.model.process_reward != "probability":
-        out.append((("reward", "model", "process_reward"), "given, but the reward model is for outcome supervision"))
+    if kind is not None and config.reward.model is not None and _given(config.reward.model, "process_reward"):
+        asked = [stage.resolved().reward for stage in config.stages if stage.trains_policy]
+        if kind == "outcome" or "process_model" not in asked:
+            why = (
+                "the reward model is for outcome supervision"
+                if kind == "outcome"
+                else "no stage is rewarded by a process model"
+            )
+            out.append((("reward", "model", "process_reward"), f"given, but {why}"))
     boundary = config.reward.model.step_boundary if config.reward.model else "newline"
     if config.data.labelled_steps and boundary != "newline":
         why = f"found '{boundary}', but the steps of data.labelled_steps end with a newline; expected newline"
@@ -92,11 +123,40 @@ def _unread_rewards(config: "RunConfig") -> list[tuple[Loc, str]]:
     }  # fmt: skip
     out: list[tuple[Loc, str]] = []
     for key, used in read.items():
-        holder = reward if len(key) == 1 else model
-        if not used and getattr(holder, key[-1]) != type(holder).model_fields[key[-1]].default:
+        if not used and _given(reward if len(key) == 1 else model, key[-1]):
             reason = why.get(key[-1], "no reward model is trained on after another stage or run")
             out.append((("reward", *key), f"given, but {reason}"))
     return out
+
+
+def _unknown_components(stage: StageConfig, config: "RunConfig") -> list[str]:
+    """Components that a credit would look for in vain among the rule's; those of a user's function are not known."""
+    credit = stage.resolved().credit if stage.trains_policy else None
+    if not isinstance(credit, DecoupledGroupRelative) or config.reward.function is not None:
+        return []
+    known = ("correct", "format", *(("observed",) if config.reward.flip_share else ()))
+    unknown = [name for name in credit.weights if name not in known]
+    return [f"found '{name}'; expected components of the rule: {', '.join(known)}{nearest(name, known)}" for name in unknown]
+
+
+def _unread_without_training(config: "RunConfig") -> list[tuple[Loc, str]]:
+    """Settings that runs do not read which sample no outputs to train on, or which train nothing."""
+    out: list[tuple[Loc, str]] = []
+    if all(stage.given for stage in config.stages) and _given(config.rollout, "temperature"):
+        why = "given, but no stage samples outputs to train on; those of evaluations are sampled at evaluation.temperature"
+        out.append((("rollout", "temperature"), why))
+    if not config.stages:
+        held_out = [(("data", name), config.data) for name in ("hold_out", "evaluation")]
+        trained = [(("learner", name), config.learner) for name in LearnerConfig.model_fields if name != "ranks"]
+        paced = [(("evaluation", "every"), config.evaluation), (("rollout", "transport"), config.rollout)]
+        paced += [((name,), config) for name in ("checkpoint_every", "keep_checkpoints")]
+        out += [(loc, "given, but nothing is trained") for loc, holder in held_out + trained + paced if _given(holder, loc[-1])]
+    return out
+
+
+def _given(section: BaseModel, name: str) -> bool:
+    """Whether a setting is not its default's: a resolved configuration that is read back gives every key."""
+    return getattr(section, name) != type(section).model_fields[name].default
 
 
 SUPERVISION = {"outcome_model": "outcome", "process_model": "process"}

@@ -15,6 +15,7 @@ from ray.job_config import JobConfig
 
 from cluster.config import ConfigError, RunConfig, config_hash, resolved_yaml
 from cluster.console import ConsoleSink
+from cluster.contradictions import unread_here
 from cluster.ledger import Ledger, incarnations
 from cluster.metrics import JsonlSink, RayMetricsSink, Sinks, TensorBoardSink
 from cluster.pipeline import Loop
@@ -111,11 +112,14 @@ def cluster(config: RunConfig, incarnation: int) -> Iterator[None]:
     """The cluster of RAY_ADDRESS where that is set, else one of this machine's that ends with the run."""
     job = JobConfig(metadata={"cohort_run": config.name, "cohort_incarnation": str(incarnation), "config": config_hash(config)})
     common = {"namespace": "cohort", "log_to_driver": False, "job_config": job, "logging_level": logging.WARNING}
-    if address := os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if problems := unread_here(config, address=address):
+        raise ConfigError(problems)
+    if address:
         ray.init(address=address, **common)
     else:
         ray.init(
-            address="local", include_dashboard=config.cluster.dashboard,
+            address="local", include_dashboard=config.cluster.dashboard is not False,
             _metrics_export_port=config.cluster.metrics_port, **common,
         )  # fmt: skip
     try:

@@ -11,6 +11,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from cluster.config import RunConfig
+from cluster.contradictions import unread_here
 
 CPU_SHARE = 0.9
 """Part of the cluster's cores that the roles claim where they take turns on the same cores; the rest is the driver's."""
@@ -69,6 +70,8 @@ def place(config: RunConfig) -> tuple[PlacementGroup, list[Bundle]]:
     """Reserve a bundle for every actor. Raises PlacementError when they cannot fit, or do not come before the deadline."""
     nodes = {n["NodeID"][:12]: n["Resources"] for n in ray.nodes() if n["Alive"]}
     total = ray.cluster_resources()
+    if problems := unread_here(config, gpus=total.get("GPU", 0.0) > 0):
+        raise PlacementError("\n".join(problems))
     wanted = bundles(config, cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
     fit(wanted, nodes)
     group = placement_group([{"CPU": b.cpus} | ({"GPU": b.gpus} if b.gpus else {}) for b in wanted], strategy="PACK")

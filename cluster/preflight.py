@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import RunConfig
-from cluster.contradictions import supervision
+from cluster.contradictions import supervision, unread_here
 from cluster.preflight_model import Model, check_model, check_reward_model, read_model
 from learner.algorithms import Need
 from reward.config import RewardModelConfig
@@ -36,6 +36,7 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
     """Check model, data, sizes and the run directory, and the data against benchmarks. Problems are collected, not raised."""
     report = Report()
     _check_output(config, report)
+    report.problems += _unread(config)
     _check_sandbox(config, report)
     _arithmetic(config, report)
     model = None
@@ -67,6 +68,16 @@ def _check_output(config: RunConfig, report: Report) -> None:
         report.problems.append(f"output: {out} is a file; expected a directory")
     elif not (place := _existing(out)).is_dir() or not os.access(place, os.W_OK | os.X_OK):
         report.problems.append(f"output: {out} cannot be made: {place} is not a directory that can be written to")
+
+
+def _unread(config: RunConfig) -> list[str]:
+    """What the cluster would not read: this machine's is known, of another one only that it runs."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        return unread_here(config, address=address)
+    import torch
+
+    return unread_here(config, gpus=torch.cuda.is_available())
 
 
 def _check_sandbox(config: RunConfig, report: Report) -> None:

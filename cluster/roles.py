@@ -22,6 +22,8 @@ from rollout.patience import longest
 from rollout.types import Lease, PolicyVersion, Question, Sample, Sampling
 
 log = logging.getLogger("cohort")
+PUBLISH_DEADLINES = 4
+"""Calls of a publish that are awaited one after another, each for `cluster.sync_deadline_s`."""
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
@@ -58,7 +60,7 @@ class Roles:
         """Start every actor at once and wait for them. Raises RoleFailed with the first error."""
         count = {"rollout": self.config.rollout.workers, "reward": self.config.reward.workers}
         for rank in range(self.config.learner.ranks):
-            args = (self.config.learner, self.model_dir, rank)
+            args = (self.config.learner, self.model_dir, rank, self._longest_wait)
             self.learner[rank] = self._spawn("learner", rank, LearnerActor, *args)
         for slot in range(count["rollout"]):
             self._spawn_rollout(slot)
@@ -161,7 +163,8 @@ class Roles:
 
     def _send(self, model: Model, version: int, receivers: Receivers, name: str) -> tuple[str, dict[int, str], bool]:
         deadline = self.config.cluster.sync_deadline_s
-        return self.learn("publish", model, version, receivers, self.prefix, deadline, name=name, deadline_s=4 * deadline)[0]
+        args, wait = (model, version, receivers, self.prefix, deadline), PUBLISH_DEADLINES * deadline
+        return self.learn("publish", *args, name=name, deadline_s=wait)[0]
 
     def replace(self, slot: int, why: str) -> None:
         """A fresh engine in the slot. Its weights are those on disk, so it must be brought up to date before it serves."""
@@ -184,6 +187,11 @@ class Roles:
         ray.kill(handle)
         if self.deaths > self._budget:
             raise RoleFailed(f"{role}-{slot} failed and the crash budget of {self._budget} is spent: {why}")
+
+    @property
+    def _longest_wait(self) -> float:
+        """Of `learn`, in seconds: the ranks' collectives must not give up before it."""
+        return max(self.config.cluster.train_deadline_s, PUBLISH_DEADLINES * self.config.cluster.sync_deadline_s)
 
     @property
     def _budget(self) -> int:

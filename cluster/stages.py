@@ -19,6 +19,7 @@ from learner.algorithms import (
 )
 from learner.config import OptimizerConfig
 from learner.stage import StageSpec
+from learner.weighting import Ratio
 from reward.config import RewardModelConfig
 from rollout.config import DataConfig, Strict, refusal
 from rollout.selection import Selection, Uniform
@@ -149,6 +150,13 @@ def contradictions(stage: StageConfig, data: DataConfig) -> list[tuple[str, str]
         out.append(
             ("max_refills", f"given with selection {stage.selection.cell}; expected uniform: refills ignore what it learns")
         )
+    if stage.max_refills and group == 1:
+        out.append(
+            ("max_refills", "given, but samples_per_question is 1: the reward of one output never differs from another's")
+        )
+    if stage.follows_policy and stage.updates_per_batch > 1 and not isinstance(row.weighting, Ratio):
+        why = f"found {stage.updates_per_batch}; expected 1, or a weighting with the ratio pi/pi_old such as {{cell: clipped}}:"
+        out.append(("updates_per_batch", f"{why} '{row.weighting.cell}' takes a second update as if its outputs were new"))
     needs_critic = isinstance(row, Algorithm) and Need.CRITIC in row.needs
     if needs_critic != (stage.critic_optimizer is not None):
         why = "missing; expected the critic's optimizer" if needs_critic else f"given, but '{stage.algorithm}' has no critic"

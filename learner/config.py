@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from rollout.config import Strict
+from rollout.config import Strict, refusal
 
 
 class LearnerConfig(Strict):
@@ -35,3 +35,9 @@ class OptimizerConfig(Strict):
     weight_decay: float = Field(0.0, ge=0.0)
     max_grad_norm: float = Field(1.0, gt=0.0)
     """Gradients are clipped by their global norm."""
+
+    @model_validator(mode="after")
+    def _schedule_is_followed(self):
+        if self.schedule == "constant" and self.final_fraction != type(self).model_fields["final_fraction"].default:
+            raise refusal([(("final_fraction",), "given, but schedule is constant; expected linear or cosine")])
+        return self

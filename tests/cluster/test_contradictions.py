@@ -114,6 +114,21 @@ def test_questions_are_held_out_by_a_number_or_by_a_source(recipe):
     assert line.endswith("data.hold_out: given, but data.evaluation has the held-out questions; expected one of the two")
 
 
+PLAIN = ["stages.1.algorithm=rloo", "stages.1.updates_per_batch=2"]
+
+
+def test_a_second_update_on_the_same_outputs_needs_a_weighting_with_the_ratio(recipe):
+    (line,) = problems(recipe, *PLAIN)
+    assert (
+        "stages.1.updates_per_batch: found 2; expected 1, or a weighting with the ratio pi/pi_old such as {cell: clipped}"
+        in line
+    )
+    assert load(recipe, [*PLAIN, "stages.1.weighting={cell: clipped, kl: 0}"]).stages[1].updates_per_batch == 2
+    assert load(recipe, ["stages.1.updates_per_batch=2", "stages.0.updates_per_batch=2"]).stages[0].updates_per_batch == 2
+    offline = load(recipe, ["stages.1.algorithm=rft", "stages.1.updates_per_batch=2"])
+    assert offline.stages[1].updates_per_batch == 2, "what is only fitted is never off-policy"
+
+
 def test_how_an_ensemble_is_combined_is_refused_for_a_single_model(recipe, tmp_path):
     (tmp_path / "one").mkdir()
     for k in range(2):
