@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from learner.algorithms import Need
+from learner.algorithms import DataSource, Need
 from learner.credit import Advantages, PerToken, judged
 from learner.gae import Signals
 from learner.objectives import PolicyObjective, ValueObjective
@@ -44,8 +44,10 @@ class PolicyStage:
         else:
             advantages, metrics = self._row.credit(batch), {}
             packed = self._scored(self._packed(batch, advantages), temperature)
+        # Outputs that were made before the stage began are of other weights than the learner's.
+        current = self._row.data_source is DataSource.POLICY_SAMPLES
         objectives = [
-            PolicyObjective(weighting=self._row.weighting, temperature=temperature, compare_behaviour=update == 0)
+            PolicyObjective(weighting=self._row.weighting, temperature=temperature, compare_behaviour=current and update == 0)
             for update in range(updates)
         ]
         metrics |= self.trainers["policy"].train(packed, objectives)

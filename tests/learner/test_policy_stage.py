@@ -74,6 +74,17 @@ def test_values_that_run_ahead_of_the_old_ones_are_clipped(start, model_dir):
     assert worker.step(toy(0), updates=4, temperature=1.0).metrics["critic_value_clip_fraction"] > 0
 
 
+@pytest.mark.parametrize(("row", "compared"), [("online_rft", True), ("rft", False)])
+def test_the_engine_is_compared_with_the_learner_only_where_both_have_the_same_weights(start, model_dir, row, compared):
+    worker = start(model_dir)
+    worker.begin_stage(stage(resolve(row), adamw(), 4))
+    for _ in range(2):
+        metrics = worker.step(toy(0), updates=1, temperature=1.0).metrics
+        assert (
+            {"mismatch_mean", "mismatch_max"} <= metrics.keys() if compared else not any("mismatch" in name for name in metrics)
+        )
+
+
 def test_returns_and_advantages_are_those_of_the_reward_at_the_end_while_values_are_zero(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(ppo(credit={"kl": 0.0, "whiten": False, "lam": 1.0}))
