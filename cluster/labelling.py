@@ -22,7 +22,7 @@ from reward.labels import from_completions, outcome_labels, pairs, step_labels, 
 from reward.replay import Replay
 from reward.steps import StepFinder
 from reward.types import ScoredSample, without_score
-from rollout.types import Lease, Question
+from rollout.types import Lease, Question, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +41,7 @@ class Labeller:
     def __init__(self, driver: Driver, tokenizer: "PreTrainedTokenizerBase"):
         model = driver.config.reward.model or RewardModelConfig()
         self.driver = driver
+        self.tokenizer = tokenizer
         self.finder = StepFinder(tokenizer, model.step_boundary)
         self.replay = {
             kind: Replay(model.replay_groups, model.replay_share, driver.config.seed) for kind in ("labelled", "pairs")
@@ -120,7 +121,7 @@ class Labeller:
     def _step_labels(self, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
         """Labels by the step rule. Raises Unscored when it fails on more outputs than the run bears."""
         config, outputs = self.driver.config.reward, [item.sample for item in batch]
-        rows = [step_row(questions[s.ordinal], self.finder.texts(s.output_ids), config) for s in outputs]
+        rows = [step_row(questions[s.ordinal], self.finder.texts(s.output_ids, s.sampled_mask), config) for s in outputs]
         with step_pool(config) as judge:
             outcomes = judge(rows)
         failed = [
@@ -140,14 +141,12 @@ class Labeller:
         places: list[tuple[int, int]] = []
         prefixes: list[str] = []
         for i, item in enumerate(batch):
-            sample, ends = item.sample, self.finder.ends(item.sample.output_ids)
-            texts = self.finder.texts(sample.output_ids)
-            for step, end in enumerate(ends[:-1]):
+            sample = item.sample
+            for step, end in enumerate(self.finder.ends(sample.output_ids, sample.sampled_mask)[:-1]):
+                ids = sample.output_ids[: _after_tools(sample, end)]
                 places.append((i, step))
-                prefixes.append("".join(texts[: step + 1]))
-                prefix = replace(
-                    questions[sample.ordinal], ordinal=len(orders), prompt_ids=sample.prompt_ids + sample.output_ids[: end + 1]
-                )
+                prefixes.append(self.tokenizer.decode(ids, skip_special_tokens=True))
+                prefix = replace(questions[sample.ordinal], ordinal=len(orders), prompt_ids=sample.prompt_ids + ids)
                 group = f"{sample.group_id}/{sample.index}/step-{step}"
                 orders.append(Lease(question=prefix, group_id=group, indices=tuple(range(labels.completions)), attempt=0))
         marks: dict[tuple[int, int], list[int | None]] = {}
@@ -159,7 +158,7 @@ class Labeller:
                 marks[places[n]] = [_mark(s) for s in group]
         out = []
         for i, item in enumerate(batch):
-            ends = self.finder.ends(item.sample.output_ids)
+            ends = self.finder.ends(item.sample.output_ids, item.sample.sampled_mask)
             per_step = [marks.get((i, step), []) for step in range(len(ends) - 1)] + [[_mark(item)]]
             out.append(with_step_labels(item, ends, from_completions(per_step, labels.soft)))
         return [item for item in out if item is not None]
@@ -167,6 +166,13 @@ class Labeller:
 
 def _kind(stage: StageConfig) -> str:
     return "pairs" if stage.pairs else "labelled"
+
+
+def _after_tools(sample: Sample, end: int) -> int:
+    """Where the policy goes on behind a step: what the step's program printed stands before that."""
+    return next(
+        (place for place in range(end + 1, len(sample.output_ids)) if sample.sampled_mask[place]), len(sample.output_ids)
+    )
 
 
 def _mark(scored: ScoredSample) -> int | None:

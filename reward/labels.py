@@ -17,8 +17,8 @@ from rollout.rounding import apart
 class Steps(Protocol):
     """How outputs are cut into steps; `reward.steps.StepFinder` is one."""
 
-    def ends(self, output_ids: Sequence[int]) -> tuple[int, ...]: ...
-    def texts(self, output_ids: Sequence[int]) -> tuple[str, ...]: ...
+    def ends(self, output_ids: Sequence[int], sampled_mask: Sequence[bool]) -> tuple[int, ...]: ...
+    def texts(self, output_ids: Sequence[int], sampled_mask: Sequence[bool]) -> tuple[str, ...]: ...
 
 
 def outcome_labels(
@@ -62,7 +62,8 @@ def step_labels(scored: Sequence[ScoredSample], steps: Steps, labels: Sequence[S
     """Each sample with its labels at the ends of its steps (none at all: not judged); samples without any are left out."""
     made = []
     for item, mine in zip(scored, labels, strict=True):
-        if mine and (labelled := with_step_labels(item, steps.ends(item.sample.output_ids), mine)):
+        ends = steps.ends(item.sample.output_ids, item.sample.sampled_mask)
+        if mine and (labelled := with_step_labels(item, ends, mine)):
             made.append(labelled)
     return made
 

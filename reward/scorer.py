@@ -125,7 +125,7 @@ class ModelScorer:
 
     def _positions(self, sample: Sample) -> tuple[int, ...]:
         if self._model.kind == "process":
-            return self._finder.ends(sample.output_ids)
+            return self._finder.ends(sample.output_ids, sample.sampled_mask)
         return (len(sample.output_ids) - 1,) if sample.output_ids else ()
 
     def _scalars(self, samples: Sequence[Sample], positions: Sequence[Sequence[int]]) -> list[list[list[float]]]:

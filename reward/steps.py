@@ -7,7 +7,7 @@ anywhere in a token (".\\n", "\\n\\nNext"), and may spread one character over se
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,16 +29,29 @@ class StepFinder:
         self._anchor, self._anchor_text = self._find_anchor()
         self._cache: dict[int, str] = {}
 
-    def ends(self, output_ids: Sequence[int]) -> tuple[int, ...]:
-        """The position of each step's last token; the last step's is always the last token, eos included.
+    def ends(self, output_ids: Sequence[int], sampled_mask: Sequence[bool]) -> tuple[int, ...]:
+        """The position of each step's last token; the last step's is always the last sampled token, eos included.
 
-        A stretch with nothing but white space, special tokens and the marker is no step: it joins the step before it, or
-        leads into the first one.
+        What a tool put between the policy's words is in no step and ends the one before it. A stretch with nothing but white
+        space, special tokens and the marker is no step: it joins the step before it, or leads into the first one.
         """
-        pieces = self._pieces(output_ids)
+        return self._cut(output_ids, sampled_mask)[1]
+
+    def texts(self, output_ids: Sequence[int], sampled_mask: Sequence[bool]) -> tuple[str, ...]:
+        """The text of each step, its marker included, without special tokens; a line ends where a tool's output begins."""
+        pieces, ends = self._cut(output_ids, sampled_mask)
+        starts = [0, *(end + 1 for end in ends)]
+        texts = ["".join(pieces[start : end + 1]) for start, end in zip(starts, ends, strict=False)]
+        to_tool = [end + 1 < len(pieces) and not sampled_mask[end + 1] for end in ends]
+        return tuple(f"{x}\n" if tool and not x.endswith("\n") else x for x, tool in zip(texts, to_tool, strict=True))
+
+    def _cut(self, output_ids: Sequence[int], sampled_mask: Sequence[bool]) -> tuple[list[str], tuple[int, ...]]:
+        """What each sampled token adds to the text, nothing for the others; and where steps end."""
+        pieces = [piece if said else "" for piece, said in zip(self._pieces(output_ids), sampled_mask, strict=True)]
+        stretches = self._stretch_ends(pieces, sampled_mask)
         ends: list[int] = []
         start = 0
-        for end in self._stretch_ends(pieces):
+        for end in stretches:
             if "".join(pieces[start : end + 1]).replace(self._marker, "").strip():
                 ends.append(end)
             elif ends:
@@ -46,20 +59,18 @@ class StepFinder:
             else:
                 continue
             start = end + 1
-        return tuple(ends) if ends or not pieces else (len(pieces) - 1,)
+        return pieces, tuple(ends or stretches[-1:])
 
-    def texts(self, output_ids: Sequence[int]) -> tuple[str, ...]:
-        """The text of each step, its marker included, without special tokens."""
-        pieces, ends = self._pieces(output_ids), self.ends(output_ids)
-        starts = [0, *(end + 1 for end in ends)]
-        return tuple("".join(pieces[start : end + 1]) for start, end in zip(starts, ends, strict=False))
-
-    def _stretch_ends(self, pieces: list[str]) -> list[int]:
-        """The tokens that hold a marker's last character, and the last token."""
-        after = list(accumulate(map(len, pieces)))
-        markers = re.finditer(re.escape(self._marker), "".join(pieces))
-        found = {bisect_right(after, marker.end() - 1) for marker in markers}
-        return sorted(found | ({len(pieces) - 1} if pieces else set()))
+    def _stretch_ends(self, pieces: list[str], sampled_mask: Sequence[bool]) -> list[int]:
+        """The tokens that hold a marker's last character, and the last one before a tool speaks or the output ends."""
+        found: set[int] = set()
+        for said, run in groupby(range(len(pieces)), key=lambda place: sampled_mask[place]):
+            if said:
+                places = list(run)
+                after = list(accumulate(len(pieces[place]) for place in places))
+                markers = re.finditer(re.escape(self._marker), "".join(pieces[place] for place in places))
+                found |= {places[bisect_right(after, marker.end() - 1)] for marker in markers} | {places[-1]}
+        return sorted(found)
 
     def _pieces(self, ids: Sequence[int]) -> list[str]:
         """What each token adds to the text; a character of several tokens is added by its last."""

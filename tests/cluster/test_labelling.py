@@ -1,4 +1,5 @@
 import string
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +85,17 @@ def test_a_completion_is_judged_with_what_it_completes():
     judged = driver.judge([QUESTION], [output(text, 0)], "rule")
     (item,) = labels(labeller.examples(stage(labels={"cell": "monte_carlo", "completions": 2}), judged, {4: QUESTION}, 0))
     assert [value for _, value in item] == [0.0, 1.0, 1.0]
+
+
+def test_a_completion_goes_on_behind_what_the_steps_program_printed():
+    said, shown, rest = "19+4=", "\n23\n2\n", "#### 21"
+    made = output(said + shown + rest)
+    mask = (*(not len(said) <= place < len(said + shown) for place in range(len(made.output_ids))),)
+    driver = Driver({said + shown: 2})
+    judged = driver.judge([QUESTION], [replace(made, sampled_mask=mask)], "rule")
+    labeller = Labeller(driver, TOKENIZER)
+    (item,) = labels(labeller.examples(stage(labels={"cell": "monte_carlo", "completions": 2}), judged, {4: QUESTION}, 0))
+    assert item == [(len(said) - 1, 1.0), (len(made.output_ids) - 1, 1.0)], "two steps, not one for each line that was printed"
 
 
 def test_completions_are_asked_for_in_waves_and_each_finds_its_step(monkeypatch):

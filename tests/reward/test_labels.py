@@ -66,7 +66,10 @@ def test_step_labels_stand_at_the_ends_of_the_steps_of_the_sampled_ids():
         return replace(judged(index=index), sample=sample(text, index=index, output_ids=ids))
 
     scored = [one(0, "17+8=25\n25-9=16\n#### 16"), one(1, "17+8=15\n15-9=6\n#### 6")]
-    by_rule = [rule_labels("17 + 8 - 9", "16", finder.texts(item.sample.output_ids), "hash") for item in scored]
+    by_rule = [
+        rule_labels("17 + 8 - 9", "16", finder.texts(item.sample.output_ids, item.sample.sampled_mask), "hash")
+        for item in scored
+    ]
     labelled = step_labels(scored, finder, by_rule)
     assert events(labelled) == [[(7, 1.0), (15, 1.0), (23, 1.0)], [(7, 0.0), (14, 0.0), (21, 0.0)]]
     assert step_labels(scored, finder, [[None] * 3, []]) == [], "no label, or not even judged"

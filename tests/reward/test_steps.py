@@ -5,8 +5,19 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from reward.steps import StepFinder
+from reward import steps
 from rollout.tasks import Item, character_tokenizer
+
+
+class StepFinder(steps.StepFinder):
+    """Of outputs without tools."""
+
+    def ends(self, ids):
+        return super().ends(ids, (True,) * len(ids))
+
+    def texts(self, ids):
+        return super().texts(ids, (True,) * len(ids))
+
 
 ITEM = Item(start=17, operations=(("+", 8), ("-", 9)))
 MERGES = [("Ċ", "Ċ"), (".", "Ċ"), ("ĊĊ", "N"), ("o", "k"), ("Ġ", "Ġ"), ("Ġ", "a")]
@@ -149,3 +160,29 @@ def test_a_tokenizer_that_puts_spaces_between_words_is_read_as_it_decodes(tiny_m
 def test_no_boundary_is_refused(characters):
     with pytest.raises(ValueError, match="step_boundary"):
         StepFinder(characters, "")
+
+
+def shown(tokenizer, *pieces):
+    """Ids and mask of an output in pieces: what a tool put there begins with a mark."""
+    ids, mask = [], []
+    for piece in pieces:
+        encoded = tokenizer.encode(piece.removeprefix("TOOL"), add_special_tokens=False)
+        ids += encoded
+        mask += [not piece.startswith("TOOL")] * len(encoded)
+    return ids, mask
+
+
+def test_lines_of_a_tools_output_are_no_steps(characters):
+    finder = steps.StepFinder(characters, "newline")
+    ids, mask = shown(characters, "1+1=\n2+2", "TOOL\n3\n4\n\n5\n", "6=6\n#### 7")
+    assert finder.texts(ids, mask) == ("1+1=\n", "2+2\n", "6=6\n", "#### 7")
+    ends = finder.ends(ids, mask)
+    assert [characters.decode([ids[end]]) for end in ends] == ["\n", "2", "\n", "7"] and all(mask[end] for end in ends)
+    said, whole = [i for i, mine in zip(ids, mask, strict=True) if mine], (True,) * sum(mask)
+    assert len(finder.ends(said, whole)) == 3, "without the tool between them two of the steps would be one"
+
+
+def test_an_output_cut_while_a_tool_speaks_ends_with_the_policys_last_word(characters):
+    finder = steps.StepFinder(characters, "blank_line")
+    ids, mask = shown(characters, "1\n\n2\n", "TOOL\n3", "\n", "TOOL4\n\n5")
+    assert finder.ends(ids, mask) == (2, 7) and finder.texts(ids, mask) == ("1\n\n", "2\n\n")

@@ -61,7 +61,7 @@ def reference(directory, kind, model_dir):
         with torch.no_grad():
             logits = model(torch.tensor([one.prompt_ids + one.output_ids])).logits[0]
         last = len(one.output_ids) - 1
-        ends = finder.ends(one.output_ids) if kind == "process" else (last,)
+        ends = finder.ends(one.output_ids, one.sampled_mask) if kind == "process" else (last,)
         at = {end: logits[len(one.prompt_ids) + end].item() for end in ends} if kind == "process" else {last: logits.item()}
         out.append(list(at.items()))
     return out
