@@ -1,12 +1,8 @@
-"""Groups on their way from rollout to learner, and the one place that bounds staleness.
+"""Groups on their way from rollout to learner, and the one place that says which may be sampled.
 
-The learner has finished s steps of a stage when a group is admitted. Step t trains the groups with ordinals
-tQ .. tQ + Q - 1. A group of step t is admitted only while t <= s + max_staleness.
-
-Bound: such a group is sampled by weights at least as new as those after step s, and trained when t steps are done, so at most
-t - s <= max_staleness updates lie between. Groups are trained in the order of their ordinals and none is discarded for being
-slow, so the trained distribution is the issued one. With max_staleness 0 step t's groups are admitted when step t begins:
-the synchronous algorithm.
+Step t of a stage trains the groups with ordinals tQ .. tQ + Q - 1, admitted when the t steps before it are done: every group is
+sampled by the weights that it trains. Groups are trained in the order of their ordinals and none is discarded for being slow,
+so the trained distribution is the issued one.
 """
 
 from collections.abc import Sequence
@@ -17,17 +13,15 @@ from reward.types import ScoredSample
 class Buffer:
     """Scored groups by ordinal, for one stage."""
 
-    def __init__(self, *, questions_per_step: int, max_staleness: int, steps: int, done: int = 0):
-        self.questions_per_step, self.max_staleness, self.steps = questions_per_step, max_staleness, steps
-        self.done = done
+    def __init__(self, *, questions_per_step: int, done: int = 0):
+        self.questions_per_step, self.done = questions_per_step, done
         """Steps that the learner has finished."""
         self._admitted = done * questions_per_step
         self._groups: dict[int, Sequence[ScoredSample]] = {}
 
     def admit(self) -> range:
         """Ordinals that may be leased now and were not before."""
-        last_step = min(self.done + self.max_staleness, self.steps - 1)
-        start, self._admitted = self._admitted, max(self._admitted, (last_step + 1) * self.questions_per_step)
+        start, self._admitted = self._admitted, (self.done + 1) * self.questions_per_step
         return range(start, self._admitted)
 
     def put(self, ordinal: int, group: Sequence[ScoredSample]) -> None:

@@ -43,8 +43,6 @@ class EvaluationConfig(Strict):
 class ClusterConfig(Strict):
     """Deadlines, restarts and observability."""
 
-    max_staleness: int = Field(0, ge=0, le=0)
-    """How many versions older than the policy a trained sample may be. 0 is synchronous, the only value yet."""
     generate_deadline_s: float = Field(600, gt=0)
     train_deadline_s: float = Field(600, gt=0)
     sync_deadline_s: float = Field(120, gt=0)

@@ -5,7 +5,7 @@
         |                                                                                                      v
         +-- version v+1 serves <-- canary <-- commit <-- prepare <-- new weights <-- updates <-- credit <-- learner group
 
-    lease     takes ordinals that the buffer admits (staleness bound), orders G outputs each; waits for nothing
+    lease     takes ordinals that the buffer admits (a step's), orders G outputs each; waits for nothing
     rollout   consumes a wave of leases in order, one wave a slot; a slot that dies is replaced and its wave ordered again
     reward    consumes whole groups; an output that cannot be judged has no score, never 0
     buffer    holds groups until a whole step's are there, and hands them out in the order of their ordinals
@@ -102,8 +102,7 @@ class Loop:
 
     def run_stage(self, stage: StageConfig) -> None:
         source = source_of(self, stage, self.memory)
-        size, staleness = stage.questions_per_step, self.config.cluster.max_staleness
-        buffer = Buffer(questions_per_step=size, max_staleness=staleness, steps=stage.steps, done=self.done)
+        buffer = Buffer(questions_per_step=stage.questions_per_step, done=self.done)
         while buffer.done < stage.steps:
             try:
                 self._step(stage, source, buffer)

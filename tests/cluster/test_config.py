@@ -58,7 +58,7 @@ def test_defaults_are_filled_in(recipe):
     config = load(recipe)
     assert config.output == Path.cwd() / "runs/small"
     assert [stage.name for stage in config.stages] == ["sft", "grpo"]
-    assert config.keep_checkpoints == 2 and config.cluster.max_staleness == 0
+    assert config.keep_checkpoints == 2
     assert config.stages[0].optimizer.learning_rate == 0.001, "1e-3 without a dot is a number"
 
 
@@ -94,7 +94,11 @@ def test_unnamed_stages_of_one_algorithm_are_told_apart_by_their_place(recipe):
             "small.yaml:6: data.prompt.template: found \"plane\"; expected 'chat' or 'plain'",
         ),
         ("  prompt:", "  max-prompt-tokens: 3\n  prompt:", "did you mean 'max_prompt_tokens'?"),
-        ("stages:", "cluster: {max_staleness: 1}\nstages:", "small.yaml:7: cluster.max_staleness: found 1; expected less than"),
+        (
+            "stages:",
+            "rollout: {gpu_memory_utilization: 2}\nstages:",
+            "small.yaml:7: rollout.gpu_memory_utilization: found 2; expected less",
+        ),
         (
             "stages:",
             "cluster: {dashboard: no}\nstages:",
