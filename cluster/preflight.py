@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.contradictions import supervision, unread_here
-from cluster.preflight_model import Model, check_model, check_reward_model, read_model
+from cluster.preflight_model import Model, check_model, check_reward_model, on_gpus, read_model
 from learner.algorithms import Need
 from reward.config import RewardModelConfig
 from reward.judges import gold_check, rule_pool, rule_row
@@ -72,12 +72,9 @@ def _check_output(config: RunConfig, report: Report) -> None:
 
 def _unread(config: RunConfig) -> list[str]:
     """What the cluster would not read: this machine's is known, of another one only that it runs."""
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
+    if address := os.environ.get("RAY_ADDRESS"):
         return unread_here(config, address=address)
-    import torch
-
-    return unread_here(config, gpus=torch.cuda.is_available())
+    return unread_here(config, gpus=on_gpus())
 
 
 def _check_sandbox(config: RunConfig, report: Report) -> None:

@@ -1,6 +1,6 @@
 """The part of `cohort check` that reads model directories: the policy's, and reward models from elsewhere."""
 
-import math
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,10 @@ from reward.selftest import Report
 from reward.tokenizer import check_tokenizer
 from rollout.config import PromptConfig
 from rollout.prompts import stop_token_ids
+from rollout.settings import CPU_HEAD_SIZES
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +24,15 @@ class Model:
     """What the check reads of a model directory."""
 
     tokenizer: "PreTrainedTokenizerBase"
+    shape: "PreTrainedConfig"
     parameters: int
-    positions: int
-    """Longest sequence, in tokens."""
-    vocabulary: int
     stops: tuple[int, ...]
     """Tokens that end an output."""
+
+    @property
+    def positions(self) -> int:
+        """Longest sequence, in tokens."""
+        return self.shape.max_position_embeddings
 
 
 def read_model(config: RunConfig) -> Model:
@@ -46,43 +50,77 @@ def _read(path: Path, prompt: PromptConfig) -> Model:
     if not (path / "config.json").is_file():
         hint = "; `cohort import-gguf` makes one from a GGUF file" if not path.exists() else ""
         raise ValueError(f"model.path: {path}: found no config.json; expected a Hugging Face model directory{hint}")
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
+    if not any(path.glob("*.safetensors")):
         raise ValueError(f"model.path: {path}: found no .safetensors file; expected the model's weights")
-    from safetensors import SafetensorError, safe_open
-    from transformers import AutoConfig, AutoTokenizer
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
+
+    from learner.policy import load_causal_lm
+    from learner.supported import check_architecture
 
     try:
-        shape = AutoConfig.from_pretrained(path).get_text_config()
+        check_architecture(path)
+        causal_lm = load_causal_lm(path, device_map="meta")
         tokenizer = AutoTokenizer.from_pretrained(path)
-        parameters = 0
-        for file in weights:
-            with safe_open(file, framework="np") as tensors:
-                parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"model.path: {path}: cannot be read: {error}") from error
-    return Model(
-        tokenizer=tokenizer, parameters=parameters, positions=shape.max_position_embeddings, vocabulary=shape.vocab_size,
-        stops=stop_token_ids(path, tokenizer, prompt),
-    )  # fmt: skip
+        raise ValueError(f"model.path: {path}: {str(error).removeprefix(f'{path}: ')}") from error
+    parameters = sum(p.numel() for p in causal_lm.parameters())
+    stops = stop_token_ids(path, tokenizer, prompt)
+    return Model(tokenizer=tokenizer, shape=causal_lm.config, parameters=parameters, stops=stops)
+
+
+def on_gpus() -> bool | None:
+    """Whether the engines will be on GPUs: known of this machine, not of a cluster elsewhere."""
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def check_model(config: RunConfig, model: Model, report: Report) -> None:
-    name = config.model.path or config.model.init
-    report.facts.append(f"model: {name}, {model.parameters / 1e6:.1f} M parameters, sequences up to {model.positions} tokens")
+    name, shape = config.model.path or config.model.init, model.shape
+    positions, vocabulary = model.positions, shape.vocab_size
+    report.facts.append(f"model: {name}, {model.parameters / 1e6:.1f} M parameters, sequences up to {positions} tokens")
     prompt, new = config.data.max_prompt_tokens, config.rollout.max_new_tokens
-    if prompt + new > model.positions:
-        limits = f"data.max_prompt_tokens {prompt} + rollout.max_new_tokens {new} = {prompt + new}"
-        report.problems.append(f"{limits}; expected at most the model's {model.positions}")
-    if len(model.tokenizer) > model.vocabulary:
-        found = f"the tokenizer has {len(model.tokenizer)} tokens and the model {model.vocabulary}"
+    limits = f"data.max_prompt_tokens {prompt} + rollout.max_new_tokens {new} = {prompt + new}"
+    if prompt + new > positions:
+        report.problems.append(f"{limits}; expected at most the model's {positions}")
+    elif prompt + new > (short := _short_positions(shape)):
+        why = f"beyond {short} tokens all positions of a batch turn otherwise (rope_type longrope)"
+        report.problems.append(f"{limits}; expected at most {short}: {why}")
+    if len(model.tokenizer) > vocabulary:
+        found = f"the tokenizer has {len(model.tokenizer)} tokens and the model {vocabulary}"
         report.problems.append(f"model.path: {name}: {found}; expected no more tokens than the model knows")
-    if (most := max(model.stops)) >= model.vocabulary:
-        found = f"token {most} is declared to end an output, and the model knows {model.vocabulary}"
+    report.problems += _check_heads(config, shape)
+    if (most := max(model.stops)) >= vocabulary:
+        found = f"token {most} is declared to end an output, and the model knows {vocabulary}"
         report.problems.append(f"model.path: {name}: {found}; expected eos ids of this model")
     else:
         ends = (f"{model.tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in model.stops)
         report.facts.append(f"an output ends with any of: {', '.join(ends)}")
+
+
+def _short_positions(shape: "PreTrainedConfig") -> int:
+    """Up to where positions turn alike in every batch."""
+    rope = getattr(shape, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return shape.max_position_embeddings
+    return rope.get("original_max_position_embeddings") or shape.original_max_position_embeddings
+
+
+def _check_heads(config: RunConfig, shape: "PreTrainedConfig") -> list[str]:
+    """Attention heads must divide among an engine's ranks, and on the CPU have a size that vLLM has kernels for."""
+    out, ranks, heads = [], config.rollout.tensor_parallel_size, shape.num_attention_heads
+    groups = getattr(shape, "num_key_value_heads", None) or heads
+    for count, what in ((heads, "attention heads"), (groups, "key-value heads")):
+        if count % ranks and not (what.startswith("key") and ranks % count == 0):
+            out.append(f"rollout.tensor_parallel_size: {ranks} does not divide the model's {count} {what}")
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // heads
+    if on_gpus() is False and size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        out.append(f"model.path: attention heads of size {size}; vLLM on the CPU has kernels for {sizes}")
+    return out
 
 
 def check_reward_model(config: RunConfig, report: Report) -> None:

@@ -9,31 +9,39 @@ from torch import Tensor
 
 
 def selected_logprobs(
-    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, *, temperature: float, chunk: int
+    hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, *, temperature: float, chunk: int, cap: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target, and the entropy in nats of each position's distribution (no gradient), both (N,).
 
     Logits are divided by the temperature before the log-softmax, as the engine does when it samples, and are float32 (float64
     for float64 inputs) whatever the compute dtype: half-precision logits are wrong by more than a clipped ratio forgives.
+    `cap`: logits z are cap tanh(z / cap) before that (Gemma 2).
     """
-    return _SelectedLogprobs.apply(hidden_ND, head_VD, target_N, temperature, chunk)
+    return _SelectedLogprobs.apply(hidden_ND, head_VD, target_N, chunk, (temperature, cap))
 
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def _logits(hidden: Tensor, head: Tensor, temperature: float, cap: float | None) -> Tensor:
+    """Of hidden states that are divided by the cap, or without one by the temperature."""
+    logits = hidden @ head.T
+    return logits if cap is None else logits.tanh_().mul_(cap / temperature)
+
+
 class _SelectedLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, head_VD, target_N, temperature, chunk):
+    def forward(ctx, hidden_ND, head_VD, target_N, chunk, scale):
         ctx.save_for_backward(hidden_ND, head_VD, target_N)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.chunk, (ctx.temperature, ctx.cap) = chunk, scale
+        divisor = ctx.cap or ctx.temperature
         head = _wide(head_VD)
         logprob_N = torch.empty(len(target_N), dtype=head.dtype, device=head.device)
         entropy_N = torch.empty_like(logprob_N)
         for start in range(0, len(target_N), chunk):
             part = slice(start, start + chunk)
-            logits = _wide(hidden_ND[part]).div(temperature) @ head.T
+            logits = _logits(_wide(hidden_ND[part]).div(divisor), head, ctx.temperature, ctx.cap)
             logits -= logits.logsumexp(-1, keepdim=True)
             logprob_N[part] = logits.gather(-1, target_N[part, None])[:, 0]
             entropy_N[part] = -torch.linalg.vecdot(logits.exp(), logits)
@@ -43,15 +51,18 @@ class _SelectedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_N, _):
         hidden_ND, head_VD, target_N = ctx.saved_tensors
-        head = _wide(head_VD)
+        head, divisor = _wide(head_VD), ctx.cap or ctx.temperature
         grad_hidden_ND, grad_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head)
         for start in range(0, len(target_N), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            hidden = _wide(hidden_ND[part]).div(ctx.temperature)
-            grad_logits = (hidden @ head.T).softmax(-1).neg_()
+            hidden = _wide(hidden_ND[part]).div(divisor)
+            logits = _logits(hidden, head, ctx.temperature, ctx.cap)
+            grad_logits = logits.softmax(-1).neg_()
             rows = torch.arange(len(hidden), device=head.device)
             grad_logits[rows, target_N[part]] += 1
             grad_logits *= grad_N[part, None]
-            grad_hidden_ND[part] = (grad_logits @ head).div(ctx.temperature)
+            if ctx.cap is not None:  # c tanh(z) / T has the slope c / T - (c tanh(z) / T)^2 T / c
+                grad_logits *= ctx.cap / ctx.temperature - logits.square_().mul_(ctx.temperature / ctx.cap)
+            grad_hidden_ND[part] = (grad_logits @ head).div(divisor)
             grad_head_VD.addmm_(grad_logits.T, hidden)
         return grad_hidden_ND, grad_head_VD.to(head_VD.dtype), None, None, None

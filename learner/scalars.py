@@ -1,12 +1,14 @@
 """Scalar models on the learner's side: read on packed rows, grown from the policy's backbone, checked as the policy is."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from learner.policy import PolicyModel, check_config, sharing_a_row, visible
+from learner.policy import SUPPORTED, PolicyModel, check_config, visible
+from learner.supported import sharing_a_row, short_window
 from learner.types import MicroBatch
 from reward.model import ScalarModel, load, member_directories
 from reward.tokenizer import check_tokenizer
@@ -17,8 +19,8 @@ PACKING_TOLERANCE = 1e-3
 
 def scalars(model: ScalarModel, micro: MicroBatch, at_N: Tensor) -> Tensor:
     """(K, N) scalars at positions b * T + t of a micro-batch's packed rows."""
-    mask_B1TT = visible(micro.segment_BT, torch.float32)
-    return model(micro.input_ids_BT, mask_B1TT, micro.position_ids_BT, at_N)
+    masks = [visible(micro, torch.float32, member.config) for member in model.members]
+    return model(micro.input_ids_BT, masks, micro.position_ids_BT, at_N)
 
 
 @torch.no_grad()
@@ -59,17 +61,20 @@ def check_scalar_packing(model: ScalarModel) -> None:
     For an unsharded float32 model on the CPU.
     """
     for member in model.members:
-        check_config({k: v for k, v in member.config.to_dict().items() if k != "classifier_dropout"})
+        check_config(member.config, ignored=["classifier_dropout"])
     vocabulary = min(member.get_input_embeddings().weight.shape[0] for member in model.members)
     prompt, outputs, micro = sharing_a_row(vocabulary)
-    packed_KN = scalars(model, micro, micro.place_N)
-    alone_KN = torch.cat([_alone(model, prompt, output) for output in outputs], dim=1)
+    with ExitStack() as windows:
+        for member in model.members:
+            windows.enter_context(short_window(member))
+        packed_KN = scalars(model, micro, micro.place_N)
+        alone_KN = torch.cat([_alone(model, prompt, output) for output in outputs], dim=1)
     gap = ((packed_KN - alone_KN).abs() / (1 + alone_KN.abs())).max().item()
     if not gap <= PACKING_TOLERANCE:
         name = type(model.members[0]).__name__
         raise ValueError(
             f"{name}: scores of outputs that share a row differ by {gap:.2g} from the model's own, expected below "
-            f"{PACKING_TOLERANCE}; packing needs full attention and positions from position_ids"
+            f"{PACKING_TOLERANCE}; {SUPPORTED}"
         )
 
 

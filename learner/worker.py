@@ -13,12 +13,13 @@ from learner.algorithms import Algorithm, Need, RewardModelRow
 from learner.config import LearnerConfig
 from learner.credit import Advantages, Ones
 from learner.packing import pack
-from learner.policy import DTYPES, PolicyModel, check_packing, load_policy, sequence
+from learner.policy import DTYPES, PolicyModel, load_policy
 from learner.policy_stage import PolicyStage
 from learner.reward_stage import RewardModelStage
 from learner.scalars import load_given, take_backbone, zero_heads
 from learner.sharding import gather_by_slot, init_distributed, score, shard
 from learner.stage import StageSpec
+from learner.supported import check_packing, sequence
 from learner.types import PackedBatch, StepReport
 from learner.weights import ModelWeights
 from reward import model as scalar_models

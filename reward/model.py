@@ -25,6 +25,8 @@ from reward.tokenizer import copy_tokenizer, padding_id, set_padding
 Kind = Literal["outcome", "process"]
 CLASSES = {"outcome": AutoModelForSequenceClassification, "process": AutoModelForTokenClassification}
 KINDS: dict[str, Kind] = {"ForSequenceClassification": "outcome", "ForTokenClassification": "process"}
+Mask = Tensor | dict[str, Tensor]
+"""(B, T), or (B, 1, T, T) as `learner.policy.visible` makes it."""
 
 
 class ScalarModel(nn.Module):
@@ -35,12 +37,14 @@ class ScalarModel(nn.Module):
         self.members = nn.ModuleList(members)
         self.kind = kind
 
-    def forward(self, input_ids_BT: Tensor, attention_mask: Tensor, position_ids_BT: Tensor, at_N: Tensor) -> Tensor:
+    def forward(self, input_ids_BT: Tensor, mask: Tensor | list[Mask], position_ids_BT: Tensor, at_N: Tensor) -> Tensor:
         """(K, N) scalars, float32 or wider, at the positions at_N = b * T + t.
 
-        attention_mask: (B, T), 0 for padding, or (B, 1, T, T), added to the attention scores.
+        mask: (B, T), 0 for padding, or for each member what its attention scores are added to.
         """
-        return torch.stack([_scalars(member, input_ids_BT, attention_mask, position_ids_BT, at_N) for member in self.members])
+        masks = [mask] * len(self.members) if isinstance(mask, Tensor) else mask
+        given = zip(self.members, masks, strict=True)
+        return torch.stack([_scalars(member, input_ids_BT, mask, position_ids_BT, at_N) for member, mask in given])
 
     @property
     def heads(self) -> list[nn.Linear]:
@@ -48,7 +52,7 @@ class ScalarModel(nn.Module):
         return [_head(member) for member in self.members]
 
 
-def _scalars(member: PreTrainedModel, input_ids_BT: Tensor, mask: Tensor, position_ids_BT: Tensor, at_N: Tensor) -> Tensor:
+def _scalars(member: PreTrainedModel, input_ids_BT: Tensor, mask: Mask, position_ids_BT: Tensor, at_N: Tensor) -> Tensor:
     hidden_BTD = member.base_model(
         input_ids=input_ids_BT, attention_mask=mask, position_ids=position_ids_BT, use_cache=False
     ).last_hidden_state
@@ -114,9 +118,9 @@ def save(model: ScalarModel, directory: Path, tokenizer_dir: Path, weights: Mapp
 
 
 def _load(path: Path, kind: Kind, config: Any, dtype: torch.dtype, head_is_new: bool = False) -> PreTrainedModel:
-    with _quiet():
+    with quiet():
         member, report = CLASSES[kind].from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+            path, config=config, dtype=dtype, attn_implementation=attention_of(config), output_loading_info=True
         )
     head = {name for name, child in member.named_children() if child is _head(member)} if head_is_new else set()
     missing = sorted(name for name in report["missing_keys"] if name.split(".")[0] not in head)
@@ -125,9 +129,14 @@ def _load(path: Path, kind: Kind, config: Any, dtype: torch.dtype, head_is_new: 
     return member.eval()
 
 
+def attention_of(config: Any) -> str:
+    """The implementation that computes what the config says: sdpa knows no cap on attention scores (Gemma 2)."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+
+
 @contextmanager
-def _quiet():
-    """Without transformers' table of new and unused weights: `_load` judges them."""
+def quiet():
+    """Without transformers' table of new and unused weights, which the caller judges."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

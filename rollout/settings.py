@@ -11,6 +11,9 @@ import torch
 
 from rollout.config import GPU_MEMORY_UTILIZATION, KV_CACHE_GB, RolloutConfig
 
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Sizes of an attention head that vLLM's CPU build has kernels for."""
+
 
 def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: int, transport: str) -> dict[str, Any]:
     """Arguments of vLLM's AsyncEngineArgs."""

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from cluster.config import load
@@ -99,6 +100,64 @@ def test_what_ends_an_output_is_shown_and_a_template_that_does_not_say_is_refuse
     (tmp_path / "model/generation_config.json").write_text('{"eos_token_id": 4000}')
     (problem,) = report(*asked, question).problems
     assert "token 4000 is declared to end an output, and the model knows 100" in problem
+
+
+@pytest.fixture
+def given(report, tmp_path, tiny_model_dir):
+    """The report on a copy of the tiny model with a changed config, asked in the plain form."""
+
+    def check_changed(*overrides, without=(), **changes):
+        shutil.copytree(tiny_model_dir, tmp_path / "model", dirs_exist_ok=True)
+        tensors = {name: x for name, x in load_file(tiny_model_dir / "model.safetensors").items() if name not in without}
+        save_file(tensors, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+        path = tmp_path / "model/config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        rows = [{"question": f"1 + w{i}", "answer": str(i + 1)} for i in range(40)]
+        (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        stage = "algorithm: grpo, reward: rule, steps: 1, questions_per_step: 1, samples_per_question: 2"
+        asked = [
+            "model={path: model}",
+            "data={questions: {file: q.jsonl}, prompt: {template: plain}, hold_out: 16, max_prompt_tokens: 270}",
+        ]
+        return report(*asked, f"stages=[{{{stage}, optimizer: {{learning_rate: 0.1}}}}]", *overrides)
+
+    return check_changed
+
+
+def test_what_the_config_tells_of_a_model_is_told_before_a_start(given):
+    assert given().problems == []
+    cut = {
+        "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+    }
+    cut["rope_parameters"]["original_max_position_embeddings"] = 300
+    for changes, problem in (
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types has linear_attention; supported are dense"),
+        ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
+        ({"num_experts": 8}, "num_experts is 8, a mixture of experts"),
+        ({"model_type": "llamma"}, "llamma"),
+    ):
+        (found,) = given(**changes).problems
+        assert found.startswith("model.path: ") and problem in found
+    assert [p for p in given(**cut).problems if "expected at most 300" in p] == given(**cut).problems != []
+    assert given("data.max_prompt_tokens=100", "rollout.max_new_tokens=200", **cut).problems == []
+
+
+def test_heads_divide_among_the_ranks_and_have_a_size_that_a_cpu_engine_knows(given):
+    assert given("rollout.tensor_parallel_size=2").problems == [], "one key-value head is held by both"
+    (problem,) = (p for p in given("rollout.tensor_parallel_size=3").problems if "tensor" in p)
+    assert problem == "rollout.tensor_parallel_size: 3 does not divide the model's 2 attention heads"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cluster.preflight_model.CPU_HEAD_SIZES", (64,))
+        (problem,) = given().problems
+        assert problem == "model.path: attention heads of size 32; vLLM on the CPU has kernels for 64"
+        patch.setenv("RAY_ADDRESS", "elsewhere:1")
+        assert given().problems == [], "the cluster may have GPUs"
+
+
+def test_a_model_directory_with_a_tensor_left_out_is_refused(given):
+    (problem,) = given(without=["model.layers.0.mlp.up_proj.weight"]).problems
+    assert problem.endswith("the tensors of LlamaForCausalLM: missing: model.layers.0.mlp.up_proj.weight")
 
 
 def test_a_bad_row_is_named_with_its_file_and_line(report, tmp_path, tiny_model_dir):

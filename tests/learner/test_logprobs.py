@@ -16,13 +16,15 @@ def problem(count=11, width=6, vocabulary=17, dtype=torch.float64):
 
 @pytest.mark.parametrize("chunk", [1, 4, 11, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_values_and_gradients_are_those_of_log_softmax(chunk, temperature):
+@pytest.mark.parametrize("cap", [None, 1.7])
+def test_values_and_gradients_are_those_of_log_softmax(chunk, temperature, cap):
     hidden, head, target = problem()
     weight = torch.linspace(-1, 2, len(target), dtype=torch.float64)
-    whole = (hidden @ head.T / temperature).log_softmax(-1)
+    logits = hidden @ head.T if cap is None else cap * (hidden @ head.T / cap).tanh()
+    whole = (logits / temperature).log_softmax(-1)
     expected = whole.gather(-1, target[:, None])[:, 0]
     expected_grads = torch.autograd.grad((weight * expected).sum(), (hidden, head))
-    logprob, entropy = selected_logprobs(hidden, head, target, temperature=temperature, chunk=chunk)
+    logprob, entropy = selected_logprobs(hidden, head, target, temperature=temperature, chunk=chunk, cap=cap)
     grads = torch.autograd.grad((weight * logprob).sum(), (hidden, head))
     torch.testing.assert_close(logprob, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(entropy, -(whole.exp() * whole).sum(-1).detach(), rtol=0, atol=1e-12)

@@ -7,7 +7,6 @@ import torch
 
 from learner.credit import GroupRelative, Ones
 from learner.packing import by_sample, by_slot, pack
-from learner.policy import visible
 from learner.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
 from tests.learner.builders import random_batch, scored
 
@@ -155,18 +154,6 @@ def test_the_worked_example_of_the_type_holds():
     assert micro.target_N.tolist() == [5, 2, 6]
     assert micro.token_weight_N.tolist() == [0.25, 0.25, 0.5]
     assert micro.behaviour_logprob_N.isnan().all()
-
-
-def test_a_position_sees_the_prompt_and_its_own_output_up_to_itself():
-    seen = visible(torch.tensor([[0, 0, 1, 1, 2, -1]]), torch.float32)[0, 0] == 0
-    assert seen.int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 0, 1],
-    ]
 
 
 def test_the_budget_bounds_a_micro_batch_unless_one_output_is_longer():

@@ -4,28 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    BloomForCausalLM,
-    CohereConfig,
-    CohereForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
 from learner.credit import GroupRelative, Ones
 from learner.objectives import PolicyObjective
 from learner.packing import pack
-from learner.policy import check_config, check_packing, load_policy
+from learner.policy import load_policy
 from learner.weighting import Clipped
 from tests.learner.builders import plain_logprobs, random_batch, scored
-
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
 
 
 def packed_logprobs(policy, batch, temperature=1.0, max_tokens=4096):
@@ -103,44 +89,3 @@ def test_padding_never_moves_a_rows_logprobs(model_dir, width, pad):
     with torch.no_grad():
         found = policy(micro, 1.0)[0][micro.sample_N == 0]
     torch.testing.assert_close(found, packed_logprobs(policy, [ours]), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=2, attention_bias=True)),
-        Qwen2ForCausalLM(Qwen2Config(**SMALL, num_key_value_heads=2)),
-    ],
-    ids=lambda model: type(model).__name__,
-)
-def test_models_with_full_attention_pass_the_checks(tmp_path, model):
-    model.save_pretrained(tmp_path)
-    check_packing(load_policy(tmp_path, torch.float32, chunk=64))
-
-
-@pytest.mark.parametrize(
-    ("model", "reason"),
-    [
-        (MistralForCausalLM(MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=8)), "sliding_window is 8"),
-        (LlamaForCausalLM(LlamaConfig(**SMALL, attention_dropout=0.1)), "attention_dropout is 0.1, expected 0"),
-        (
-            BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=64)),
-            "Bloom.* does not support",
-        ),
-        (CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.5, pad_token_id=0)), "a plain linear output head"),
-    ],
-    ids=["window", "dropout", "alibi", "scaled logits"],
-)
-def test_models_that_packing_cannot_represent_are_refused(tmp_path, model, reason):
-    torch.manual_seed(0)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=reason):
-        check_packing(load_policy(tmp_path, torch.float32, chunk=64))
-
-
-def test_layer_types_decide_over_an_unused_window():
-    check_config({"sliding_window": 4096, "layer_types": ["full_attention"] * 2})
-    with pytest.raises(ValueError, match="linear_attention"):
-        check_config({"layer_types": ["full_attention", "linear_attention"]})

@@ -22,7 +22,7 @@ CELLS = [GroupRelative(), GroupRelative(normalize_std=False), GroupRelative(ddof
 
 
 def group(rewards, name="g", components=None):
-    items = [scored(name, i, [5], [6, 7], reward=reward) for i, reward in enumerate(rewards)]
+    items = [scored(name, i, [5], [6 + i, 7], reward=reward) for i, reward in enumerate(rewards)]
     parts = components or [{}] * len(items)
     return [replace(x, verdict=replace(x.verdict, components=c)) for x, c in zip(items, parts, strict=True)]
 
@@ -105,7 +105,7 @@ def test_whitening_leaves_rounding_alone():
 def test_pairs_spread_refills_and_selection_see_no_difference():
     assert Signed()(group(SUMS[:2])) == [None, None]
     assert pairs(group(SUMS), per_group=10, rng=random.Random(0)) == []
-
+    assert len(pairs(group([*SUMS, 0.5]), per_group=10, rng=random.Random(0))) == 2 * len(SUMS)
     assert batch_metrics(group(SUMS) + group([0.1, 0.2], "h"))["zero_variance_share"] == 0.5
     assert not has_spread(group(SUMS)) and has_spread(group([*SUMS, 0.5]))
     assert Prioritised().observed([], SUMS) == 0.0 and Prioritised().observed([], [0.0, 1.0]) == 0.5

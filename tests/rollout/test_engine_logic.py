@@ -10,6 +10,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from rollout.engine import Engine, EngineError
 from rollout.requests import completion
+from rollout.settings import CPU_HEAD_SIZES
 from rollout.weights import WorkerExtension
 
 
@@ -109,3 +110,9 @@ def test_handles_of_gpu_memory_reach_the_worker_through_vllms_messages():
     engine = Engine(OverMessages(Worker()), transport="ipc", stop_token_ids=(2,), prefix="fake")
     asyncio.run(engine.update_weights(sent))
     assert engine._llm.worker.received == sent
+
+
+def test_the_sizes_of_heads_are_vllms():
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert list(CPU_HEAD_SIZES) == CPUAttentionBackend.get_supported_head_sizes()
