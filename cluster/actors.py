@@ -105,11 +105,11 @@ class RolloutActor:
 class RewardActor:
     """A RewardWorker."""
 
-    def __init__(self, config: RewardConfig, prefix: str, sync_deadline_s: float):
+    def __init__(self, config: RewardConfig, prefix: str, sync_deadline_s: float, log: Path):
         from reward.worker import RewardWorker
 
         self.config, self.prefix, self.sync_deadline_s = config, prefix, sync_deadline_s
-        self.worker = RewardWorker(config)
+        self.worker = RewardWorker(config, log)
 
     def locate(self) -> str:
         return node_id()

@@ -216,10 +216,9 @@ class Roles:
         self.rollout[slot] = self._spawn("rollout", slot, RolloutActor, self.config.rollout, self.model_dir, options)
 
     def _spawn_judge(self, slot: int) -> None:
-        deadline = self.config.cluster.sync_deadline_s
-        self.reward[slot] = self._spawn(
-            "reward", slot, RewardActor, self.config.reward, f"{self.prefix}-reward-{slot}", deadline
-        )
+        options = f"{self.prefix}-reward-{slot}", self.config.cluster.sync_deadline_s
+        log = self.config.output / "logs" / f"reward-{slot}.log"
+        self.reward[slot] = self._spawn("reward", slot, RewardActor, self.config.reward, *options, log)
 
     def _start_judge(self, slot: int):
         kind = supervision(self.config)

@@ -7,12 +7,15 @@ made to take minutes to compare. Whoever needs to know what such a text says get
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reward.config import RewardConfig
-from reward.pool import Judge, Pool, Reach, Row
+from reward.functions import Wants
+from reward.pool import Judge, Outcome, Pool, Reach, Row
 from rollout.patience import longest
 from rollout.types import Question
 
@@ -33,12 +36,36 @@ def step_pool(config: RewardConfig) -> Pool:
     return Pool("reward.step_rules:rule_labels", **_limits(config))
 
 
-def function_pool(config: RewardConfig) -> Pool:
-    """The user's reward function. Raises ValueError where it cannot be loaded, or lacks a variable that it is to be given."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """The user's reward function: called with questions and outputs, an outcome for each."""
+
+    judge: Judge
+    wants: Wants = Wants()
+
+    def __call__(self, asked: Iterable[tuple[Question, str]]) -> list[Outcome]:
+        return self.judge(
+            [
+                {"question": q.text, "output": output, "gold": q.gold, "columns": self.wants.columns(q.columns)}
+                for q, output in asked
+            ]
+        )
+
+
+def function_pool(config: RewardConfig, log: Path | None = None) -> Pool:
+    """Runs the user's reward function, for a `Function`. What it prints goes to `log`.
+
+    Raises ValueError where it cannot be loaded, or lacks a variable that it is to be given.
+    """
     if absent := [name for name in config.environment if name not in os.environ]:
         raise ValueError(f"reward.environment: {', '.join(absent)}: not set on {socket.gethostname()}")
-    reach = Reach(environment=config.environment, network=config.network)
+    reach = Reach(environment=config.environment, network=config.network, log=log)
     return Pool(config.function, adapter="reward.functions:adapt", reach=reach, **_limits(config))
+
+
+def function_of(pool: Pool) -> Function:
+    """The function that a `function_pool` runs."""
+    return Function(judge=pool, wants=Wants(**pool.wants))
 
 
 def rule_row(output: str, gold: str, config: RewardConfig) -> Row:

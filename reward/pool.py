@@ -9,9 +9,11 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from reward.pool_log import PrintLog
 from reward.pool_process import Process
 from rollout.patience import Patience
 
@@ -45,37 +47,42 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """What a judge may reach besides its own files: nothing, by default."""
+    """What a judge may reach besides its own files, and who hears of it: nothing and nobody, by default."""
 
     environment: tuple[str, ...] = ()
     """Variables that it is given beside those that Python needs (`reward.pool_process.KEPT`)."""
     network: bool = False
+    log: Path | None = None
+    """The file that takes what it prints."""
 
 
 class Pool:
     """Processes that run one judge. Use as a context manager, or close it.
 
-    `target` is `package.module:function` or `file.py:function`; `adapter` is a function that makes the judge from it and says
-    whether that takes many rows at once. Raises ValueError with the traceback when it cannot be loaded.
+    `target` is `package.module:function` or `file.py:function`; `adapter` is a function that makes the judge from it, says
+    whether that takes many rows at once, and what else is to be known of it (`wants`). Raises ValueError with the exception
+    and its traceback when it cannot be loaded.
     """
 
     def __init__(
         self, target: str, *, workers: int, seconds: float, memory_gb: float, adapter: str = "", reach: Reach = Reach()
     ):
         self._setup = {
-            "target": target, "adapter": adapter, "memory_bytes": int(memory_gb * 2**30), **asdict(reach),
+            "target": target, "adapter": adapter, "memory_bytes": int(memory_gb * 2**30),
+            "environment": reach.environment, "network": reach.network, "printing": reach.log is not None,
             "preload": ["math_verify"] if target.startswith("reward.") else [],
         }  # fmt: skip
         self._seconds = seconds
+        self._log = PrintLog(reach.log) if reach.log else None
         self.kills = 0
         """Processes killed or found dead so far."""
         self._processes: list[Process] = []
         try:
             for _ in range(workers):
-                self._processes.append(Process(self._setup))
+                self._processes.append(Process(self._setup, self._log))
             for process in self._processes:
                 ready = process.await_ready()
-            self._batched = ready["batched"]
+            self._batched, self.wants = ready["batched"], ready["wants"]
             if not ready["confined"]:
                 log.warning("this kernel does not keep judges from starting processes and from the network")
         except BaseException:
@@ -97,9 +104,11 @@ class Pool:
                             process = self._fresh(place)
                         busy[process] = deque(todo.popleft())
                         process.send([rows[i] for i in busy[process]])
-                        selector.register(process.answers, selectors.EVENT_READ, process)
+                        process.watch(selector)
                 until = min(process.since for process in busy) + patience.limit
-                ready = {key.data for key, _ in selector.select(max(0.0, until - time.monotonic()))}
+                ready = {
+                    key.data for key, _ in selector.select(max(0.0, until - time.monotonic())) if key.data.heard(key, selector)
+                }
                 late_ones = {p for p in busy.keys() - ready if time.monotonic() - p.since >= patience.limit}
                 for process in ready | late_ones:
                     waiting = len(busy[process])
@@ -107,11 +116,11 @@ class Pool:
                     patience.done += waiting - len(busy[process])
                     late = self._late(patience) if process in late_ones else ""
                     if late or process.ended:
-                        selector.unregister(process.answers)
+                        process.unwatch(selector)
                         patience.count(hung=True)
                         todo.extendleft(reversed(self._replace(process, busy.pop(process), late, out)))
                     elif not busy[process]:
-                        selector.unregister(process.answers)
+                        process.unwatch(selector)
                         del busy[process]
         for process in busy:  # they are at rows that are given up
             self._fresh(self._processes.index(process))
@@ -150,7 +159,7 @@ class Pool:
         """Another process in the place of one that is of no more use."""
         self.kills += 1
         self._processes[place].kill()
-        self._processes[place] = Process(self._setup)
+        self._processes[place] = Process(self._setup, self._log)
         self._processes[place].await_ready()
         return self._processes[place]
 

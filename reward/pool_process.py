@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from reward.pool_log import LONGEST_LINE, PrintLog
+
 START_SECONDS = 120
 LONGEST_ANSWER = 4_000_000
 KEPT = (
@@ -27,15 +29,16 @@ class Process:
     leaves = "it leaves after it ran out of memory"
     """Why a process ended that told so after its last answer: no row is to blame."""
 
-    def __init__(self, setup: Mapping[str, Any]):
-        self._setup = setup
+    def __init__(self, setup: Mapping[str, Any], log: PrintLog | None = None):
+        self._setup, self._log = setup, log
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "reward.pool_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            start_new_session=True, env=_environment(setup["environment"]),
+            stderr=subprocess.PIPE if log else None, start_new_session=True, env=_environment(setup["environment"]),
         )  # fmt: skip
         self.answers = self._process.stdout
-        os.set_blocking(self.answers.fileno(), False)
-        self._buffer = b""
+        for pipe in filter(None, (self.answers, self._process.stderr)):
+            os.set_blocking(pipe.fileno(), False)
+        self._buffer = self._line = b""
         self.since = time.monotonic()
         """When it last answered, or was given rows after a pause."""
         self.ended = ""
@@ -53,16 +56,44 @@ class Process:
         self.send(self._setup)
         until = time.monotonic() + START_SECONDS
         with selectors.DefaultSelector() as selector:
-            selector.register(self.answers, selectors.EVENT_READ)
+            self.watch(selector)
             while time.monotonic() < until and not self.ended:
-                selector.select(until - time.monotonic())
-                for message in self.read():
+                heard = [key for key, _ in selector.select(until - time.monotonic()) if self.heard(key, selector)]
+                for message in self.read() if heard else ():
                     if "error" in message:
                         self.kill()
                         raise ValueError(f"the judge {self._setup['target']} cannot be loaded:\n{message['error']}")
                     return message
         self.kill()
         raise RuntimeError(f"the judge {self._setup['target']} did not start: {self.ended or f'silent for {START_SECONDS} s'}")
+
+    def watch(self, selector: selectors.BaseSelector) -> None:
+        for pipe in filter(None, (self.answers, self._process.stderr)):
+            selector.register(pipe, selectors.EVENT_READ, self)
+
+    def unwatch(self, selector: selectors.BaseSelector) -> None:
+        for pipe in filter(None, (self.answers, self._process.stderr)):
+            if pipe in selector.get_map():
+                selector.unregister(pipe)
+
+    def heard(self, key: selectors.SelectorKey, selector: selectors.BaseSelector) -> bool:
+        """Whether what came is an answer; what was printed is taken."""
+        if key.fileobj is not self.answers and self._take_printed():
+            selector.unregister(key.fileobj)
+        return key.fileobj is self.answers
+
+    def _take_printed(self) -> bool:
+        """Whole lines of what it printed go to the log, which several processes share. Whether there will be no more."""
+        if self._log is None:
+            return True
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._process.stderr.fileno(), LONGEST_LINE):
+                lines, end, self._line = (self._line + part).rpartition(b"\n")
+                if len(self._line) > LONGEST_LINE:
+                    lines, end, self._line = lines + end + self._line, b"\n", b""
+                self._log.write(lines + end)
+            return True
+        return False
 
     def send(self, message: Any) -> None:
         self.since = time.monotonic()
@@ -73,7 +104,8 @@ class Process:
             self.ended = "its process ended"
 
     def read(self) -> list[dict]:
-        """The answers that have come."""
+        """The answers that have come; what was printed before them is taken."""
+        self._take_printed()
         while True:
             try:
                 part = os.read(self.answers.fileno(), 1 << 16)
@@ -98,6 +130,10 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(timeout=30)
+        if self._log is not None and not self._process.stderr.closed:
+            self._take_printed()
+            self._log.write(self._line)
+            self._process.stderr.close()
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.stdout.close()

@@ -1,8 +1,8 @@
 """What runs in a judge's process: rows in, an answer for each out, as JSON lines on pipes of its own.
 
 The judge is a function `judge(**row)`; an adapter may make it from the function named, and says whether it is one, or takes
-many rows and returns a list of answers. What it prints goes nowhere. It may not start processes nor, unless that is allowed,
-open a socket, and its memory is limited.
+many rows and returns a list of answers. What it prints goes to stderr where somebody reads that, else nowhere. It may not
+start processes nor, unless that is allowed, open a socket, and its memory is limited.
 """
 
 import importlib.util
@@ -39,25 +39,27 @@ def load(target: str) -> Callable:
 def main() -> None:
     die_with_parent()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nowhere, descriptor)
     setup = json.loads(requests.readline())
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    if not setup["printing"]:
+        os.dup2(nowhere, 2)
+    os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"],) * 2)
     # Before the judge is loaded: what its import starts is bound by it too.
     confined = setup["network"] or no_network()
     try:
-        judge, batched = load(setup["target"]), False
+        judge, batched, wants = load(setup["target"]), False, {}
         if setup["adapter"]:
-            judge, batched = load(setup["adapter"])(judge)
+            judge, batched, wants = load(setup["adapter"])(judge)
         for name in setup["preload"]:
             pkgutil.resolve_name(name)
-    except BaseException:
-        _answer(answers, {"error": traceback.format_exc()})
+    except BaseException as error:
+        _answer(answers, {"error": _told(error)})
         return
     confined = no_new_processes() and confined
-    _answer(answers, {"ready": True, "confined": confined, "batched": batched})
+    _answer(answers, {"ready": True, "confined": confined, "batched": batched, "wants": wants})
     while line := requests.readline():
         rows = json.loads(line)
         for work in [lambda rows=rows: judge(rows)] if batched else [lambda row=row: judge(**row) for row in rows]:
@@ -76,9 +78,15 @@ def _judged(work: Callable[[], Any]) -> dict:
     except MemoryError:
         # What is left of its memory may not do for the next row.
         return {"killed": "the judge ran into its memory limit", "leaving": True}
-    except BaseException:
-        return {"error": traceback.format_exc(limit=-20)}
+    except BaseException as error:
+        return {"error": _told(error)}
     return {"value": value, "seconds": time.monotonic() - start}
+
+
+def _told(error: BaseException) -> str:
+    """An exception, then its traceback: whoever has room for a line only shows what went wrong."""
+    line = "".join(traceback.format_exception_only(error)).strip()
+    return f"{line}\n{''.join(traceback.format_exception(error, limit=-20))}"
 
 
 def _answer(answers, message: dict) -> None:

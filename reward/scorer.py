@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reward.config import RewardConfig, RewardModelConfig
-from reward.judges import rule_row
+from reward.judges import Function, rule_row
 from reward.pool import Judge, Outcome, Row
 from reward.types import Judgement, RewardEvent, ScoredSample, Verdict
 from rollout.episode import without_tool_output
@@ -64,16 +64,15 @@ class FunctionScorer:
     The components also have the rule's `format`, and its `correct` where the function returns none of its own.
     """
 
-    def __init__(self, config: RewardConfig, function: Judge, judge: Judge):
-        """`function` runs what `reward.functions.adapt` made of the user's; `judge` is the rule's."""
+    def __init__(self, config: RewardConfig, function: Function, judge: Judge):
+        """`judge` is the rule's."""
         self._config, self._function, self._judge = config, function, judge
 
     def score(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]:
         """One scored sample per sample, in order. Raises ValueError for a sample whose question is not given."""
         ruled = self._judge(rule_rows(questions, samples, self._config))
         asked = {question.ordinal: question for question in questions}
-        rows = [{"question": (q := asked[s.ordinal]).text, "output": s.text, "gold": q.gold} for s in samples]
-        verdicts = map(self._verdict, samples, self._function(rows), ruled)
+        verdicts = map(self._verdict, samples, self._function((asked[s.ordinal], s.text) for s in samples), ruled)
         return [
             ScoredSample(sample=s, events=() if v.reward is None else _at_the_end(s, v.reward), verdict=v)
             for s, v in zip(samples, verdicts, strict=True)

@@ -4,17 +4,30 @@ Every reference answer, stated as an output states it, is right. Wrong are: no o
 candidates, and the right answer inside the reasoning with another one stated. What a judge says twice must be the same.
 """
 
-from collections.abc import Callable, Sequence
+import difflib
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from reward.config import AnswerFormat, RewardConfig
-from reward.judges import function_pool, rule_row
+from reward.functions import ONE, Wants
+from reward.judges import Function, function_of, function_pool, rule_row
 from reward.pool import Judge, Outcome
+from reward.pool_process import KEPT
 from rollout.types import Question
 
 TRIED = 256
 """Questions that are tried for what must be wrong, evenly spread; the right answers are tried for all."""
 SHOWN = 5
+TRIAL_SECONDS = 120
+"""After these a reward function is tried on no further question."""
+PROGRESS_SECONDS = 5
+log = logging.getLogger("cohort")
 
 
 @dataclass(slots=True)
@@ -31,11 +44,18 @@ def self_test(questions: Sequence[Question], config: RewardConfig, rule: Judge, 
     if config.function is None:
         try_rule(questions, config, rule, found)
         return
-    try:
-        with function_pool(config) as function:
-            try_function(questions, config, function, rule, found)
-    except ValueError as error:
-        found.problems.append(f"reward.function: {error}")
+    with tempfile.TemporaryDirectory(prefix="cohort-check-") as folder:
+        printed = Path(folder) / "printed"
+        try:
+            with function_pool(config, printed) as pool:
+                try_function(questions, config, function_of(pool), rule, found)
+        except ValueError as error:
+            found.problems.append(f"reward.function: {error}")
+        lines = printed.read_text(errors="replace").splitlines() if printed.exists() else []
+    if lines:
+        more = [f"  and {len(lines) - SHOWN} lines more"] if len(lines) > SHOWN else []
+        shown = [f"  {line[:200]}" for line in lines[:SHOWN]] + more
+        found.facts.append("\n".join(["reward.function prints (in a run, to RUN/logs):", *shown]))
 
 
 def try_rule(questions: Sequence[Question], config: RewardConfig, judge: Judge, found: Report) -> None:
@@ -68,31 +88,77 @@ def try_rule(questions: Sequence[Question], config: RewardConfig, judge: Judge, 
         found.facts.append(f"the judge: {len(right)} reference answers are right, {count} wrong answers are wrong")
 
 
-def try_function(questions: Sequence[Question], config: RewardConfig, function: Judge, rule: Judge, found: Report) -> None:
-    """Report of a reward function, on the reference answers as outputs and on empty ones."""
+def try_function(questions: Sequence[Question], config: RewardConfig, function: Function, rule: Judge, found: Report) -> None:
+    """Report of a reward function, on the reference answers as outputs and on empty ones: a few first, as one that hangs or
+    fails does so at once, then as many as `TRIED` and `TRIAL_SECONDS` allow."""
+    _check_columns(questions, function.wants, found)
+    if found.problems:
+        return
     tried = [questions[i] for i in range(0, len(questions), max(1, len(questions) // TRIED))]
     silent = [(question, "") for question in tried]
     golds = _references(tried, _judged(rule, silent, config))
     stating = [(question, stated(gold, config.answer_format)) for question, gold in zip(tried, golds, strict=True)]
-    first, again, empty = (_scored(function, rows) for rows in (stating, stating, silent))
-    _report(found, stating, first, lambda o: o.status == "score", "reward.function gives no score")
-    _report(found, silent, empty, lambda o: o.status == "score", "reward.function gives no score to an empty output")
-    same = {id(b): a.value == b.value for a, b in zip(first, again, strict=True)}
-    _report(found, stating, again, lambda o: same[id(o)], "reward.function does not say the same twice")
+    first: list[Outcome] = []
+    empty: list[Outcome] = []
+    for part in _parts(len(tried), config.judges):
+        for rows, kept, whose in ((stating[part], first, ""), (silent[part], empty, " to an empty output")):
+            kept += function(rows)
+            _report(found, rows, kept[part], lambda o: o.status == "score", f"reward.function gives no score{whose}", config)
+            if found.problems:
+                return
+        again = function(stating[part])
+        changed = {id(b) for a, b in zip(first[part], again, strict=True) if a.value != b.value}
+        _report(found, stating[part], again, lambda o: id(o) not in changed, "reward.function does not say the same twice")  # noqa: B023
+        if found.problems:
+            return
+    _check_components(config, first, empty, found)
     if found.problems:
         return
+    if "correct" not in first[0].value and any(_problem(o) for o in _judged(rule, stating[: len(first)], config)):
+        expected = "expected a component `correct` (0 or 1), or reference answers that the rule can judge"
+        names = ", ".join(sorted(first[0].value))
+        found.problems.append(f"reward.function: evaluation must know what is correct: found {names}; {expected}")
+
+
+def _parts(count: int, judges: int) -> Iterator[slice]:
+    """Slices of `count` rows that grow as long as they are done in seconds; says how far it is."""
+    began = told = time.monotonic()
+    start, size = 0, judges
+    while start < count:
+        if start and (now := time.monotonic()) - began > TRIAL_SECONDS:
+            return
+        if start and now - told > PROGRESS_SECONDS:
+            log.info("reward.function: tried on %d of %d questions", start, count)
+            told = now
+        yield slice(start, min(start + size, count))
+        start += size
+        rate = start / (time.monotonic() - began + 1e-9)
+        size = max(judges, min(4 * size, int(PROGRESS_SECONDS * rate)))
+
+
+def _check_columns(questions: Sequence[Question], wants: Wants, found: Report) -> None:
+    """Every row has the columns that the function cannot do without."""
+    for name in wants.required:
+        bad = [question for question in questions if wants.column(name, question.columns) is None]
+        if bad:
+            present = sorted(bad[0].columns)
+            near = difflib.get_close_matches(name, [*ONE, *present], n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            known = f"expected {', '.join(ONE)} or a column: {', '.join(present) or 'there is none'}"
+            rows = f"{len(bad)} of {len(questions)} rows, the first {bad[0].id}"
+            found.problems.append(f"reward.function: parameter {name!r}: no such column in {rows}; {known}{hint}")
+
+
+def _check_components(config: RewardConfig, first: Sequence[Outcome], empty: Sequence[Outcome], found: Report) -> None:
     names = {", ".join(sorted(o.value)) for o in (*first, *empty)}
     weighed = ", ".join(sorted(config.weights))
     if len(names) > 1 or weighed and names != {weighed}:
         expected = f"those of reward.weights, {weighed}" if weighed else "the same for every output"
         found.problems.append(f"reward.function returns components {'; or '.join(sorted(names))}; expected {expected}")
         return
-    if "correct" not in first[0].value and any(_problem(o) for o in _judged(rule, stating, config)):
-        expected = "expected a component `correct` (0 or 1), or reference answers that the rule can judge"
-        found.problems.append(f"reward.function: evaluation must know what is correct: found {', '.join(names)}; {expected}")
     if all(a.value == b.value for a, b in zip(first, empty, strict=True)):
         found.warnings.append("reward.function gives the reference answers what it gives empty outputs")
-    found.facts.append(f"reward.function: {', '.join(names)}, tried on {len(tried)} questions")
+    found.facts.append(f"reward.function: {', '.join(names)}, tried on {len(first)} questions")
 
 
 def stated(answer: str, form: AnswerFormat) -> str:
@@ -119,10 +185,6 @@ def _judged(judge: Judge, rows: Sequence[tuple[Question, str]], config: RewardCo
     return judge([rule_row(text, question.gold, config) for question, text in rows])
 
 
-def _scored(function: Judge, rows: Sequence[tuple[Question, str]]) -> list[Outcome]:
-    return function([{"question": question.text, "output": text, "gold": question.gold} for question, text in rows])
-
-
 def _problem(outcome: Outcome) -> str | None:
     return outcome.reason or outcome.value["problem"]
 
@@ -137,12 +199,28 @@ def _report(
     outcomes: Sequence[Outcome],
     good: Callable[[Outcome], bool],
     what: str,
+    config: RewardConfig | None = None,
 ) -> None:
-    """A problem that names the first rows whose outcome is not good, if there are any."""
+    """A problem that names the first rows whose outcome is not good, if there are any: what went wrong in a line each, and
+    the first one's traceback once. With `config`, also what setting may be missing."""
     bad = [(question, text, outcome) for (question, text), outcome in zip(rows, outcomes, strict=True) if not good(outcome)]
+    if not bad:
+        return
     lines = [f"{len(bad)} {'question' if len(bad) == 1 else 'questions'}: {what}"]
     for question, text, outcome in bad[:SHOWN]:
-        said = outcome.reason.strip() or f"judged {outcome.value}"
+        said = outcome.reason.strip().partition("\n")[0] or f"judged {outcome.value}"
         lines.append(f"  {question.id}, answer {question.gold[-60:]!r}, output {text[:60]!r}: {said}")
-    if bad:
-        found.problems.append("\n".join([*lines, *([f"  and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else [])]))
+    lines += [f"  and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+    said, _, traceback = bad[0][2].reason.strip().partition("\n")
+    lines += [_hint(said, config)] if config and _hint(said, config) else []
+    found.problems.append("\n".join([*lines, *([traceback] if traceback else [])]))
+
+
+def _hint(said: str, config: RewardConfig) -> str:
+    """What a failure may come from that a setting mends."""
+    given = {*KEPT, *config.environment}
+    if hidden := [name for name in re.findall(r"\b[A-Z][A-Z0-9_]{3,}\b", said) if name in os.environ and name not in given]:
+        return f"  a function has no variable that is not asked for: reward.environment: [{', '.join(dict.fromkeys(hidden))}]"
+    if not config.network and re.search("not permitted|name resolution|gaierror|ConnectionError|ConnectError", said):
+        return "  a function has no network unless it is asked for: reward.network: true"
+    return ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reward.config import RewardConfig, RewardModelConfig, member_directories
-from reward.judges import function_pool, rule_pool
+from reward.judges import function_of, function_pool, rule_pool
 from reward.scorer import FunctionScorer, ModelScorer, RuleScorer
 from reward.tokenizer import check_tokenizer
 from reward.types import ScoredSample
@@ -27,13 +27,14 @@ class RewardWorker:
     serves, `finish_weight_update` loads.
     """
 
-    def __init__(self, config: RewardConfig):
+    def __init__(self, config: RewardConfig, log: Path | None = None):
+        """`log`: the file for what a reward function prints."""
         self._config = config
         self._judges = rule_pool(config)
-        self._function = function_pool(config) if config.function is not None else None
-        self._rule: RuleScorer | FunctionScorer = (
-            FunctionScorer(config, self._function, self._judges) if self._function else RuleScorer(config, self._judges)
-        )
+        self._function = function_pool(config, log) if config.function is not None else None
+        self._rule: RuleScorer | FunctionScorer = RuleScorer(config, self._judges)
+        if self._function is not None:
+            self._rule = FunctionScorer(config, function_of(self._function), self._judges)
         self._model: ScalarModel | None = None
         self._finder: StepFinder | None = None
         self._staging: Staging | None = None

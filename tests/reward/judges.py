@@ -46,7 +46,7 @@ def judge(do: str, value=None):
 
 def many(function):
     """An adapter: the function takes many rows at once."""
-    return function, True
+    return function, True, {}
 
 
 def batch(rows):

@@ -1,16 +1,19 @@
 """A user's reward function: its signature, what it may return, and its components as a reward."""
 
+from dataclasses import replace
+
 import pytest
 
 from reward.config import RewardConfig
-from reward.functions import adapt
+from reward.functions import Wants, adapt
+from reward.judges import Function
 from reward.pool import Outcome, Pool
 from reward.scorer import FunctionScorer
 from reward.worker import RewardWorker
 from rollout.types import FinishReason
 from tests.reward.builders import judge_here, question, sample
 
-ROWS = [{"question": f"{i} + 1", "output": "x" * i, "gold": str(i + 1)} for i in range(3)]
+ROWS = [{"question": f"{i} + 1", "output": "x" * i, "gold": str(i + 1), "columns": {}} for i in range(3)]
 
 
 def one(output, gold, weight=2):
@@ -30,23 +33,22 @@ async def many_later(questions, golds):
 
 
 def test_one_output_at_a_time_or_many_and_async_or_not():
-    judge, batched = adapt(one)
+    judge, batched, _ = adapt(one)
     assert not batched and [judge(**row) for row in ROWS] == [{"score": 0.0}, {"score": 2.0}, {"score": 4.0}]
-    judge, batched = adapt(later)
+    judge, batched, _ = adapt(later)
     assert not batched and judge(**ROWS[0]) == {"length": 0.0}
-    judge, batched = adapt(many)
+    judge, batched, _ = adapt(many)
     assert batched and judge(ROWS) == [{"score": 0.0}, {"score": 1.0}, {"score": 2.0}]
-    judge, batched = adapt(many_later)
+    judge, batched, _ = adapt(many_later)
     assert batched and judge(ROWS) == [{"a": float(i + 1), "b": 5.0} for i in range(3)]
 
 
 @pytest.mark.parametrize(
     ("function", "found"),
     [
-        (lambda text: 1, "found parameters text"),
+        (lambda text: 1, "found parameters text; expected some of question, output, gold, or of"),
         (lambda: 1, "found parameters none"),
         (lambda question, outputs: 1, "found parameters question, outputs"),
-        (lambda output, threshold: 1, "found parameters output, threshold"),
         (7, "found int, expected a function"),
     ],
 )
@@ -55,19 +57,73 @@ def test_a_signature_that_does_not_fit_is_refused(function, found):
         adapt(function)
 
 
-@pytest.mark.parametrize("value", [None, True, float("nan"), float("inf"), "1", [1.0], {"a": None}, {"a": False}, {1: 1.0}, {}])
+class Number:
+    """A scalar of an array library: no Python number."""
+
+    ndim = 0
+
+    def __init__(self, value):
+        self.value = value
+
+    def item(self):
+        return self.value
+
+
+class Matrix(Number):
+    ndim = 2
+
+    def __init__(self):
+        super().__init__(1.0)
+
+
+@pytest.mark.parametrize(
+    "value", [None, float("nan"), float("inf"), "1", [1.0], {"a": None}, {"a": "no"}, {1: 1.0}, {}, Matrix()]
+)
 def test_what_is_no_finite_number_is_an_error_that_names_the_function(value):
     def mine(output):
         return value
 
-    judge, _ = adapt(mine)
+    judge, _, _ = adapt(mine)
     with pytest.raises(TypeError, match=r"test_functions.py:\d+: mine returned"):
-        judge(output="x", question="", gold="")
+        judge(output="x", question="", gold="", columns={})
+
+
+def test_true_is_1_and_a_scalar_of_an_array_library_is_its_number():
+    def mine(output):
+        return {"right": True, "wrong": False, "shown": Number(True), "length": Number(2.5)}
+
+    judge, _, _ = adapt(mine)
+    found = judge(output="x", question="", gold="", columns={})
+    assert found == {"right": 1.0, "wrong": 0.0, "shown": 1.0, "length": 2.5} and {type(x) for x in found.values()} == {float}
+
+
+def leveled(output, level, weight=2, source="here", **others):
+    return {"level": level * weight, "here": source == "here", "others": len(others)}
+
+
+def leveled_all(outputs, levels, source=()):
+    return [{"level": level, "sources": len(source)} for level in levels]
+
+
+def test_columns_of_the_data_reach_a_function_by_name():
+    row = {"question": "other", "level": 3, "source": "there", "id": 7}
+    judge, batched, wants = adapt(leveled)
+    wants = Wants(**wants)
+    assert not batched and wants == Wants(required=("level",), optional=("weight", "source"), others=True)
+    columns = wants.columns(row)
+    assert columns == {"level": 3, "source": "there", "id": 7}, "no column is taken for the question"
+    assert judge(question="", output="", gold="", columns=columns) == {"level": 6.0, "here": 0.0, "others": 1.0}
+    judge, batched, wants = adapt(leveled_all)
+    columns = [Wants(**wants).columns(row) for row in ({"level": 3, "source": 1}, {"levels": 4, "level": 9}, {"level": 5})]
+    assert batched and columns == [{"levels": 3, "source": 1}, {"levels": 4}, {"levels": 5}]
+    rows = [{"question": "", "output": "", "gold": "", "columns": given} for given in columns]
+    assert [value["level"] for value in judge(rows)] == [3.0, 4.0, 5.0], "what only some rows have is left to the default"
+    assert judge(rows)[0]["sources"] == 0.0
 
 
 @pytest.mark.parametrize(("values", "found"), [([1.0], "1 values"), (3.0, "3.0"), (None, "None")])
 def test_a_batch_of_another_length_is_an_error(values, found):
-    judge, _ = adapt(lambda outputs: values)
+    judge, _, _ = adapt(lambda outputs: values)
     with pytest.raises(TypeError, match=f"returned {found} for 3 outputs; expected a list with one for each"):
         judge(ROWS)
 
@@ -76,7 +132,7 @@ def scorer(*values, **config):
     """A scorer whose function returns these components, or fails with this reason."""
 
     def function(rows):
-        assert [set(row) for row in rows] == [{"question", "output", "gold"}] * len(rows)
+        assert [set(row) for row in rows] == [{"question", "output", "gold", "columns"}] * len(rows)
         return [
             Outcome(status="error", value=None, reason=v, seconds=0.1)
             if isinstance(v, str)
@@ -84,7 +140,7 @@ def scorer(*values, **config):
             for v in values
         ]
 
-    return FunctionScorer(RewardConfig().model_copy(update=config), function, judge_here)
+    return FunctionScorer(RewardConfig().model_copy(update=config), Function(judge=function), judge_here)
 
 
 def test_components_are_weighted_into_one_event_and_the_rules_stand_beside():
@@ -132,20 +188,25 @@ def score_all(outputs, golds):
 @pytest.mark.parametrize("name", ["score", "score_all"])
 def test_a_function_of_a_file_in_the_pool(tmp_path, name):
     file = tmp_path / "mine.py"
-    file.write_text(MINE.replace("output == gold,", "float(output == gold),"))
+    file.write_text(MINE)
     with Pool(f"{file}:{name}", workers=1, seconds=2, memory_gb=1, adapter="reward.functions:adapt") as pool:
-        outcomes = pool([{"question": "", "output": text, "gold": "7"} for text in ("7", "hang", "abc")])
+        outcomes = pool([{"question": "", "output": text, "gold": "7", "columns": {}} for text in ("7", "hang", "abc")])
     assert [o.value for o in outcomes] == [{"correct": 1.0, "length": 1.0}, None, {"correct": 0.0, "length": 3.0}]
     assert outcomes[1].status == "killed"
 
 
-def test_the_reward_worker_scores_by_it(tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(MINE.replace("output == gold,", "float(output == gold),"))
-    worker = RewardWorker(RewardConfig(function=f"{file}:score", weights={"correct": 1.0, "length": 0.5}))
+def test_the_reward_worker_scores_by_it_with_columns_and_keeps_what_it_prints(tmp_path):
+    file, log = tmp_path / "mine.py", tmp_path / "run" / "logs" / "reward-0.log"
+    file.write_text(MINE.replace("gold):", "gold, level):\n    print('level', level)", 1))
+    config = RewardConfig(function=f"{file}:score", weights={"correct": 1.0, "length": 0.5})
+    worker = RewardWorker(config, log)
     try:
-        (scored,) = worker.score([question()], [sample("7")])
-        assert scored.verdict.reward == 1.5 and worker.describe()["scorer"] == "FunctionScorer"
+        asked = [replace(question(n), columns={"level": n + 1}) for n in range(2)]
+        scored = worker.score(asked, [sample("7", n) for n in range(2)])
+        assert [s.verdict.reward for s in scored] == [1.5, 1.5] and worker.describe()["scorer"] == "FunctionScorer"
+        assert log.read_text() == "level 1\nlevel 2\n"
+        (lost,) = worker.score([question()], [sample("7")])
+        assert lost.verdict.status == "error" and "missing 1 required positional argument: 'level'" in lost.verdict.reason
     finally:
         worker.close()
 

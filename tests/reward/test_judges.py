@@ -7,7 +7,7 @@ import time
 import pytest
 
 from reward.config import RewardConfig
-from reward.judges import function_pool, gold_check, rule_pool
+from reward.judges import function_of, function_pool, gold_check, rule_pool
 from reward.pool_process import KEPT
 from reward.selftest import Report, try_rule
 from tests.reward.builders import question
@@ -39,7 +39,7 @@ if os.environ.get("WHILE_LOADED"):
     socket.create_connection(("127.0.0.1", int(os.environ["WHILE_LOADED"])), 5)
 
 def names(output):
-    return {name: 1.0 for name in os.environ}
+    return dict.fromkeys(os.environ, True)
 
 def call(output):
     return socket.create_connection(("127.0.0.1", int(output)), 5).send(b"x")
@@ -59,7 +59,7 @@ def reaching(tmp_path):
 
     def ask(name, output="", **settings):
         with function_pool(RewardConfig(function=f"{file}:{name}", judge_seconds=20, **settings)) as pool:
-            (outcome,) = pool([{"question": "", "output": output, "gold": ""}])
+            (outcome,) = function_of(pool)([(question(), output)])
         return outcome
 
     return ask

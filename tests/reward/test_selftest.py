@@ -1,9 +1,12 @@
 """The self-test finds judges and data that a run must not start with."""
 
+import time
+from dataclasses import replace
+
 import pytest
 
 from reward.config import RewardConfig
-from reward.judges import rule_pool
+from reward.judges import Function, rule_pool
 from reward.selftest import Report, self_test, try_function, try_rule
 from tests.reward.builders import judge_here, question
 
@@ -70,7 +73,9 @@ def test_a_judge_that_changes_its_mind_is_found():
 
 def tried(function, **config):
     findings = Report()
-    try_function(QUESTIONS[:3], RewardConfig().model_copy(update=config), changed_into(function), judge_here, findings)
+    try_function(
+        QUESTIONS[:3], RewardConfig().model_copy(update=config), Function(judge=changed_into(function)), judge_here, findings
+    )
     return findings
 
 
@@ -105,3 +110,71 @@ def test_in_pools_of_its_own(tmp_path):
     assert "gives no score to an empty output" in problem and "ZeroDivisionError" in problem
     (problem,) = problems(function=f"{file}:scroe")
     assert "cannot be loaded" in problem and "scroe" in problem
+
+
+def of_file(tmp_path, code, questions=QUESTIONS, **config):
+    """The report on a reward function, as `check` makes it."""
+    report, file = Report(), tmp_path / "mine.py"
+    file.write_text(code)
+    asked = RewardConfig(function=f"{file}:score", **config)
+    self_test(questions, asked, judge_here, report)
+    return report
+
+
+def test_an_exception_is_named_first_and_its_traceback_shown_once(tmp_path):
+    code = "def score(output):\n    def deep(n):\n        return deep(n - 1) if n else {}['price']\n    return deep(30)\n"
+    (problem,) = of_file(tmp_path, code, judges=3).problems
+    first, *rows = problem.splitlines()
+    assert first == "3 questions: reward.function gives no score"
+    assert [row.rpartition(": ")[2] for row in rows[:3]] == ["'price'"] * 3 and all("KeyError" in row for row in rows[:3])
+    assert problem.count("Traceback") == 1 and problem.rstrip().endswith("KeyError: 'price'")
+    (problem,) = of_file(tmp_path, "import no_such_module\n").problems
+    assert "cannot be loaded:\nModuleNotFoundError: No module named 'no_such_module'\n" in problem
+
+
+def test_a_function_that_hangs_is_told_after_the_first_row(tmp_path):
+    many = [question(i, str(i)) for i in range(400)]
+    began = time.monotonic()
+    (problem,) = of_file(tmp_path, "import time\ndef score(output):\n    time.sleep(1000)\n", many, judge_seconds=1).problems
+    assert time.monotonic() - began < 30
+    assert problem.startswith("1 question: reward.function gives no score\n  q:0") and "no answer within 1 s" in problem
+
+
+def test_a_slow_function_is_tried_on_as_many_questions_as_there_is_time_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("reward.selftest.TRIAL_SECONDS", 1.5)
+    monkeypatch.setattr("reward.selftest.PROGRESS_SECONDS", 0.3)
+    code = "import time\ndef score(output):\n    time.sleep(0.05)\n    return float(len(output))\n"
+    with caplog.at_level("INFO", "cohort"):
+        report = of_file(tmp_path, code, [question(i, str(i)) for i in range(400)])
+    count = int(report.facts[0].split()[4])
+    assert report.problems == [] and 1 < count < 200, report.facts
+    assert any("tried on" in line and "of 400 questions" in line for line in caplog.messages)
+
+
+def test_columns_that_are_missing_are_named_with_those_there_are(tmp_path):
+    rows = [replace(question(i, str(i)), columns={"level": i, "subject": "x"}) for i in range(4)]
+    code = "def score(output, levle, subject, weight=1):\n    print('seen', subject)\n    return len(output)\n"
+    (problem,) = of_file(tmp_path, code, rows).problems
+    assert problem == (
+        "reward.function: parameter 'levle': no such column in 4 of 4 rows, the first q:0; expected question, output, gold "
+        "or a column: level, subject; did you mean 'level'?"
+    )
+    report = of_file(tmp_path, code.replace("levle", "level"), rows)
+    assert report.problems == [] and report.facts[0].startswith("reward.function: score, tried on 4")
+    assert report.facts[1].splitlines()[:2] == ["reward.function prints (in a run, to RUN/logs):", "  seen x"]
+    del rows[2].columns["level"]
+    assert "in 1 of 4 rows, the first q:2" in of_file(tmp_path, code.replace("levle", "level"), rows).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("os.environ['COHORT_TEST_KEY']", "reward.environment: [COHORT_TEST_KEY]"),
+        ("socket.create_connection(('127.0.0.1', 9), 1)", "reward.network: true"),
+        ("socket.getaddrinfo('example.invalid', 80)", "reward.network: true"),
+    ],
+)
+def test_what_a_function_was_not_given_is_pointed_out(tmp_path, monkeypatch, line, hint):
+    monkeypatch.setenv("COHORT_TEST_KEY", "x")
+    (problem,) = of_file(tmp_path, f"import os, socket\ndef score(output):\n    {line}\n").problems
+    assert hint in problem
