@@ -184,8 +184,8 @@ class LearnerActor:
     def scores(self, examples):
         return self.worker.scores(examples)
 
-    def save(self, directory: Path) -> None:
-        self.worker.save(directory)
+    def save(self, directory: Path) -> dict[str, int]:
+        return self.worker.save(directory)
 
     def load(self, directory: Path, spec: StageSpec) -> None:
         self.worker.load(directory, spec)

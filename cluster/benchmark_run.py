@@ -12,7 +12,8 @@ from cluster.config import ConfigError, RunConfig, diff, load, resolved_yaml
 from cluster.launch import cluster, roles, stop_flag
 from cluster.metrics import read_jsonl
 from cluster.pipeline import Stopped
-from cluster.resume import RunLock
+from cluster.records import write_rows, write_text
+from cluster.resume import RunDirectory
 from cluster.roles import RoleFailed
 from cluster.sampling import Bound, RunFailed, Sampler
 from cluster.sources import by_ordinal, leases
@@ -41,28 +42,26 @@ MAY_CHANGE = (
 
 def evaluate_benchmark(config: RunConfig, benchmark: str, ks: Sequence[int]) -> dict:
     """Sample and judge what is missing, then sum up. Raises ConfigError, RunFailed, or Stopped after a signal."""
-    out, questions = config.output, _questions(config, benchmark)
-    lock = RunLock(out)
-    try:
+    questions = _questions(config, benchmark)
+    with RunDirectory(config.output) as held:
         done = {row["ordinal"]: row for row in _kept(config)}
         left = [question for question in questions if question.ordinal not in done]
-        if left:
-            log.info("%s: %d questions, %d of them done before", benchmark, len(questions), len(done))
-            _sample(config, left, BENCHMARKS[benchmark].breakdown, len(questions))
-        rows = read_jsonl(out / "generations.jsonl")
+        try:
+            if left:
+                log.info("%s: %d questions, %d of them done before", benchmark, len(questions), len(done))
+                _sample(config, held, left, BENCHMARKS[benchmark].breakdown, len(questions))
+        except RoleFailed as error:
+            raise RunFailed(str(error)) from error
+        rows = read_jsonl(held.path / "generations.jsonl")
         results = {"benchmark": benchmark, "model": str(config.model.path)} | summarise(
             rows, ks, BENCHMARKS[benchmark].breakdown
         )
-        (out / "results.json").write_text(json.dumps(results, indent=1))
+        write_text(held.path / "results.json", json.dumps(results, indent=1))
         if max(ks) > 1:
             from cluster.report import plot_at_k
 
-            plot_at_k(measures(*_stored(rows)), benchmark, out / "at_k.png")
+            plot_at_k(measures(*_stored(rows)), benchmark, held.path / "at_k.png")
         return results
-    except RoleFailed as error:
-        raise RunFailed(str(error)) from error
-    finally:
-        lock.release()
 
 
 def summarise(rows: Sequence[dict], ks: Sequence[int], breakdown: Sequence[str]) -> dict:
@@ -142,15 +141,15 @@ def _kept(config: RunConfig) -> list[dict]:
             raise ConfigError([f"{config.output} holds an evaluation with other settings; expected another --out", *changed])
     elif any(path.name != "lock" for path in config.output.iterdir()):
         raise ConfigError([f"{config.output} is not empty and holds no evaluation; expected another --out"])
-    before.write_text(resolved_yaml(config))
+    write_text(before, resolved_yaml(config))
     if not kept.exists():
         return []
     rows = read_jsonl(kept)
-    kept.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))  # a kill may have cut the last line
+    write_rows(kept, rows)  # a kill may have cut the last line
     return rows
 
 
-def _sample(config: RunConfig, questions: Sequence[Question], breakdown: Sequence[str], total: int) -> None:
+def _sample(config: RunConfig, held: RunDirectory, questions: Sequence[Question], breakdown: Sequence[str], total: int) -> None:
     """Outputs of the questions, judged, into generations.jsonl as they come."""
     size = config.evaluation.samples_per_question
     sampling = Sampling(temperature=config.evaluation.temperature, max_new_tokens=config.rollout.max_new_tokens)
@@ -159,8 +158,9 @@ def _sample(config: RunConfig, questions: Sequence[Question], breakdown: Sequenc
         cluster(config, 0),
         stop_flag() as stopping,
         roles(config, 0) as actors,
-        (config.output / "generations.jsonl").open("a") as file,
+        (held.path / "generations.jsonl").open("a") as file,
     ):
+        held.begun()
         sampler = Sampler(actors, None, lambda slot: None, Bound(config.reward.max_unscored_share))
         for start in range(0, len(questions), at_once):
             part = questions[start : start + at_once]

@@ -7,8 +7,6 @@ from typing import Annotated, get_args
 
 import typer
 
-from cluster.recipe import ConfigError
-
 FAILED = 3
 MOST_ERRORS = 0.1
 """Share of responses whose judge failed, above which the figures say nothing."""
@@ -86,7 +84,7 @@ def evaluate(
     _check_choice("--mode", mode, ("cot", "tool"))
     ks, asked = numbers(k), BENCHMARKS[benchmark]
     if temperature == 0 and max(ks) > 1:
-        raise ConfigError([f"--temperature 0 gives one output, found --k {k}; expected a temperature above 0"])
+        raise ValueError(f"--temperature 0 gives one output, found --k {k}; expected a temperature above 0")
     if temperature is None:
         temperature = 0.7 if max(ks) > 1 else 0.0
     source = {"file": str(data), "question": question or asked.question, "answer": gold or asked.answer, "rows": rows}
@@ -149,7 +147,7 @@ def _reading(overrides: list[str]):
 
     from pydantic import ValidationError
 
-    from cluster.recipe import Recipe
+    from cluster.recipe import ConfigError, Recipe
     from reward.config import Reading
 
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -168,12 +166,12 @@ def _reading(overrides: list[str]):
 
 
 def numbers(text: str | None) -> list[int] | None:
-    """1,8,64 as numbers. Raises ConfigError."""
+    """1,8,64 as numbers. Raises ValueError."""
     if text is None:
         return None
     parts = text.split(",")
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise ConfigError([f"--k: found {text!r}, expected positive numbers such as 1,8,64"])
+        raise ValueError(f"--k: found {text!r}, expected positive numbers such as 1,8,64")
     return sorted({int(part) for part in parts})
 
 
@@ -181,7 +179,7 @@ def _check_choice(option: str, found: str, choices: Iterable[str]) -> None:
     from cluster.explain import nearest
 
     if found not in choices:
-        raise ConfigError([f"{option}: found {found!r}, expected one of {', '.join(choices)}{nearest(found, choices)}"])
+        raise ValueError(f"{option}: found {found!r}, expected one of {', '.join(choices)}{nearest(found, choices)}")
 
 
 def _progress(rows):

@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 from ray.job_config import JobConfig
 
+from cluster.checkpoints import FULL, CheckpointFailed, disk_full
 from cluster.config import ConfigError, RunConfig, config_hash, resolved_yaml
 from cluster.console import ConsoleSink
 from cluster.contradictions import unread_here
@@ -20,9 +21,9 @@ from cluster.ledger import Ledger, incarnations
 from cluster.metrics import JsonlSink, RayMetricsSink, Sinks, TensorBoardSink
 from cluster.pipeline import Loop
 from cluster.placement import PlacementError
-from cluster.records import evaluation_rows, write_rows
+from cluster.records import evaluation_rows, write_rows, write_text
 from cluster.report import plot
-from cluster.resume import RunLock
+from cluster.resume import RunDirectory, stage_facts
 from cluster.roles import RoleFailed, Roles
 from cluster.sampling import RunFailed
 from cluster.sync import CanaryFailed
@@ -32,21 +33,22 @@ log = logging.getLogger("cohort")
 
 def train(config: RunConfig) -> dict:
     """A new run. Raises ConfigError when its directory already holds one."""
-    if (config.output / "config.yaml").exists():
-        raise ConfigError([f"{config.output} already holds a run: `cohort resume {config.output}`, or choose another `output`"])
-    return run(config)
+    with RunDirectory(config.output) as held:
+        if (held.path / "config.yaml").exists():
+            raise ConfigError([f"{held.path} already holds a run: `cohort resume {held.path}`, or choose another `output`"])
+        write_text(held.path / "config.yaml", resolved_yaml(config))
+        return run(config, held)
 
 
-def run(config: RunConfig, resume_from: tuple[Path, dict] | None = None) -> dict:
+def run(config: RunConfig, held: RunDirectory, resume_from: tuple[Path, dict] | None = None) -> dict:
     """Run to the end and return the summary. Raises RunFailed, or Stopped after a signal, with everything ended."""
     from rollout.leftovers import sweep
 
-    run_dir, state = config.output, resume_from[1] if resume_from else {}
-    lock = RunLock(run_dir)
+    run_dir, state = held.path, resume_from[1] if resume_from else {}
     began = time.monotonic()
     ledger = sinks = None
     try:
-        (run_dir / "config.yaml").write_text(resolved_yaml(config))
+        (run_dir / "summary.json").unlink(missing_ok=True)
         for name in sweep():
             log.info("removed what a dead run left: %s", name)
         incarnation = incarnations(run_dir / "ledger.jsonl")
@@ -66,22 +68,26 @@ def run(config: RunConfig, resume_from: tuple[Path, dict] | None = None) -> dict
             )
             loop = Loop(config, *load_data(config), actors, ledger, sinks)
             loop.seconds["start"] = time.monotonic() - began
+            held.begun()
             loop.run(stopping, resume_from)
             summary = summarise(loop)
             with sinks.dispensable(run_dir / "summary.json"):
-                (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
+                write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
         with sinks.dispensable(run_dir / "run.png"):
             plot(run_dir)
         return summary
-    except (RoleFailed, CanaryFailed) as error:
+    except (RoleFailed, CanaryFailed, CheckpointFailed) as error:
         raise RunFailed(str(error)) from error
+    except OSError as error:
+        if error.errno in FULL:
+            raise RunFailed(disk_full(run_dir, error)) from error
+        raise
     except PlacementError as error:
         raise ConfigError([str(error)]) from error
     finally:
         for each in (sinks, ledger):
             if each is not None:
                 each.close()
-        lock.release()
 
 
 def model_directory(config: RunConfig) -> Path:
@@ -178,7 +184,7 @@ def summarise(loop: Loop) -> dict:
     sampling = loop.seconds["generate"]
     return {
         "name": config.name, "seed": config.seed, "config_hash": config_hash(config),
-        "stages": [s.model_dump(include={"name", "algorithm", "steps", "questions_per_step"}) for s in config.stages],
+        "stages": stage_facts(config),
         **scores,
         "seconds": {phase: round(s, 2) for phase, s in loop.seconds.items()},
         "tokens_per_second": round(loop.sampled_tokens / sampling, 1) if sampling else None,

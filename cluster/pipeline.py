@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.assessment import HeldOut
 from cluster.buffer import Buffer
+from cluster.checkpoints import Checkpoints
 from cluster.config import RunConfig
 from cluster.labelling import Labeller, used
 from cluster.ledger import Ledger
 from cluster.metrics import Sinks
 from cluster.records import attempts, batch_metrics, by_reason, leave, sample_rows, whole_directory
-from cluster.resume import Checkpoints
 from cluster.roles import Roles
 from cluster.sampling import Bound, RunFailed, Sampler, Unscored
 from cluster.serving import Serving
@@ -190,7 +190,7 @@ class Loop:
             "ledger_offset": self.ledger.offset(), "incarnation": self.ledger.incarnation, "seconds": self.seconds,
             "sampled_tokens": self.sampled_tokens, "memory": self.memory, "labels": self.labeller.state(),
         }  # fmt: skip
-        self.checkpoints.save(self.step, lambda directory: self.roles.learn("save", directory), state)
+        self.checkpoints.save(self.step, lambda directory: self.roles.learn("save", directory)[0], state)
 
     def _restore(self, place: Path, state: dict) -> None:
         """The learner takes its state, and engines and reward actors the same versions with the same bytes as before."""

@@ -96,12 +96,24 @@ def sample_rows(
 
 
 def write_rows(path: Path, rows: Iterable[dict | list]) -> None:
-    """A whole jsonl file at once: a reader sees the old one or the new one."""
+    """A whole jsonl file at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file at once."""
+    _write_whole(path, [text])
+
+
+def _write_whole(path: Path, parts: Iterable[str]) -> None:
+    """A reader, and a crash at any moment, sees the old file or the new one."""
     beside = path.with_name(path.name + ".new")
     try:
         with beside.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)  # where the disk is full, it is not for this

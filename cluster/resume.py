@@ -1,119 +1,118 @@
-"""Checkpoints: every state of a run gathered under one manifest, and the way back from it.
-
-A checkpoint is written beside its place, its files are hashed into `manifest.json`, and one rename makes it exist; so a
-crash at any moment leaves the newest complete one intact. Resuming takes the newest whose hashes hold. On several nodes the
-run directory must be on a file system that all of them share.
-"""
+"""A run's directory: held by one driver at a time, taken up again, exported from."""
 
 import fcntl
-import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
+from cluster.checkpoints import Checkpoints
 from cluster.config import ConfigError, RunConfig, diff, load, refusals, resolved_yaml
+from cluster.ledger import history
+from cluster.records import write_text
 from rollout.config import absolute
 
 log = logging.getLogger("cohort")
 
 
-class Checkpoints:
-    """The checkpoints of a run directory, `checkpoints/step_N`."""
+class RunDirectory:
+    """A run's directory, held while the process lives and freed by the system however it ends.
 
-    def __init__(self, run_dir: Path, *, keep: int):
-        self.root, self.keep = run_dir / "checkpoints", keep
+    A directory that is new is removed again unless the run began: one that did not leaves nothing.
+    """
 
-    def save(self, step: int, write: Callable[[Path], None], state: dict) -> Path:
-        """`write(directory)` stores the learner; `state` is everything else, JSON-able. Complete or absent, never half."""
-        place, beside = self.root / f"step_{step}", self.root / f".step_{step}.tmp"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        write(beside / "learner")
-        (beside / "state.json").write_text(json.dumps(state))
-        files = sorted(p for p in beside.rglob("*") if p.is_file())
-        manifest = {str(p.relative_to(beside)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
-        (beside / "manifest.json").write_text(json.dumps({"step": step, "files": manifest}, indent=1))
-        for path in (*files, beside / "manifest.json", beside):
-            sync(path)
-        if place.exists():
-            shutil.rmtree(place)
-        beside.rename(place)
-        sync(self.root)
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.root / f"step_{old}")
-        return place
+    def __init__(self, path: Path):
+        self.path = absolute(path)
+        self._unbegun = not self.path.is_dir() or not any(self.path.iterdir())
+        self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
 
-    def steps(self) -> list[int]:
-        return sorted(int(p.name.removeprefix("step_")) for p in self.root.glob("step_*"))
+    def begun(self) -> None:
+        """From here on the directory stays."""
+        self._unbegun = False
 
-    def newest(self, step: int | None = None) -> tuple[Path, dict] | None:
-        """(directory, state) of the newest checkpoint whose files match its manifest, or of the one asked for."""
-        for n in reversed([step] if step is not None else self.steps()):
-            place = self.root / f"step_{n}"
-            if damage := damaged(place):
-                log.warning("checkpoint %s is skipped: %s", place, damage)
-                continue
-            return place, json.loads((place / "state.json").read_text())
-        return None
-
-
-def damaged(place: Path) -> str:
-    """What is wrong with a checkpoint, naming the file; empty when all of it is as its manifest says."""
-    if not (place / "manifest.json").exists():
-        return "manifest.json is missing"
-    for name, entry in json.loads((place / "manifest.json").read_text())["files"].items():
-        path = place / name
-        if not path.exists():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-            return f"{name} does not have the content that was saved"
-    return ""
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
-
-
-class RunLock:
-    """One driver a run directory: held while the process lives, freed by the system however it ends."""
-
-    def __init__(self, run_dir: Path):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (run_dir / "lock").open("w")
+    def __enter__(self) -> Self:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._file = (self.path / "lock").open("w")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError([f"{run_dir} is in use by another cohort process"]) from None
+            self._file.close()
+            raise ConfigError([f"{self.path} is in use by another cohort process"]) from None
+        return self
 
-    def release(self) -> None:
+    def __exit__(self, *_) -> None:
+        if self._unbegun:
+            for inside in self.path.iterdir():
+                shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
+            for place in self._made:
+                if any(place.iterdir()):
+                    break
+                place.rmdir()
         self._file.close()
 
 
 def resume(run_dir: Path, overrides: list[str]) -> dict:
-    """Continue a run from its newest complete checkpoint (from the start when there is none) and return its summary.
+    """Continue a run from its newest good checkpoint and return its summary; of a finished run, only that.
 
-    Raises ConfigError when the directory is no run, or an override touches what a resumed run may not change.
+    Raises ConfigError when the directory is no run or in use, when an override touches what a resumed run may not change, and
+    when the run would begin again although it had checkpoints.
     """
     from cluster.launch import run
 
-    config, changed = run_config(run_dir), run_config(run_dir, overrides)
-    if refused := refusals(config, changed):
-        raise ConfigError(refused)
-    for line in diff(config, changed):
-        log.warning("changed on resume: %s", line)
-    found = Checkpoints(run_dir, keep=config.keep_checkpoints).newest()
-    (run_dir / "config.yaml").write_text(resolved_yaml(changed))
-    return run(changed, found)
+    run_config(run_dir)
+    with RunDirectory(run_dir) as held:
+        config, changed = run_config(run_dir), run_config(run_dir, overrides)
+        if refused := refusals(config, changed):
+            raise ConfigError(refused)
+        if (summary := _finished(run_dir, changed)) is not None:
+            log.info("%s is finished; to train on, add a stage at the end of its config.yaml", run_dir)
+            return summary
+        found = Checkpoints(run_dir, keep=config.keep_checkpoints).newest()
+        if found is None:
+            _check_beginning(run_dir, config)
+        elif refused := _refused_steps(config, changed, found[1]):
+            raise ConfigError(refused)
+        for line in diff(config, changed):
+            log.warning("changed on resume: %s", line)
+        write_text(run_dir / "config.yaml", resolved_yaml(changed))
+        return run(changed, held, found)
+
+
+def stage_facts(config: RunConfig) -> list[dict]:
+    """What summary.json says of the stages that it sums up."""
+    return [stage.model_dump(include={"name", "algorithm", "steps", "questions_per_step"}) for stage in config.stages]
+
+
+def _finished(run_dir: Path, config: RunConfig) -> dict | None:
+    """The summary of a run that has done all stages of its configuration."""
+    if not (run_dir / "summary.json").exists():
+        return None
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    return summary if summary["stages"] == stage_facts(config) else None
+
+
+def _check_beginning(run_dir: Path, config: RunConfig) -> None:
+    """Raises ConfigError unless the run had not come to its first checkpoint."""
+    path = run_dir / "ledger.jsonl"
+    last = max((line["step"] for line in history(path) if line["event"] == "trained"), default=0) if path.exists() else 0
+    due = min(config.checkpoint_every, config.stages[0].steps)
+    if last > due:
+        found = f"found no checkpoint, and the ledger shows {last} steps, the first checkpoint after {due}"
+        raise ConfigError([f"{run_dir / 'checkpoints'}: {found}; expected one, as a resumed run would begin again at step 0"])
+    if last:
+        log.warning("no checkpoint yet, the first comes after step %d: the run begins again, its %d steps are lost", due, last)
+
+
+def _refused_steps(config: RunConfig, changed: RunConfig, state: dict) -> list[str]:
+    """Other `steps` of what a checkpoint's state has done."""
+    out = []
+    for i, (old, new) in enumerate(zip(config.stages, changed.stages, strict=False)):
+        done = old.steps if i < state["stage"] else state["done"] if i == state["stage"] else 0
+        if new.steps != old.steps and (done == old.steps or new.steps < done):
+            out.append(f"stages.{i}.steps: {old.steps} -> {new.steps}: a resumed run cannot change it, {done} steps are done")
+    return out
 
 
 def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
@@ -124,7 +123,7 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
     config = run_config(run_dir)
     found = Checkpoints(run_dir, keep=config.keep_checkpoints).newest(step)
     if found is None:
-        raise ConfigError([f"{run_dir}: no complete checkpoint" + (f" of step {step}" if step else "")])
+        raise ConfigError([f"{run_dir}: found no checkpoint" + (f" of step {step}" if step else "")])
     if out.exists() and any(out.iterdir()):
         raise ConfigError([f"{out} is not empty"])
     place, state = found

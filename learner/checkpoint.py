@@ -38,9 +38,11 @@ def _state(models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> 
     return state | {"rng": torch.get_rng_state()}
 
 
-def save(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> None:
-    """Write models and trainers into `directory`. A collective."""
-    dcp.save(_state(models, trainers), checkpoint_id=directory)
+def save(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> dict[str, int]:
+    """Write models and trainers into `directory`. A collective; returns {file: its least size in bytes} of all ranks' files."""
+    written = dcp.save(_state(models, trainers), checkpoint_id=directory).storage_data.values()
+    ends = sorted((part.relative_path, part.offset + part.length) for part in written)
+    return {".metadata": 1, **dict(ends)}
 
 
 def load(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> None:
@@ -53,12 +55,13 @@ def load(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str
     torch.set_rng_state(state["rng"])
 
 
-def save_shape(directory: Path, model: ScalarModel) -> None:
-    """Write how the reward model is built. Rank 0 does, before the collective `save`."""
+def save_shape(directory: Path, model: ScalarModel) -> dict[str, int]:
+    """Write how the reward model is built. Rank 0 does, before the collective `save`; returns the same as that."""
     if dist.get_rank() == 0:
         configs = [json.loads(member.config.to_json_string(use_diff=False)) for member in model.members]
         directory.mkdir(parents=True, exist_ok=True)
         (directory / SHAPE_FILE).write_text(json.dumps({"kind": model.kind, "members": configs}), encoding="utf-8")
+    return {SHAPE_FILE: 1}
 
 
 def blank_reward_model(directory: Path) -> ScalarModel | None:

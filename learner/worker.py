@@ -99,12 +99,12 @@ class LearnerWorker:
         module = {"policy": lambda: self._policy.causal_lm, "reward_model": self._held_reward_model}[model]()
         return ModelWeights(module, DTYPES[dtype])
 
-    def save(self, directory: Path) -> None:
-        """Checkpoint all models, optimizers and schedules. A collective."""
+    def save(self, directory: Path) -> dict[str, int]:
+        """Checkpoint all models, optimizers and schedules. A collective; returns {file: its least size in bytes} of what
+        that takes, the files of all ranks."""
         stage = self._begun()
-        if self._reward_model is not None:
-            checkpoint.save_shape(directory, self._reward_model)
-        checkpoint.save(directory, self._models(stage), stage.trainers)
+        shape = {} if self._reward_model is None else checkpoint.save_shape(directory, self._reward_model)
+        return shape | checkpoint.save(directory, self._models(stage), stage.trainers)
 
     def load(self, directory: Path, spec: StageSpec) -> None:
         """Continue a stage from `save`, on any number of ranks, with the reward model that was held. A collective."""

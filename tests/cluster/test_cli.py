@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ from cluster.recipe import ConfigError
 
 QUICKSTART = Path(__file__).parents[2] / "deploy/recipes/quickstart.yaml"
 COMMANDS = ["train", "resume", "check", "describe", "report", "export", "score", "evaluate", "import-gguf"]
-HEAVY = {"torch", "ray", "vllm", "transformers", "matplotlib", "numpy"}
+LIGHT = {"cluster", "attr", "rich", "typer", "pygments", "markdown_it", "mdurl", "shellingham"}
+"""Beside what typer imports by itself."""
 
 
 def invoke(*args):
@@ -37,21 +37,16 @@ def ends(monkeypatch):
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda c: " ".join(["cohort", *c]))
-def test_help_answers_within_a_second_and_imports_nothing_heavy(command):
+def test_help_imports_nothing_but_what_the_command_line_needs(command):
+    """Measured by what is imported: the time for it is the machine's."""
     code = (
-        "import sys; from cluster.cli import main; sys.argv = ['cohort', *sys.argv[1:], '--help']\n"
-        "try: main()\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+        "import sys, typer._adapters, typer.rich_utils; before = {name.split('.')[0] for name in sys.modules}\n"
+        "from cluster.cli import main; sys.argv = ['cohort', *sys.argv[1:], '--help']\n"
+        "try: main()\nexcept SystemExit: print(*{name.split('.')[0] for name in sys.modules} - before, file=sys.stderr)"
     )
-    best, done = 60.0, None
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True, timeout=60)
-        best = min(best, time.perf_counter() - began)
-        if best < 0.6:
-            break
-    assert best < 1.0
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True, timeout=120)
     assert "Usage" in done.stdout
-    assert not HEAVY & set(done.stderr.split())
+    assert {name for name in set(done.stderr.split()) - sys.stdlib_module_names if not name.startswith("_")} <= LIGHT
 
 
 def test_describe_prints_every_row_of_the_table():

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from cluster.checkpoints import Checkpoints
 from cluster.config import RunConfig, load
 from cluster.labelling import HISTORY
 from cluster.metrics import read_jsonl
 from cluster.records import evaluation_rows
-from cluster.resume import Checkpoints
 from cluster.sampling import RunFailed
 from learner.algorithms import RewardModelRow
 from reward.config import RewardConfig

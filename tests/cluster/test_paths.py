@@ -88,7 +88,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is(recipe, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert run_config(Path("after")) == begun.model_copy(update={"output": place})
     started = []
-    monkeypatch.setattr("cluster.launch.run", lambda config, found: started.append(config.output))
+    monkeypatch.setattr("cluster.launch.run", lambda config, *rest: started.append(config.output))
     resume(Path("after"), [])
     assert started == [place]
     with pytest.raises(ConfigError, match="output: .*/after.* -> .*/other.*: a resumed run cannot change it"):

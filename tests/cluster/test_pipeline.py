@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from cluster.checkpoints import Checkpoints
 from cluster.config import RunConfig
 from cluster.ledger import Ledger, history, incarnations
 from cluster.metrics import JsonlSink, Sinks, read_jsonl
 from cluster.pipeline import Loop, Stopped
 from cluster.records import evaluation_rows
-from cluster.resume import Checkpoints
 from cluster.sampling import RunFailed
 from reward.config import RewardConfig
 from reward.judges import gold_check
@@ -100,7 +100,7 @@ class FakeRoles:
             return [SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(args[0]), tokens=len(args[0]))]
         if method == "save":
             args[0].mkdir()
-            (args[0] / "weights").write_text(str(self.weights))
+            return [{"weights": (args[0] / "weights").write_text(str(self.weights))}]
         if method == "load":
             self.weights = int((args[0] / "weights").read_text())
         return [None]

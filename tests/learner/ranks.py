@@ -91,9 +91,9 @@ def stages(worker, out: Path) -> dict:
     reports = [worker.step(labelled_batch(), updates=2, temperature=1.0)]
     worker.begin_stage(ppo_stage())
     reports.append(worker.step(batch_of("token"), updates=2, temperature=1.0))
-    worker.save(out / "stages")
+    saved = worker.save(out / "stages")
     reports.append(worker.step(batch_of("token", seed=1), updates=2, temperature=1.0))
-    result = {"reports": reports, "scores": worker.scores(labelled_batch()), **held(worker)}
+    result = {"reports": reports, "saved": saved, "scores": worker.scores(labelled_batch()), **held(worker)}
     worker.export_reward_model(out / "reward_model")
     return result | {"continued": continue_stages(worker, out)}
 

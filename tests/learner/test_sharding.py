@@ -79,6 +79,14 @@ def test_an_export_has_the_gathered_weights(out, two):
     assert len(exported) == len(two[0]["weights"]) - 1
 
 
+def test_every_rank_says_which_files_of_all_ranks_a_checkpoint_takes(two, out):
+    first, second = (result["stages"]["saved"] for result in two)
+    assert first == second and {"__0_0.distcp", "__1_0.distcp", ".metadata", "reward_model.json"} == first.keys()
+    found = {p.name: p.stat().st_size for p in (out / "stages").iterdir()}
+    assert first.keys() == found.keys()
+    assert all(first[name] == found[name] > 1000 for name in first if name.endswith(".distcp"))
+
+
 def test_a_checkpoint_of_two_ranks_continues_on_one(tied_dir, out, two, start):
     norm = two[0]["reports"][0].metrics["grad_norm"]
     assert_close(resume(start(tied_dir), out, norm)["weights"], two[0]["weights"])

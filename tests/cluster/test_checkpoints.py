@@ -1,0 +1,129 @@
+"""Checkpoints are complete or absent, the newest good ones stay, and what is wrong with one is named."""
+
+import errno
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.checkpoints import CheckpointFailed, Checkpoints, damage
+from cluster.recipe import ConfigError
+
+SHARDS = {"__0_0.distcp": 40, "__1_0.distcp": 40, ".metadata": 1}
+
+
+def learner(shards=SHARDS, leave_out=(), short=()):
+    """Writes what two ranks write, all of it or not, and says what should be there."""
+
+    def write(folder):
+        folder.mkdir()
+        for name, size in shards.items():
+            if name not in leave_out:
+                (folder / name).write_bytes(b"w" * (size - (name in short)))
+        return shards
+
+    return write
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Checkpoints(tmp_path, keep=2)
+
+
+def break_file(place, name="learner/__1_0.distcp"):
+    content = (place / name).read_bytes()
+    (place / name).write_bytes(content[:7] + bytes([content[7] ^ 1]) + content[8:])
+
+
+def saved(store, *steps):
+    return [store.save(step, learner(), {"step": step}) for step in steps]
+
+
+def test_the_checkpoint_just_written_stays_and_damaged_ones_do_not_count(store):
+    store.keep = 3
+    saved(store, 2, 4, 6)
+    for step in (4, 6):
+        break_file(store.root / f"step_{step}")
+    store.keep = 2
+    assert store.newest()[1] == {"step": 2}
+    saved(store, 3)
+    assert store.newest()[1] == {"step": 3}
+    assert {2, 3} <= set(store.steps())
+    break_file(store.root / "step_3")
+    assert store.newest()[1] == {"step": 2}
+    saved(store, 3, 5)
+    assert store.steps() == [3, 5], "older and damaged ones go, once two newer ones are good"
+
+
+def test_newest_is_by_the_time_of_writing_not_by_the_step(store):
+    saved(store, 8, 3)
+    assert store.newest()[1] == {"step": 3}
+    assert store.newest(8)[1] == {"step": 8}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", *(f"learner/{shard}" for shard in SHARDS)])
+def test_a_flipped_bit_and_a_missing_file_are_named_whichever_file_it_is(store, name):
+    first, second = saved(store, 1, 2)
+    at = 0 if name.endswith(".metadata") else len((second / name).read_bytes()) // 2
+    content = bytearray((second / name).read_bytes())
+    content[at] ^= 1
+    (second / name).write_bytes(content)
+    assert damage(second).startswith(name)
+    assert store.newest()[1] == {"step": 1}
+    (first / name).unlink()
+    with pytest.raises(ConfigError) as refused:
+        store.newest()
+    assert f"step_1: {name} is missing" in str(refused.value) and f"step_2: {name}" in str(refused.value)
+
+
+def test_no_checkpoint_at_all_is_none(store):
+    assert store.newest() is None
+    saved(store, 1)
+    assert store.newest(2) is None
+
+
+@pytest.mark.parametrize(("fault", "why"), [("leave_out", "is missing"), ("short", "has 39 of at least 40 bytes")])
+def test_a_shard_that_a_rank_wrote_elsewhere_is_noticed_before_the_manifest_is_written(store, fault, why):
+    saved(store, 1)
+    with pytest.raises(CheckpointFailed, match=rf"learner/__1_0.distcp {why}.*file system that all of them share.*steps 1"):
+        store.save(2, learner(**{fault: ["__1_0.distcp"]}), {"step": 2})
+    assert [p.name for p in store.root.iterdir()] == ["step_1"]
+    assert store.newest()[1] == {"step": 1}
+
+
+def torn(folder):
+    """As torch fails on a full disk, which it does not say."""
+    folder.mkdir()
+    (folder / "__0_0.distcp").write_bytes(b"w" * 10)
+    raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+
+def full(folder):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("write", [torn, full])
+def test_a_full_disk_is_said_with_path_and_room_and_the_old_checkpoint_is_intact(store, monkeypatch, write):
+    saved(store, 1)
+    if write is torn:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_200_000))
+    with pytest.raises(CheckpointFailed, match=r"step 2: disk full: .*checkpoints.* MB free; .* intact \(steps 1\)"):
+        store.save(2, write, {})
+    assert [p.name for p in store.root.iterdir()] == ["step_1"]
+    assert store.newest()[1] == {"step": 1}
+
+
+def test_other_failures_are_not_put_down_to_the_disk(store):
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        store.save(2, torn, {})
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(store):
+    (store.root / ".step_7.tmp/learner").mkdir(parents=True)
+    saved(store, 9)
+    assert [p.name for p in store.root.iterdir()] == ["step_9"]
+    assert json.loads((store.root / "step_9/manifest.json").read_text())["files"].keys() == {
+        "state.json",
+        *(f"learner/{name}" for name in SHARDS),
+    }
