@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "rollout.kv_cache_gb",
     "reward.workers",
     "reward.judge",
+    "reward.max_unscored_share",
 )
 """Settings that a run which goes on may have otherwise: they do not change its outputs' distribution."""
 
@@ -76,7 +77,6 @@ def summarise(rows: Sequence[dict], ks: Sequence[int], breakdown: Sequence[str])
             parts[name] = {str(value): _part(rows, judged, name, value) for value in values}
     outputs = [output for row in rows for output in row["outputs"]]
     return found | {
-        "missing": sum(row["asked"] - len(row["outputs"]) for row in rows),
         "truncated": sum(o["finish_reason"] == "length" for o in outputs) / len(outputs) if outputs else None,
         "tokens": sum(o["tokens"] for o in outputs) / len(outputs) if outputs else None,
         "breakdown": parts,
@@ -85,7 +85,7 @@ def summarise(rows: Sequence[dict], ks: Sequence[int], breakdown: Sequence[str])
 
 def _part(rows: Sequence[dict], judged: Sequence[Sequence[Judged]], name: str, value: object) -> dict:
     marks = [
-        [j.correct for j in found if j.correct is not None]
+        [j.correct is True for j in found if j.status != "unscorable"]
         for row, found in zip(rows, judged, strict=True)
         if row["extras"].get(name) == value
     ]
@@ -110,7 +110,7 @@ def _stored(rows: Sequence[dict]) -> tuple[list[StoredRow], list[list[Judged]]]:
                 correct=o["correct"],
                 extracted=o["extracted"],
                 value=o["value"],
-                error=o["status"] == "error",
+                status=o["status"],
                 reason=o["reason"],
             )
             for o in row["outputs"]
@@ -168,24 +168,26 @@ def _sample(config: RunConfig, held: RunDirectory, questions: Sequence[Question]
             samples = sampler.sample(leases(part, config.name, size), sampling, name, version=0)
             groups = by_ordinal(sampler.judge(part, samples, name, "rule"))
             for question in part:
-                row = _row(question, breakdown, size, groups.get(question.ordinal, []))
+                row = _row(question, breakdown, groups[question.ordinal])
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
-            right = [s.verdict.components["correct"] for g in groups.values() for s in g if s.verdict.status == "score"]
-            share = f"{sum(right) / len(right):.3f}" if right else "-"
+            scored = [s for group in groups.values() for s in group]
+            right = sum(s.verdict.components.get("correct") == 1.0 for s in scored)
+            lost = sum(s.verdict.failed for s in scored)
             log.info(
-                "%s: %d of %d questions, accuracy of the last %d outputs %s",
+                "%s: %d of %d questions, %d of the last %d outputs right, %d without a verdict",
                 config.name,
                 part[-1].ordinal + 1,
                 total,
-                len(right),
-                share,
+                right,
+                len(scored),
+                lost,
             )
             if stopping():
                 raise Stopped(f"stopped: what was generated is in {config.output}; the same command goes on")
 
 
-def _row(question: Question, breakdown: Sequence[str], asked: int, group: Sequence[ScoredSample]) -> dict:
+def _row(question: Question, breakdown: Sequence[str], group: Sequence[ScoredSample]) -> dict:
     outputs = [
         {
             "index": s.sample.index, "text": s.sample.text, "extracted": s.verdict.extracted, "value": s.verdict.value,
@@ -197,4 +199,4 @@ def _row(question: Question, breakdown: Sequence[str], asked: int, group: Sequen
     ]  # fmt: skip
     names = {"id": question.id, "ordinal": question.ordinal, "question": question.text, "gold": question.gold}
     extras = {name: question.columns[name] for name in breakdown if name in question.columns}
-    return names | {"extras": extras, "asked": asked, "outputs": outputs}
+    return names | {"extras": extras, "outputs": outputs}

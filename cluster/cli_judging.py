@@ -8,8 +8,6 @@ from typing import Annotated, get_args
 import typer
 
 FAILED = 3
-MOST_ERRORS = 0.1
-"""Share of responses whose judge failed, above which the figures say nothing."""
 
 
 def score(
@@ -54,8 +52,9 @@ def score(
         _show(found)
     _warn(rows, judged)
     if missing := sorted(set(ks or ()) - set(found["pass_at_k"])):
-        typer.echo(f"warning: no question has as many responses with a score as --k {', '.join(map(str, missing))}", err=True)
-    if found["errors"] > MOST_ERRORS * found["responses"]:
+        typer.echo(f"warning: no question has as many responses as --k {', '.join(map(str, missing))}", err=True)
+    if (failed := found["error"] + found["killed"]) > config.max_unscored_share * found["responses"]:
+        typer.echo(f"error: the judge failed on {failed} of {found['responses']} responses: the figures say nothing", err=True)
         raise typer.Exit(FAILED)
 
 
@@ -211,10 +210,15 @@ def _show(found: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from reward.stored import WITHOUT
+
     table = Table("", "", box=None, show_header=False)
-    for name in ("rows", "questions", "responses", "unscorable", "errors", "missing"):
+    for name in ("rows", "questions", "responses"):
         if name in found:
             table.add_row(name, str(found[name]))
+    for name in WITHOUT:
+        if found[name]:
+            table.add_row(name, f"{found[name]}, {'left out' if name == 'unscorable' else 'count as wrong'}")
     table.add_row("accuracy", _accuracy(found))
     for name in ("pass", "maj", "rm"):
         for k, value in found[f"{name}_at_k"].items():

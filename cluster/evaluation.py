@@ -1,6 +1,7 @@
 """Accuracy over held-out questions: greedy, sampled, pass@k and maj@k. Pure logic over a generate and a score callable.
 
-An output that was not made or could not be judged is counted apart and left out of every average: it is never a wrong answer.
+An output that has no verdict counts as wrong, and how many there are is said beside: an evaluation never gets better by losing
+the hard ones. How many a run bears is bounded where they are judged (`cluster.sampling.Bound`).
 """
 
 import math
@@ -19,7 +20,7 @@ Score = Callable[[Sequence[Question], Sequence[Sample]], list[ScoredSample]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What a question set says of one policy version. Shares are in 0..1; None where nothing could be judged."""
+    """What a question set says of one policy version. Shares are in 0..1; None where nothing was judged at all."""
 
     label: str
     n: int
@@ -34,17 +35,17 @@ class Evaluation:
     accuracy_interval: tuple[float, float] | None
     """95%, normal approximation."""
     pass_at: dict[int, float]
-    """pass@k, unbiased, for k = 1, 2, 4, ... up to `samples`, over the questions with k judged outputs."""
+    """pass@k, unbiased, for k = 1, 2, 4, ... up to `samples`."""
     maj_at: dict[int, float]
     """maj@k, for the same k."""
     well_formed: float | None
-    """Share of the judged sampled outputs that have the asked form."""
+    """Share of the sampled outputs that have the asked form."""
     truncated: float | None
     """Share of the sampled outputs that ran out of tokens."""
     response_length: float | None
     """Mean tokens of a sampled output."""
     unjudged: int
-    """Outputs, greedy ones included, that are missing or without a score: in no average above."""
+    """Outputs, greedy ones included, without a verdict: they count as wrong."""
 
     def summary(self) -> dict[str, object]:
         """A flat row: `pass_at` becomes pass_at_1, pass_at_2, ..."""
@@ -58,7 +59,9 @@ class Evaluation:
         parts = [f"{self.n} questions", f"sampled {_show(self.accuracy)}{spread}", f"greedy {_show(self.greedy_accuracy)}"]
         if self.pass_at and (k := max(self.pass_at)) > 1:
             parts += [f"maj@{k} {_show(self.maj_at[k])}", f"pass@{k} {_show(self.pass_at[k])}"]
-        parts += [f"well-formed {_show(self.well_formed)}", *([f"{self.unjudged} unjudged"] if self.unjudged else [])]
+        outputs = self.n * (self.samples + 1)
+        lost = [f"{self.unjudged} of {outputs} outputs have no verdict and count as wrong"] if self.unjudged else []
+        parts += [f"well-formed {_show(self.well_formed)}", *lost]
         return f"evaluation {self.label}: {', '.join(parts)}"
 
 
@@ -74,27 +77,26 @@ def evaluate(
     greedy_sampling = Sampling(temperature=0.0, max_new_tokens=sampling.max_new_tokens)
     greedy = ask(questions, f"{label}/greedy", 1, greedy_sampling, generate, score)
     sampled = ask(questions, f"{label}/sampled", samples, sampling, generate, score)
-    judged = {q.ordinal: [s for s in sampled[q.ordinal] if s.verdict.status == "score"] for q in questions}
-    judged_greedy = [s for q in questions for s in greedy[q.ordinal] if s.verdict.status == "score"]
-    every, every_judged = ([s for group in groups.values() for s in group] for groups in (sampled, judged))
-    shares = [_mean([_correct(s) for s in group]) for group in judged.values() if group]
+    every = [s for group in sampled.values() for s in group]
+    unjudged = [s for group in (*greedy.values(), *sampled.values()) for s in group if s.verdict.status != "score"]
+    outputs = len(questions) * (samples + 1)
+    shares = [_mean([_correct(s) is True for s in sampled[q.ordinal]]) for q in questions] if len(unjudged) < outputs else []
     accuracy, error = _mean(shares), _standard_error(shares)
-    ks = [2**i for i in range(samples.bit_length())]
-    pass_at, maj_at = _at_ks(list(judged.values()), ks)
+    pass_at, maj_at = _at_ks(list(sampled.values()), [2**i for i in range(samples.bit_length())]) if shares else ({}, {})
     result = Evaluation(
         label=label,
         n=len(questions),
         samples=samples,
-        greedy_accuracy=_mean([_correct(s) for s in judged_greedy]),
+        greedy_accuracy=_mean([_correct(s) is True for q in questions for s in greedy[q.ordinal]]) if shares else None,
         accuracy=accuracy,
         accuracy_standard_error=error,
         accuracy_interval=None if error is None else (max(0.0, accuracy - 1.96 * error), min(1.0, accuracy + 1.96 * error)),
         pass_at=pass_at,
         maj_at=maj_at,
-        well_formed=_mean([s.verdict.components["format"] for s in every_judged]),
+        well_formed=_mean([s.verdict.components.get("format", 0.0) for s in every]) if shares else None,
         truncated=_mean([s.sample.finish_reason is FinishReason.LENGTH for s in every]),
         response_length=_mean([len(s.sample.output_ids) for s in every]),
-        unjudged=len(questions) * (samples + 1) - len(every_judged) - len(judged_greedy),
+        unjudged=len(unjudged),
     )
     return result, [_record(q, greedy[q.ordinal], sampled[q.ordinal]) for q in questions], every
 
@@ -104,18 +106,14 @@ def ask(
 ) -> dict[int, list[ScoredSample]]:
     """The scored outputs of every question, by ordinal, in the order of their indices."""
     groups = by_ordinal(score(questions, generate(leases(questions, label, samples), sampling)))
-    return {q.ordinal: groups.get(q.ordinal, []) for q in questions}
+    return {q.ordinal: groups[q.ordinal] for q in questions}
 
 
 def _at_ks(groups: list[list[ScoredSample]], ks: list[int]) -> tuple[dict[int, float], dict[int, float]]:
-    pass_at, maj_at = {}, {}
-    for k in ks:
-        enough = [group for group in groups if len(group) >= k]
-        if enough:
-            marks = [[_correct(s) for s in group] for group in enough]
-            pass_at[k] = _mean([pass_at_k(len(mark), sum(mark), k) for mark in marks])
-            answers = [[s.verdict.value for s in group] for group in enough]
-            maj_at[k] = _mean([maj_at_k(a, mark, k, 0).value for a, mark in zip(answers, marks, strict=True)])
+    marks = [[_correct(s) for s in group] for group in groups]
+    answers = [[s.verdict.value for s in group] for group in groups]
+    pass_at = {k: _mean([pass_at_k(len(mark), mark.count(True), k) for mark in marks]) for k in ks}
+    maj_at = {k: _mean([maj_at_k(a, mark, k, 0).value for a, mark in zip(answers, marks, strict=True)]) for k in ks}
     return pass_at, maj_at
 
 
@@ -127,7 +125,7 @@ def _record(question: Question, greedy: list[ScoredSample], sampled: list[Scored
                 "text": s.sample.text,
                 "extracted": s.verdict.extracted,
                 "status": s.verdict.status,
-                "correct": _correct(s) if s.verdict.status == "score" else None,
+                "correct": _correct(s),
                 "reason": s.verdict.reason,
             }
             for s in group
@@ -137,8 +135,9 @@ def _record(question: Question, greedy: list[ScoredSample], sampled: list[Scored
     return names | {"greedy": outputs(greedy), "sampled": outputs(sampled)}
 
 
-def _correct(scored: ScoredSample) -> bool:
-    return scored.verdict.components["correct"] == 1.0
+def _correct(scored: ScoredSample) -> bool | None:
+    """None without a verdict."""
+    return scored.verdict.components["correct"] == 1.0 if scored.verdict.status == "score" else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -26,15 +26,16 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 def maj_at_k(
     answers: Sequence[str | None],
-    correct: Sequence[bool],
+    correct: Sequence[bool | None],
     k: int,
     seed: int,
 ) -> Estimate:
     """The chance that the plurality answer of k samples is right.
 
     Answers are in canonical form: the same text for equal ones. Ties go to the answer that occurs first; a missing answer
-    has no vote, and no votes at all are wrong. Over all subsets of size k when there are at most 10,000, else over 1,000
-    drawn by `seed`.
+    has no vote, and no votes at all are wrong. A sample of which nobody knows whether it is correct (None) votes against the
+    right answer, so that losing judgements never helps. Over all subsets of size k when there are at most 10,000, else over
+    1,000 drawn by `seed`.
     """
     n = len(answers)
     if not 1 <= k <= n or len(correct) != n:
@@ -64,15 +65,21 @@ def rm_at_k(scores: Sequence[float], correct: Sequence[bool], k: int) -> float:
     return chance
 
 
-def _plurality_is_right(subset: Sequence[int], answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
+def _plurality_is_right(subset: Sequence[int], answers: Sequence[str | None], correct: Sequence[bool | None]) -> bool:
     votes: dict[str, int] = {}
     first: dict[str, int] = {}
+    unknown = 0
     for place in subset:
         answer = answers[place]
-        if answer is not None:
+        if correct[place] is None:
+            unknown += 1
+        elif answer is not None:
             votes[answer] = votes.get(answer, 0) + 1
             first.setdefault(answer, place)
     if not votes:
         return False
+    if unknown:
+        right, wrong = (max((n for a, n in votes.items() if correct[first[a]] is mark), default=0) for mark in (True, False))
+        return right > wrong + unknown
     # dicts keep the order of first occurrence, and max takes the first of equals
-    return correct[first[max(votes, key=votes.__getitem__)]]
+    return bool(correct[first[max(votes, key=votes.__getitem__)]])

@@ -21,7 +21,7 @@ from tests.cluster.test_evaluation import sample
 from tests.reward.builders import judge_here
 
 
-def row(ordinal, marks, extras=None, asked=None):
+def row(ordinal, marks, extras=None):
     outputs = [
         {
             "index": i, "text": str(mark), "extracted": str(mark), "value": str(mark), "correct": mark == "7", "reason": "",
@@ -30,13 +30,13 @@ def row(ordinal, marks, extras=None, asked=None):
         for i, mark in enumerate(marks)
     ]  # fmt: skip
     names = {"id": f"f:{ordinal}", "ordinal": ordinal, "question": "same", "gold": "7"}
-    return names | {"extras": extras or {}, "asked": asked or len(marks), "outputs": outputs}
+    return names | {"extras": extras or {}, "outputs": outputs}
 
 
 def test_figures_and_breakdown_worked_by_hand():
-    rows = [row(0, "78", {"level": 2}), row(1, "77", {"level": 10}), row(2, "8", {"level": 2}, asked=2)]
+    rows = [row(0, "78", {"level": 2}), row(1, "77", {"level": 10}), row(2, "8", {"level": 2})]
     found = summarise(rows, [1, 2], ("level", "subject"))
-    assert (found["rows"], found["responses"], found["missing"]) == (3, 5, 1)
+    assert (found["rows"], found["responses"], found["rejected"]) == (3, 5, 0)
     assert found["accuracy"] == pytest.approx(3 / 5) and found["tokens"] == pytest.approx((3 + 4 + 3 + 4 + 3) / 5)
     assert found["pass_at_k"] == pytest.approx({1: (0.5 + 1 + 0) / 3, 2: 1.0})
     assert list(found["breakdown"]) == ["level"] and list(found["breakdown"]["level"]) == ["2", "10"]
@@ -75,14 +75,16 @@ def test_a_file_of_another_benchmark_is_one_error_and_leaves_nothing(tmp_path):
 
 
 class Slots:
-    """One engine that answers every question with `#### 1`, and the rule."""
+    """One engine that answers every question with `#### 1`, unless it is to be rejected, and the rule."""
+
+    rejected = frozenset()
 
     def slots(self):
         return [0]
 
     def generate(self, waves, sampling, name):
-        made = [sample(lease, i, "#### 1") for lease in waves[0] for i in lease.indices]
-        return {0: made}, {}
+        bad = dict.fromkeys(self.rejected, "NaN")
+        return {0: [sample(x, i, "#### 1", bad.get(x.question.ordinal, "")) for x in waves[0] for i in x.indices]}, {}
 
     def judge(self, questions, samples, name, reward):
         return RuleScorer(RewardConfig(answer_format="auto"), judge_here).score(questions, samples)
@@ -108,6 +110,23 @@ def test_accuracy_is_broken_down_by_the_fields_of_the_questions_own_row(tmp_path
     assert done.exit_code == 0, done.output
     parts = json.loads((tmp_path / "out" / "results.json").read_text())["breakdown"]["level"]
     assert {level: part["accuracy"] for level, part in parts.items()} == {"Level 1": 1.0, "Level 3": 1.0, "Level 4": 0.0}
+
+
+@pytest.mark.parametrize(("rejected", "code"), [({0, 1}, 0), (set(range(20)), 3)])
+def test_an_output_without_a_verdict_counts_as_wrong_and_too_many_end_with_3(tmp_path, slots, rejected, code):
+    make_small_llama(tmp_path / "model", 0)
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "1 + 0", "answer": "1"}\n' * 20)
+    slots.rejected = rejected
+    options = ("--benchmark", "gsm8k", "--data", tmp_path / "gsm8k.jsonl", "--out", tmp_path / "out")
+    done = invoke("evaluate", tmp_path / "model", 'data.prompt.suffix=""', "data.max_prompt_tokens=32", *options)
+    assert done.exit_code == code, done.output
+    if code:
+        assert "20 of 20 outputs have no score (20 rejected)" in done.output and "NaN" in done.output
+        assert not (tmp_path / "out" / "results.json").exists()
+        return
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (found["responses"], found["rejected"], found["accuracy"]) == (20, 2, 0.9)
+    assert "rejected" in done.output and "2, count as wrong" in done.output
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,15 @@
 """`cohort score` as a user runs it: exit codes, the JSON object, the file it writes."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
+from cluster.metrics import read_jsonl
+from cluster.records import sample_rows, write_rows
+from reward.pool import Outcome
+from reward.types import without_score
+from rollout.types import FinishReason, Question, Sample
 from tests.cluster.test_cli import invoke
 
 ROWS = [
@@ -11,6 +17,13 @@ ROWS = [
     {"q": "1+3", "r": ["#### 4", "\\boxed{4}"], "g": "4", "s": [0, 0]},
 ]
 NAMES = ("--question", "q", "--response", "r", "--gold", "g")
+
+
+def output(text, index):
+    return Sample(
+        ordinal=3, group_id="grpo/3", index=index, attempt=0, prompt_ids=(1,), output_ids=(2,), sampled_mask=(True,),
+        logprobs=(-1.0,), text=text, versions=((0, 0),), finish_reason=FinishReason.STOP,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -24,7 +37,7 @@ def test_stored_responses_are_scored_as_one_json_object_and_a_row_for_each_row(f
     done = invoke("score", file, *NAMES, "--score-field", "s", "--json", "--out", tmp_path / "out.jsonl", "--judges", 1)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert (found["rows"], found["responses"], found["accuracy"], found["unscorable"], found["errors"]) == (2, 4, 0.75, 0, 0)
+    assert (found["rows"], found["responses"], found["accuracy"], found["unscorable"], found["error"]) == (2, 4, 0.75, 0, 0)
     assert found["pass_at_k"] == {"1": 0.75, "2": 1.0} and found["rm_at_k"] == {"1": 0.75, "2": 1.0}
     assert found["maj_at_k"] == {"1": 0.75, "2": 1.0}
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -55,6 +68,26 @@ def test_a_response_without_a_score_is_warned_of_with_its_place(file):
     file.write_text(json.dumps({"q": "1", "r": ["7", None], "g": "7"}) + "\n")
     done = invoke("score", file, *NAMES, "--json", "--judges", 1)
     assert done.exit_code == 0 and f"first at {file}:1: the response is missing" in done.output
+    assert json.loads(done.stdout)["accuracy"] == 0.5, "it counts as wrong"
+
+
+def test_the_rows_of_a_runs_samples_are_read_as_they_are(tmp_path):
+    asked = Question(ordinal=3, id="f:1", text="1 + 1", gold="2", prompt_ids=(1,))
+    batch = [without_score(output(f"#### {2 + i % 2}", i), "killed", "it was") for i in range(4)]
+    write_rows(tmp_path / "step_3.jsonl", sample_rows(batch, [asked]))
+    done = invoke("score", tmp_path / "step_3.jsonl", "--json", "--judges", 1)
+    found = json.loads(done.stdout)
+    assert (found["rows"], found["questions"], found["accuracy"], found["pass_at_k"]["2"]) == (4, 1, 0.5, pytest.approx(5 / 6))
+    (row, *_) = read_jsonl(tmp_path / "step_3.jsonl")
+    assert (row["id"], row["verdict"], row["reason"], row["fate"]) == ("f:1", "killed", "it was", "dropped")
+
+
+def test_a_judge_that_fails_too_often_ends_with_3_and_says_so(file, monkeypatch):
+    killed = Outcome(status="killed", value=None, reason="killed: no answer within 10 s", seconds=10.0)
+    monkeypatch.setattr("reward.judges.rule_pool", lambda config: nullcontext(lambda rows: [killed] * len(rows)))
+    done = invoke("score", file, *NAMES, "--json")
+    assert done.exit_code == 3 and "4 without a score, the first at" in done.output and "no answer within 10 s" in done.output
+    assert "the judge failed on 4 of 4 responses" in done.output and json.loads(done.stdout)["accuracy"] == 0.0
 
 
 def test_how_responses_are_read_is_an_option_of_the_names_in_a_recipe(file):

@@ -1,10 +1,12 @@
 import math
+from itertools import product
 
 import pytest
 
 from cluster.evaluation import evaluate
 from reward.config import RewardConfig
 from reward.scorer import RuleScorer
+from reward.types import without_score
 from rollout.types import FinishReason, Question, Sample, Sampling
 from tests.reward.builders import judge_here
 
@@ -13,7 +15,7 @@ QUESTIONS = [Question(ordinal=i, id=f"q:{i}", text=f"{i} + 1?", gold=str(i + 1),
 
 
 def generator(answers):
-    """Outputs by (kind, ordinal): a list of texts; None is an output that the engine could not give."""
+    """Outputs by (kind, ordinal): a list of texts; None is an output that was rejected."""
 
     def generate(leases, sampling):
         out = []
@@ -21,24 +23,27 @@ def generator(answers):
             kind = "greedy" if sampling.temperature == 0 else "sampled"
             for index in lease.indices:
                 text = answers[kind, lease.question.ordinal][index]
-                if text is not None:
-                    out.append(sample(lease, index, text))
+                out.append(sample(lease, index, text or "", rejected="" if text is not None else "NaN"))
         return out
 
     return generate
 
 
-def sample(lease, index, text):
+def sample(lease, index, text, rejected=""):
     ids = tuple(range(len(text)))
     return Sample(
         ordinal=lease.question.ordinal, group_id=lease.group_id, index=index, attempt=0, prompt_ids=(1, 2), output_ids=ids,
         sampled_mask=(True,) * len(ids), logprobs=(-0.5,) * len(ids), text=text, versions=((0, 0),),
-        finish_reason=FinishReason.LENGTH if text.startswith("~") else FinishReason.STOP,
+        finish_reason=FinishReason.LENGTH if text.startswith("~") else FinishReason.STOP, rejected=rejected,
     )  # fmt: skip
 
 
+def score(questions, samples):
+    usable = iter(RuleScorer(RewardConfig(format=0.1), judge_here).score(questions, [s for s in samples if not s.rejected]))
+    return [without_score(s, "rejected", s.rejected) if s.rejected else next(usable) for s in samples]
+
+
 def run(answers, samples=4, questions=QUESTIONS):
-    score = RuleScorer(RewardConfig(format=0.1), judge_here).score
     return evaluate(questions, samples=samples, sampling=SAMPLING, generate=generator(answers), score=score, label="held-out")
 
 
@@ -62,18 +67,34 @@ def test_each_share_has_the_value_of_its_definition():
     assert result.response_length == pytest.approx((6 * 6 + 9 + 8) / 8)
 
 
-def test_an_output_without_a_verdict_is_counted_and_in_no_average():
+def test_an_output_without_a_verdict_is_counted_and_wrong():
     answers = {
         ("greedy", 0): [None], ("greedy", 1): ["#### 2"],
-        ("sampled", 0): ["#### 1", "", None, "#### 5"],
+        ("sampled", 0): ["#### 1", "#### 1", None, "#### 5"],
         ("sampled", 1): ["#### 2", "#### 2", "#### 2", "#### 2"],
     }  # fmt: skip
     result, records, _ = run(answers)
-    assert result.unjudged == 3
-    assert result.greedy_accuracy == 1.0
-    assert result.accuracy == pytest.approx((1 / 2 + 1.0) / 2)
-    assert result.pass_at[4] == 1.0, "only the question with four judged outputs"
-    assert [output["correct"] for output in records[0]["sampled"]] == [True, None, False]
+    assert result.unjudged == 2 and result.greedy_accuracy == 0.5
+    assert result.accuracy == pytest.approx((2 / 4 + 1.0) / 2) and result.well_formed == pytest.approx(7 / 8)
+    assert result.pass_at == pytest.approx({1: 0.75, 2: (5 / 6 + 1) / 2, 4: 1.0})
+    assert result.maj_at[4] == 0.5, "two votes for 1 are no majority over 5 and a vote that nobody knows"
+    assert [output["correct"] for output in records[0]["sampled"]] == [True, True, None, False]
+    assert (records[0]["greedy"][0]["status"], records[0]["greedy"][0]["reason"]) == ("rejected", "NaN")
+    assert "2 of 10 outputs have no verdict and count as wrong" in result.line() and result.summary()["unjudged"] == 2
+
+
+def test_no_figure_gets_better_by_losing_outputs():
+    figures = ("accuracy", "greedy_accuracy", "well_formed")
+    whole = {("greedy", 0): ["#### 1"], ("sampled", 0): ["#### 1", "#### 9", "#### 9", "#### 8"]}
+    best, *_ = run(whole, questions=QUESTIONS[:1])
+    for lost in product((False, True), repeat=5):
+        kept = {
+            ("greedy", 0): [None if lost[4] else "#### 1"],
+            ("sampled", 0): [None if gone else text for gone, text in zip(lost, whole["sampled", 0], strict=False)],
+        }
+        result, *_ = run(kept, questions=QUESTIONS[:1])
+        assert all((getattr(result, name) or 0) <= getattr(best, name) for name in figures)
+        assert all(result.pass_at.get(k, 0) <= best.pass_at[k] and result.maj_at.get(k, 0) <= best.maj_at[k] for k in (1, 2, 4))
 
 
 def test_nothing_judged_is_none_and_not_zero():
@@ -107,9 +128,9 @@ def test_a_second_evaluation_asks_for_the_same_groups_so_that_seeds_are_shared()
 
     def generate(leases, sampling):
         asked.append([(lease.group_id, lease.indices, sampling.temperature) for lease in leases])
-        return []
+        return [sample(lease, i, "#### 1") for lease in leases for i in lease.indices]
 
     for _ in range(2):
-        evaluate(QUESTIONS[:1], samples=2, sampling=SAMPLING, generate=generate, score=lambda q, s: [], label="held-out")
+        evaluate(QUESTIONS[:1], samples=2, sampling=SAMPLING, generate=generate, score=score, label="held-out")
     assert asked[:2] == [[("held-out/greedy/0", (0,), 0.0)], [("held-out/sampled/0", (0, 1), 1.0)]]
     assert asked[:2] == asked[2:]

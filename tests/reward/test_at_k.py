@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 
@@ -77,6 +77,20 @@ def test_many_subsets_are_drawn_by_the_seed_with_their_standard_error():
 
 def test_at_most_ten_thousand_subsets_are_all_counted():
     assert vote(["7"] * 8 + ["8"] * 8, "7", 5).value == 0.5  # C(16, 5) = 4,368
+
+
+@pytest.mark.parametrize("answers", ["77889", "78899", "78787", "88779", "7-8-7"])
+def test_losing_a_judgement_never_raises_maj_at_k(answers):
+    answers = [None if a == "-" else a for a in answers]
+    marks = [a == "7" for a in answers]
+    figures = {}
+    for lost in product((False, True), repeat=len(answers)):
+        known = [None if gone else mark for gone, mark in zip(lost, marks, strict=True)]
+        figures[lost] = [maj_at_k(answers, known, k, 0).value for k in range(1, 6)]
+        for i in (i for i, gone in enumerate(lost) if gone):
+            before = figures[(*lost[:i], False, *lost[i + 1 :])]
+            assert all(now <= then for now, then in zip(figures[lost], before, strict=True)), (lost, i)
+    assert figures[(True,) * 5] == [0.0] * 5
 
 
 def test_maj_at_k_needs_k_samples_and_a_judgement_for_each():

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from reward.config import RewardConfig
-from reward.stored import Judged, StoredRow, accuracy, judge_stored, measures, read
+from reward.stored import WITHOUT, Judged, StoredRow, accuracy, judge_stored, measures, read
 from tests.reward.builders import judge_here
 
 COLUMNS = {"question": "q", "response": "r", "gold": "g", "score": None}
@@ -65,13 +65,13 @@ def rows(*items):
 def test_figures_worked_by_hand():
     given = rows(("a", ["7", "8", "7.0", None], (3, 2, 1, 9)), ("b", ["6", "7"], (1, 0)))
     found = measures(given, judged(given))
-    assert (found["rows"], found["questions"], found["responses"], found["unscorable"], found["errors"]) == (2, 2, 6, 1, 0)
-    assert found["accuracy"] == pytest.approx(3 / 5)
-    assert found["pass_at_k"] == pytest.approx({1: (2 / 3 + 1 / 2) / 2, 2: 1.0})
-    # a: of (7, 8), (7, 7.0), (8, 7.0) the first of a tie wins; b: 6 comes first.
-    assert found["maj_at_k"] == pytest.approx({1: (2 / 3 + 1 / 2) / 2, 2: (2 / 3 + 0) / 2})
-    # a: the best of (3, 2), (3, 1), (2, 1) is right, right, wrong; b: the wrong one has the higher score.
-    assert found["rm_at_k"] == pytest.approx({1: (2 / 3 + 1 / 2) / 2, 2: (2 / 3 + 0) / 2})
+    assert (found["rows"], found["questions"], found["responses"], found["missing"], found["unscorable"]) == (2, 2, 6, 1, 0)
+    assert found["accuracy"] == pytest.approx(3 / 6)
+    assert found["pass_at_k"] == pytest.approx({1: (2 / 4 + 1 / 2) / 2, 2: (5 / 6 + 1) / 2, 4: 1.0})
+    # a: of (7, 8), (7, 7.0), (8, 7.0) the first of a tie wins, and none with the missing one; b: 6 comes first.
+    assert found["maj_at_k"] == pytest.approx({1: (2 / 4 + 1 / 2) / 2, 2: (2 / 6 + 0) / 2, 4: 0.0})
+    # a: the best of (3, 2), (3, 1), (2, 1) is right, right, wrong, the missing one above all; b: the wrong one scores higher.
+    assert found["rm_at_k"] == pytest.approx({1: (2 / 4 + 1 / 2) / 2, 2: (2 / 6 + 0) / 2, 4: 0.0})
 
 
 def test_rows_of_one_question_are_one_question_and_ks_can_be_chosen():
@@ -80,16 +80,14 @@ def test_rows_of_one_question_are_one_question_and_ks_can_be_chosen():
     assert found["questions"] == 2 and found["pass_at_k"] == {2: 1.0} and found["rm_at_k"] == {}
 
 
-def test_unscorable_and_failed_responses_are_counted_and_in_no_average():
-    (row,) = rows(("a", ["7", "7", "7"], None))
-    some = [
-        Judged(correct=True, extracted="7", value="7", error=False, reason=""),
-        Judged(correct=None, extracted=None, value=None, error=True, reason="Traceback"),
-        Judged(correct=None, extracted=None, value=None, error=False, reason="killed"),
-    ]
-    found = measures([row], [some])
-    assert (found["accuracy"], found["errors"], found["unscorable"], found["pass_at_k"]) == (1.0, 1, 1, {1: 1.0})
-    nothing = measures([row], [some[1:] + some[1:2]])
+def test_what_has_no_verdict_is_counted_and_wrong_but_where_the_reference_has_no_value():
+    (row,) = rows(("a", ["7"] * 4, None))
+    right = Judged(correct=True, extracted="7", value="7", status="score", reason="")
+    lost = {s: Judged(correct=None, extracted=None, value=None, status=s, reason="why") for s in WITHOUT}
+    found = measures([row], [[right, lost["error"], lost["killed"], lost["unscorable"]]])
+    assert {s: found[s] for s in WITHOUT} == {"rejected": 0, "unscorable": 1, "killed": 1, "error": 1, "missing": 0}
+    assert found["accuracy"] == pytest.approx(1 / 3) and found["pass_at_k"] == pytest.approx({1: 1 / 3, 2: 2 / 3})
+    nothing = measures([row], [[lost["unscorable"]] * 4])
     assert nothing["accuracy"] is None and nothing["pass_at_k"] == {}
 
 
@@ -109,5 +107,7 @@ def test_unequal_rows_do_not_change_an_average_and_the_interval_is_over_question
     alone = accuracy([[True]] * 30 + [[False]] * 70)["accuracy_interval"]
     assert alone == pytest.approx([0.3 - 1.96 * math.sqrt(0.21 / 99), 0.3 + 1.96 * math.sqrt(0.21 / 99)])
     assert accuracy([[True]] * 10)["accuracy_interval"] == pytest.approx([0.722, 1], abs=1e-3)
-    assert accuracy([[False]] * 10)["accuracy_interval"] == pytest.approx([0, 0.278], abs=1e-3)
+    for n in range(2, 60):
+        low, high = accuracy([[False]] * n)["accuracy_interval"]
+        assert f"{low:.3f}" == "0.000" and high == pytest.approx(1.96**2 / (n + 1.96**2)), "not -0.000"
     assert accuracy([[True]])["accuracy_interval"] is None and accuracy([])["accuracy"] is None
