@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Sequence
 
+from cluster import inputs
 from cluster.config import ConfigError, RunConfig, diff, load, resolved_yaml
 from cluster.launch import cluster, roles, stop_flag
 from cluster.metrics import read_jsonl
@@ -137,11 +138,12 @@ def _kept(config: RunConfig) -> list[dict]:
     before, kept = config.output / "config.yaml", config.output / "generations.jsonl"
     if before.exists():
         changed = [line for line in diff(load(before), config) if not line.startswith(MAY_CHANGE)]
-        if changed:
-            raise ConfigError([f"{config.output} holds an evaluation with other settings; expected another --out", *changed])
+        if changed := changed + inputs.changed(config, weights=True):
+            raise ConfigError([f"{config.output} holds an evaluation of something else; expected another --out", *changed])
     elif any(path.name != "lock" for path in config.output.iterdir()):
         raise ConfigError([f"{config.output} is not empty and holds no evaluation; expected another --out"])
     write_text(before, resolved_yaml(config))
+    inputs.record(config, weights=True)
     if not kept.exists():
         return []
     rows = read_jsonl(kept)

@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 from ray.job_config import JobConfig
 
+from cluster import inputs
 from cluster.checkpoints import FULL, CheckpointFailed, disk_full
 from cluster.config import ConfigError, RunConfig, config_hash, resolved_yaml
 from cluster.console import ConsoleSink
@@ -49,6 +50,7 @@ def run(config: RunConfig, held: RunDirectory, resume_from: tuple[Path, dict] | 
     ledger = sinks = None
     try:
         (run_dir / "summary.json").unlink(missing_ok=True)
+        inputs.record(config)
         for name in sweep():
             log.info("removed what a dead run left: %s", name)
         incarnation = incarnations(run_dir / "ledger.jsonl")

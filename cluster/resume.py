@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from cluster import inputs
 from cluster.checkpoints import Checkpoints
 from cluster.config import ConfigError, RunConfig, diff, load, refusals, resolved_yaml
 from cluster.ledger import history
@@ -56,8 +57,8 @@ class RunDirectory:
 def resume(run_dir: Path, overrides: list[str]) -> dict:
     """Continue a run from its newest good checkpoint and return its summary; of a finished run, only that.
 
-    Raises ConfigError when the directory is no run or in use, when an override touches what a resumed run may not change, and
-    when the run would begin again although it had checkpoints.
+    Raises ConfigError when the directory is no run or in use, when an override touches what a resumed run may not change, when
+    data or tokenizer are not those it began with, and when the run would begin again although it had checkpoints.
     """
     from cluster.launch import run
 
@@ -69,6 +70,8 @@ def resume(run_dir: Path, overrides: list[str]) -> dict:
         if (summary := _finished(run_dir, changed)) is not None:
             log.info("%s is finished; to train on, add a stage at the end of its config.yaml", run_dir)
             return summary
+        if edited := inputs.changed(config):
+            raise ConfigError(edited)
         found = Checkpoints(run_dir, keep=config.keep_checkpoints).newest()
         if found is None:
             _check_beginning(run_dir, config)

@@ -170,3 +170,19 @@ def test_a_killed_evaluation_goes_on_and_ends_with_what_an_unbroken_one_has(plac
     assert json.loads(again.stdout) == found, "nothing is left to do"
     other = subprocess.run(command(place, "--temperature", "0.3"), capture_output=True, text=True, timeout=100)
     assert other.returncode == 2 and "evaluation.temperature: 0.7 -> 0.3" in other.stderr
+
+
+def test_another_file_or_another_model_in_the_same_place_is_not_gone_on_with(tmp_path, slots):
+    make_small_llama(tmp_path / "model", 0)
+    file, out = tmp_path / "q.jsonl", tmp_path / "out"
+    file.write_text('{"question": "1 + 0", "answer": "#### 1"}\n')
+    settings = ('data.prompt.suffix=""', "data.max_prompt_tokens=32")
+    asked = ("evaluate", tmp_path / "model", *settings, "--benchmark", "gsm8k", "--data", file, "--out", out)
+    assert invoke(*asked).exit_code == 0 and invoke(*asked).exit_code == 0
+    make_small_llama(tmp_path / "model", 1)
+    done = invoke(*asked)
+    assert done.exit_code == 2 and f"model.path: {tmp_path}/model/model.safetensors has changed" in done.output
+    make_small_llama(tmp_path / "model", 0)
+    file.write_text('{"question": "1 + 0", "answer": "#### 2"}\n')
+    done = invoke(*asked)
+    assert done.exit_code == 2 and f"data.questions: {file} has changed since the run began" in done.output

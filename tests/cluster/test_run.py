@@ -64,6 +64,7 @@ def test_a_run_whose_driver_is_killed_resumes_to_the_same_samples_and_the_same_w
     run_dir = killed_and_resumed(head[0], here / "recipe.yaml", here / "killed", step=43)
     assert sample_files(run_dir) == sample_files(unbroken)
     assert summary(run_dir)["versions"] == summary(unbroken)["versions"]
+    assert (run_dir / "inputs.json").read_text() == "{}", "a built-in task and its model read no file"
     lines = history(run_dir / "ledger.jsonl")
     trained = [(g, i) for x in lines if x["event"] == "trained" for g, ids in x["groups"].items() for i in ids]
     assert len(trained) == len(set(trained)) == 40 * 64 + 6 * 64

@@ -1,0 +1,100 @@
+"""A resumed run reads the data and the tokenizer that it began with."""
+
+import json
+
+import pytest
+
+from cluster import inputs
+from cluster.config import load, resolved_yaml
+from cluster.recipe import ConfigError
+from cluster.resume import resume
+
+RECIPE = """\
+name: small
+output: run
+model: {path: model}
+data:
+  questions: {file: q.jsonl}
+  demonstrations: {file: d.jsonl, response: "{answer}"}
+reward: {function: "rewards.py:score"}
+stages:
+  - {algorithm: sft, steps: 1, questions_per_step: 1, optimizer: {learning_rate: 1}}
+"""
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """A run directory as a killed run leaves it; the runs that go on from it are listed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    for name in (
+        "q.jsonl",
+        "d.jsonl",
+        "rewards.py",
+        "model/tokenizer.json",
+        "model/chat_template.jinja",
+        "model/weights.safetensors",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    config = load(tmp_path / "recipe.yaml")
+    config.output.mkdir()
+    (config.output / "config.yaml").write_text(resolved_yaml(config))
+    inputs.record(config)
+    started = []
+    monkeypatch.setattr("cluster.launch.run", lambda config, *rest: started.append(config.output))
+    return started
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("q.jsonl", "data.questions"),
+        ("d.jsonl", "data.demonstrations"),
+        ("model/tokenizer.json", "model.path"),
+        ("model/chat_template.jinja", "model.path"),
+    ],
+)
+def test_an_edited_file_is_named_and_the_run_does_not_go_on(begun, tmp_path, name, key):
+    (tmp_path / name).write_text("edited")
+    with pytest.raises(ConfigError) as caught:
+        resume(tmp_path / "run", [])
+    expected = "since the run began; expected what it was begun with, or a new run"
+    assert str(caught.value) == f"{key}: {tmp_path / name} has changed {expected}" and begun == []
+    (tmp_path / name).unlink()
+    with pytest.raises(ConfigError, match=f"{name} is missing since the run began"):
+        resume(tmp_path / "run", [])
+    (tmp_path / name).write_text(name)
+    resume(tmp_path / "run", [])
+    assert begun == [tmp_path / "run"]
+
+
+def test_a_file_that_changes_the_prompts_is_not_added(begun, tmp_path):
+    (tmp_path / "model/generation_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="model/generation_config.json is new since the run began"):
+        resume(tmp_path / "run", [])
+
+
+def test_weights_and_a_mended_reward_function_do_not_stop_a_run(begun, tmp_path, caplog):
+    (tmp_path / "model/weights.safetensors").write_text("checkpoints hold others")
+    (tmp_path / "rewards.py").write_text("mended")
+    resume(tmp_path / "run", [])
+    assert begun == [tmp_path / "run"] and "rewards.py has changed since the run began" in caplog.text
+
+
+def test_the_first_digests_stay(begun, tmp_path):
+    before = json.loads((tmp_path / "run/inputs.json").read_text())
+    (tmp_path / "q.jsonl").write_text("edited")
+    inputs.record(load(tmp_path / "recipe.yaml"))
+    assert json.loads((tmp_path / "run/inputs.json").read_text()) == before
+
+
+def test_a_data_set_of_the_hub_is_known_by_its_rows(tmp_path, monkeypatch):
+    rows = [{"question": "1", "answer": "1"}]
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: rows)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("reward: {", "# {").replace("{file: q.jsonl}", "{hub: a/b}"))
+    config = load(tmp_path / "recipe.yaml", [f"output={tmp_path}"])
+    inputs.record(config)
+    assert inputs.changed(config) == []
+    rows.append({"question": "2", "answer": "2"})
+    assert [line.split(" ")[:4] for line in inputs.changed(config)] == [["data.questions:", "a/b", "has", "changed"]]
