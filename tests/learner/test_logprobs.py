@@ -55,6 +55,27 @@ def test_half_precision_inputs_get_float32_logits():
     assert [grad.dtype for grad in grads] == [torch.bfloat16] * 2
 
 
+class Precisions(TorchDispatchMode):
+    """Remembers what a GPU would compute products of float32 matrices in."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "mm" in function.overloadpacket.__name__:
+            self.seen.add(torch.backends.cuda.matmul.fp32_precision)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, "tf32"), (torch.float32, "none")])
+def test_tensor_cores_work_on_what_they_hold_exactly_and_on_nothing_else(dtype, expected):
+    hidden, head, target = problem(dtype=dtype)
+    with Precisions() as precisions:
+        selected_logprobs(hidden, head, target, temperature=0.6, chunk=4)[0].sum().backward()
+    assert precisions.seen == {expected} and torch.backends.cuda.matmul.fp32_precision == "none"
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the most elements any operation's result had."""
 
