@@ -1,4 +1,7 @@
-"""Numbers in Chinese characters: 一百零五, 三点五, 三分之一, 百分之二十, 3.5万."""
+"""Numbers in Chinese characters: 一百零五, 三点五, 三分之一, 百分之二十, 3.5万, 三个半.
+
+Behind one stands a unit or a measure word with what it counts, and nothing else: 三个苹果 is 3 and 三棱柱 a word.
+"""
 
 import re
 from fractions import Fraction
@@ -9,8 +12,23 @@ _DIGITS = {character: value for value, character in enumerate("零一二三四�
 _PLACES = {"十": 10, "百": 100, "千": 1000}
 _MYRIADS = {"万": 10**4, "亿": 10**8}
 _NUMERAL = "零〇一二两兩三四五六七八九十百千万亿点负"
-_UNIT = rf"(?:[^\W{_NUMERAL}0-9_]{{0,6}})"
-_PLAIN = re.compile(rf"([{_NUMERAL}]+){_UNIT}")
+_NOUN = rf"[^\W{_NUMERAL}0-9_半余来几]"
+_COUNTERS = (
+    "个個只隻条張张本支枝把件台辆輛棵朵颗粒块塊片头匹名双套组箱盒袋包瓶杯桶"
+    "罐碗盘篮筐束串堆间座栋幢所艘架扇顶根株页頁题道句首封份幅枚盏种位人"
+)
+"""Measure words behind which the noun may stand; 位数 is none, as in 三位数."""
+_LENGTH = "(?:平方|立方)?(?:千|分|厘|毫|微|纳|海|英|公)?(?:米|里|尺|寸|丈|分|升|斤|顷|亩|吨|克|两)"
+_WHOLE_UNITS = (
+    f"{_LENGTH}|钱|公斤|英寸|英尺|英里|加仑|磅|盎司|元|块钱|角|毛|美元|美金|欧元|英镑|日元|人民币|元钱|美分|小时"
+    f"|个小时|分钟|秒钟?|刻钟?|天|日|周|星期|个月|月份?|年|岁|世纪"
+    "|时|点钟|度|摄氏度|华氏度|弧度|伏特?|安培?|瓦特?|千瓦|千瓦时|焦耳?|牛顿?|帕斯卡?|赫兹?|欧姆|摩尔|次|倍|层|楼"
+    "|面|部|门|家|项|节|段|行|列|排|对|场|轮|局|届|期|步|圈|遍|趟|回|下|声"
+    "|类|款|级|号|班|股|幕|章|集|篇|卷|册|滴|口|尊|代|队|伙|批|群|帮|户|席|桌|床|车|船|笔|则"
+)
+_UNIT = rf"(?:每?(?:{_WHOLE_UNITS})(?:[/每](?:{_WHOLE_UNITS}|[{_COUNTERS}]))*|[{_COUNTERS}](?![数角体形]){_NOUN}{{0,6}}|)"
+_PLAIN = re.compile(rf"([{_NUMERAL}]+?)({_UNIT})(半?)")
+_APPROXIMATE = re.compile("[一二两三四五六七八九]{2}")
 _MIXED = re.compile(rf"(负?)(?:([{_NUMERAL}0-9]+)又)?([{_NUMERAL}0-9]+)分之([{_NUMERAL}0-9.]+){_UNIT}")
 _SCALED = re.compile(rf"([-+]?[0-9]+(?:\.[0-9]+)?)\s*([万亿]+){_UNIT}")
 
@@ -30,10 +48,20 @@ def chinese_number(text: str) -> tuple[Fraction, Literal["%", "1"]] | None:
             return None
         value = (whole + (top if match[3] == "百" else top / bottom)) * (-1 if match[1] else 1)
         return value, "%" if match[3] == "百" else "1"
-    if match := _PLAIN.fullmatch(text):
-        value = _number(match[1])
-        return None if value is None else (value, "1")
-    return None
+    match = _PLAIN.fullmatch("一" * text.startswith("半") + text)
+    # 三四 is three or four, and 三半 nothing.
+    if (
+        match is None
+        or match[1] in "百千万亿"
+        or _APPROXIMATE.fullmatch(match[1])
+        or match[3]
+        and not match[2]
+        and match[1] != "一"
+    ):
+        return None
+    value = _number(match[1])
+    half = Fraction(1, 2)
+    return None if value is None else (value + half if match[3] and match[2] else half if match[3] else value, "1")
 
 
 def _number(text: str) -> Fraction | None:

@@ -3,13 +3,29 @@
 import re
 from fractions import Fraction
 
+from reward.choices import Choice
+from reward.compound import RANGE, Ratio, Time, same_time
 from reward.dress import normalise
 from reward.formulas import equal, fingerprint
+from reward.quantities import conversion
 from reward.values import INTERVALS, Collection, Formula, Percent, Value, Words, parse
 
-_TIME = re.compile("[0-9]{1,2}:[0-9]{2}")
 _INEQUALITY = re.compile(r"[<>≤≥]|\\[lg][et]")
 _UNORDERED = {"set", "list"}
+
+
+def same_with_units(a: str | None, b: str | None) -> bool:
+    """As `same`, where what is measured must be the same too: 3 cm is 0.03 m, and neither 3 nor 3 m."""
+    if a is None or b is None or (factor := conversion(a, b)) is None:
+        return False
+    values = parse(a), parse(b)
+    if factor == 1 or not all(isinstance(value, Fraction | Formula) for value in values):
+        return same(a, b)
+    return (
+        equal(_latex(values[0]), rf"({_latex(values[1])})\cdot\frac{{{factor.p}}}{{{factor.q}}}")
+        if factor.is_Rational
+        else False
+    )
 
 
 def same(a: str | None, b: str | None) -> bool:
@@ -22,17 +38,24 @@ def same(a: str | None, b: str | None) -> bool:
     if plain[0] == plain[1]:
         return True
     values = parse(a), parse(b)
-    for value, other in (values, values[::-1]):
-        # Words need their dress only in a reference.
+    if RANGE.fullmatch(plain[1]) and isinstance(values[0], Formula | Fraction):
+        return equal(_latex(values[0]), plain[1])
+    for value, text, other in ((values[0], plain[1], values[1]), (values[1], plain[0], values[0])):
+        # Words need their dress only in a reference, and an option may be named by what it stands for.
         if isinstance(value, Words) and not isinstance(other, Words):
-            bare = " ".join(plain[values.index(other)].lower().split())
-            return bare in (value.text, f"({value.text})") or bool(_TIME.fullmatch(bare)) and value.text[:-3] == bare
+            return " ".join(text.lower().split()) in (value.text, f"({value.text})")
+        if isinstance(value, Choice) and not isinstance(other, Choice):
+            letters = sorted(re.sub(r"[\s(),.]", "", text).upper())
+            return "".join(letters) == value.letters or bool(value.content) and _same_content(value.content, text)
     if None not in values and same_value(*values):
         return True
     # One equation may be solved for its unknown, and the other not.
     full = normalise(a, named=True), normalise(b, named=True)
     kinds = {type(value) for value in values}
-    solvable = full != plain and kinds <= {Formula, Fraction} or all(map(_INEQUALITY.search, full))
+    # What was taken for a unit may be a letter: 2 g is 2g.
+    solvable = (
+        full != plain and kinds <= {Formula, Fraction} or kinds == {Formula, Fraction} or all(map(_INEQUALITY.search, full))
+    )
     if solvable and Formula in kinds and equal(*full):
         return True
     return re.search(r"=|\\equiv|mod|\bor\b", full[1]) is not None and _restated(full[0], values[0], full[1])
@@ -58,6 +81,10 @@ def _restated(reference: str, value: Value | None, answer: str) -> bool:
     )
 
 
+def _same_content(content: str, other: str) -> bool:
+    return " ".join(content.lower().split()) == " ".join(other.lower().split()) or same(content, other)
+
+
 def canonical(answer: str | None) -> str | None:
     """A text that equal answers share, so that votes are counted without comparing pairs; None for no answer.
 
@@ -75,6 +102,12 @@ def _key(value: Value) -> str:
             return str(value.number)
         case Words():
             return f"text {value.text}"
+        case Choice():
+            return f"option {value.letters}"
+        case Time():
+            return f"time {value.hour}:{value.minute}:{value.second}"
+        case Ratio():
+            return f"ratio {' '.join(fingerprint(f'({term})/({value.terms[0]})') for term in value.terms)}"
         case Formula():
             return fingerprint(value.latex)
         case Collection():
@@ -93,9 +126,44 @@ def same_value(a: Value, b: Value) -> bool:
         return same_value(b, a)
     if isinstance(a, Collection) and isinstance(b, Collection):
         return _same_items(a, b)
+    if isinstance(a, Choice) and isinstance(b, Choice):
+        return a.letters == b.letters and (not (a.content and b.content) or not _other_content(a, b))
+    if isinstance(a, Time) and isinstance(b, Time):
+        return same_time(a, b)
+    if isinstance(a, Ratio) or isinstance(b, Ratio):
+        return _same_ratio(_terms(a), _terms(b))
+    if isinstance(a, Time) and isinstance(b, Fraction) or isinstance(b, Time) and isinstance(a, Fraction):
+        return _hour(a) == _hour(b)
     if isinstance(a, Formula | Fraction) and isinstance(b, Formula | Fraction) and (a, b) != (None, None):
         return a == b if isinstance(a, Fraction) and isinstance(b, Fraction) else equal(_latex(a), _latex(b))
     return a == b
+
+
+def _other_content(a: Choice, b: Choice) -> bool:
+    """Whether two values are said to be what one letter stands for."""
+    values = parse(a.content), parse(b.content)
+    return all(isinstance(value, Fraction) for value in values) and values[0] != values[1]
+
+
+def _terms(value: Value) -> tuple[str, ...]:
+    """What a ratio is of; a fraction is one of two numbers, and 15:10 may be one too."""
+    match value:
+        case Ratio():
+            return value.terms
+        case Time(noon="", bare=False, second=0) if value.hour and value.minute:
+            return str(value.hour), str(value.minute)
+        case Fraction() | Formula():
+            return _latex(value), "1"
+    return ()
+
+
+def _same_ratio(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+    crossed = [(rf"({x})\cdot({b[0]})", rf"({y})\cdot({a[0]})") for x, y in zip(a, b, strict=False)]
+    return len(a) == len(b) > 1 and all(equal(x, y) for x, y in crossed[1:])
+
+
+def _hour(value: Value) -> Fraction | int | None:
+    return (value.hour % 12 or 12) if isinstance(value, Time) and value.bare else value if isinstance(value, Fraction) else None
 
 
 def _same_items(a: Collection, b: Collection) -> bool:

@@ -111,6 +111,27 @@ class Reading(Strict):
         ),
     )
     """What ends an output or a part of it: the line ends there. Besides these every `<|name|>`."""
+    headings: tuple[Mark, ...] = (
+        *("answer", "ans", "答案", "答：", "答:", "【解答】", "故选", "应选", "正确选项", "答え", "正解", "정답", "답"),
+        *(
+            "réponse",
+            "respuesta",
+            "resposta",
+            "risposta",
+            "antwort",
+            "ответ",
+            "odpowiedź",
+            "cevap",
+            "jawaban",
+            "đáp án",
+            "उत्तर",
+            "الإجابة",
+        ),
+    )
+    """What stands before an answer, in any case and number: `Answer: 4`, `the final answer is 4`, `【答案】4`, or alone on a
+    line. One in brackets is known in these only."""
+    compare_units: bool = False
+    """Whether the unit must be that of the reference, where that has one; else 3 cm, 3 m and 3 are all 3."""
 
 
 READING = Reading()

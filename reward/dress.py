@@ -4,7 +4,9 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from reward.units import TEXT, without_dressed_units
+from reward.phrases import in_symbols
+from reward.rewrites import Rewrites
+from reward.units import IN_BRACKETS, TEXT, without_dressed_units
 
 LONGEST_NUMBER = 1000
 
@@ -17,7 +19,9 @@ NAME = (
     rf"|[fghpqrFGHPQRST]{_INDEX}'?(?:\^\{{-1\}})?{_WHERE}|(?:{_GREEK}|[A-Za-z]){_INDEX}|[A-Za-z]\w?(?:\([a-z]\))?)"
 )
 """What an answer may be called: x, x_1, f(2), f^{-1}(x), (a,b), \\angle ABC, \\text{Area}."""
-_LEADING = re.compile(rf"^(?:{NAME}\s*(?:=|\\in(?![a-z]))|=|\\?approx(?:imately)?|≈|about)\s*(?=[^=]+$)")
+_LEADING = re.compile(
+    rf"^(?:{NAME}\s*(?:=|\\in(?![a-z]))|=|\\?approx(?:imately)?|≈|(?:about|around|roughly|exactly)\b|大约|约)\s*(?=[^=]+$)"
+)
 _SIGNS = {
     r"(?:<(?!=)|\\lt(?![a-z]))": "<",
     r"(?:<=|≤|\\le(?:q|qslant)?(?![a-z]))": "<=",
@@ -28,60 +32,108 @@ _SIGNS = {
 _SIGN = re.compile(f"({'|'.join(_SIGNS)})")
 _UNKNOWN = re.compile(rf"\s*(?:(?![ei])[A-Za-z]|{_GREEK})(?:\([a-z]\))?\s*")
 _FRACTIONS = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3", "⅕": " 1/5", "⅛": " 1/8"}
-_DEGREES = r"(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|°|\\degree(?![a-z])|(?<=[0-9])\^\{?o\}?(?![a-z]))"
-_DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|text|pi|cdot|times|infty|cup|circ|begin|end)(?![a-z]))")
+DEGREES = r"(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|°|\\degree(?![a-z])|(?<=[0-9])\^\{?o\}?(?![a-z]))"
 FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|ln|log|exp"
 _ARITHMETIC = re.compile(r"(?:[0-9.,()%\s]|\\[$%])+(?:(?:[-+*/×÷·]|\\(?:cdot|times|div))(?:[0-9.,()%\s]|\\[$%])+)+")
 
 
+def _with_points(match: re.Match[str]) -> str:
+    return f"{match[1].replace('.', '')}.{match[2]}"
+
+
+TYPED = Rewrites(
+    (
+        r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|text|pi|cdot|times|infty|cup|circ|begin|end)(?![a-z]))",
+        r"\\", r"\\frac{1}{2}", r"\frac{1}{2}", "a backslash escaped once too often",
+    ),
+    (
+        r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9,/]| [0-9])",
+        lambda match: match[1].replace(" ", ""), "10 000", "10000", "spaces between thousands",
+    ),
+    (r"√\(", r"\\sqrt(", "√(2)", r"\sqrt(2)", "typed without LaTeX"),
+    (rf"(?<![A-Za-z\\])({FUNCTIONS}|pi)(?![A-Za-z])", r"\\\1", "12*pi", r"12*\pi", "typed without LaTeX"),
+    (r"(?<![A-Za-z\\])(?:[Ii]nfinity|inf|oo)(?![A-Za-z])|\\infinity", r"\\infty", "-inf", r"-\infty", "typed without LaTeX"),
+    (
+        r"\\sqrt\s*\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)",
+        r"\\sqrt{\1}", r"\sqrt(3)/2", r"\sqrt{3}/2", "typed without LaTeX",
+    ),
+    (r",\\!\s*(?=[0-9]{3})|\{,\}|(?<=[0-9])\\,(?=[0-9]{3})", "", r"1,\!234", "1234", "spaces between thousands"),
+    (
+        r"(?<![0-9,.])([0-9]{1,3}(?:\.[0-9]{3})+),([0-9]{1,2})(?![0-9,])",
+        _with_points, "1.234,56", "1234.56", "points between thousands",
+    ),
+    (r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{\\?([^{}]*)\}", r"\1\\text{\2}", r"\SI{5}{\newton}", r"5\text{newton}", "siunitx"),
+    (
+        r"\\\$|US\$|[$€£¥₹¢]|^\s*(?:RMB|USD|EUR|GBP|CNY|INR|Rs\.?)(?![A-Za-z])|\\(?:left|right"
+        r"|[bB]igg?[lr]?)(?![a-zA-Z])|\\displaystyle",
+        "", r"\$5", "5", "currency, marks of mathematics, sizes of brackets",
+    ),
+)  # fmt: skip
+PLAIN = Rewrites(
+    (
+        rf"(?<!\\)\\[!,;: ]|\\q?quad|{DEGREES}|\\[()]|(?<!\\)\\[\[\]]|~",
+        " ", r"90^\circ", "90 ", "spaces, degrees, marks of mathematics",
+    ),
+    (r"\*\*(?=\W*$)|^\W*\*\*", "", "**18**", "18", "bold"),
+    (r"^\s+|[\s.。]+$", "", " 18. ", "18", "the end of a sentence"),
+    (rf"^((?:{TEXT}\{{)?[A-J])[).](\}}?)$", r"\1\2", r"\text{B)}", r"\text{B}", "an option"),
+    (r"^([0-9]+)\s*\(\1\)$", r"\1", "9 (9)", "9", "said twice"),
+    (r"\s*\(\s*\)$", "", "7.74 ()", "7.74", "a bracket around a currency"),
+    (r"(?<=[0-9])\s*\(\s*(?:%|percent)\s*\)$", "%", "9 (%)", "9%", "a bracket around a unit"),
+    (
+        rf"^([^A-Za-z]*[0-9}})%](?:\s+[a-z]+)?)\s*{IN_BRACKETS}$",
+        r"\1 \\text{\2}", "9 (apples)", r"9 \text{apples}", "a bracket around a unit",
+    ),
+    (rf"(?<=[0-9}}])\s*\(\s*({TEXT}\{{[^{{}}]*\}})\s*\)$", r"\1", r"5 (\text{kg})", r"5\text{kg}", "a bracket around a unit"),
+    (r"\\underline\s*\{([^{}]*)\}", r"\1", r"\underline{5}", "5", "underlined"),
+    (rf"(?<=[0-9])\s*\^?\{{?\s*(?:{TEXT}\{{)?(?:st|nd|rd|th)\}}{{0,2}}$", "", r"5^{\text{th}}", "5", "ordinals"),
+    (r"\{\s*([^{}]+?)\s*\\over(?![a-z])\s*([^{}]+?)\s*\}", r"\\frac{\1}{\2}", r"{1 \over 4}", r"\frac{1}{4}", "fractions"),
+    (r"\\[dtc]frac", r"\\frac", r"\dfrac12", r"\frac12", "fractions"),
+    (r"\\%", "%", r"5\%", "5%", "per cent"),
+    (r"\\log_\s*([0-9a-z])", r"\\log_{\1}", r"\log_2 3", r"\log_{2} 3", "an argument without brackets"),
+    (r"\\[dt]binom", r"\\binom", r"\dbinom{5}{2}", r"\binom{5}{2}", "binomials"),
+    (
+        r"\\frac\s*\\pi\s*(?:\{([0-9]+)\}|([0-9]))",
+        r"\\frac{\\pi}{\1\2}", r"\frac\pi2", r"\frac{\pi}{2}", "an argument without brackets",
+    ),
+    (r"√\s*([0-9a-z]+)", r"\\sqrt{\1}", "11√2", r"11\sqrt{2}", "typed without LaTeX"),
+    (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}", r"\frac43", r"\frac{4}{3}", "an argument without brackets"),
+    (r"(\\frac\s*\{[^{}]*\})\s*([0-9a-z])", r"\1{\2}", r"\frac{4}3", r"\frac{4}{3}", "an argument without brackets"),
+    (r"\\frac\s*([0-9])\s*\{", r"\\frac{\1}{", r"\frac4{3}", r"\frac{4}{3}", "an argument without brackets"),
+    (r"\\sqrt\s*([0-9a-z])", r"\\sqrt{\1}", r"\sqrt3", r"\sqrt{3}", "an argument without brackets"),
+)  # fmt: skip
+_SEPARATED = re.compile(r"(?<![0-9,.(\[{])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
+
+
 @lru_cache(maxsize=16384)
 def normalise(text: str, named: bool = False) -> str:
-    """The answer without dress: characters in ASCII; no math marks, currency, separators or units.
+    """The answer without dress: characters in ASCII; no math marks, currency, separators or units, numbers in digits.
 
     Without a leading `x =` too, unless `named`.
     """
+    text = written(text, named)
+    text = without_dressed_units(text)
+    return _SEPARATED.sub(lambda match: match[1].replace(",", ""), text).strip()
+
+
+@lru_cache(maxsize=16384)
+def written(text: str, named: bool = False) -> str:
+    """As `normalise`, with the units behind it and commas between thousands."""
     text = plain_characters(text).strip()
     if len(text) > 20 * LONGEST_NUMBER:
         return ""
-    text = _DOUBLED.sub(r"\\", text)
-    text = re.sub(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9,/]| [0-9])", lambda match: match[1].replace(" ", ""), text)
-    text = _typed(text)
-    text = re.sub(r",\\!\s*(?=[0-9]{3})|\{,\}|(?<=[0-9])\\,(?=[0-9]{3})", "", text)
-    text = re.sub(r"\\\$|US\$|[$€£¥₹¢]|^\s*RMB\b|\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\displaystyle", "", text)
-    text = (
-        _radians(text) if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text) else re.sub(rf"{_DEGREES}\s*[CF]\b|℃|℉", "", text)
-    )
-    text = re.sub(rf"(?<!\\)\\[!,;: ]|\\q?quad|{_DEGREES}|\\[()]|(?<!\\)\\[\[\]]|~", " ", text)
-    text = re.sub(r"\*\*(?=\W*$)|^\W*\*\*", "", text).strip().rstrip(".。").strip()
-    text = re.sub(rf"^((?:{TEXT}\{{)?[A-J])[).](\}}?)$", r"\1\2", text)
-    text = re.sub(r"(?<=[0-9}%])\s*\(([\u4e00-\u9fff]+)\)$", r"\1", text)
-    text = re.sub(r"\\underline\s*\{([^{}]*)\}", r"\1", text)
-    text = re.sub(rf"(?<=[0-9])\s*\^?\{{?\s*(?:{TEXT}\{{)?(?:st|nd|rd|th)\}}{{0,2}}$", "", text)
-    text = re.sub(r"\{\s*([^{}]+?)\s*\\over(?![a-z])\s*([^{}]+?)\s*\}", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\[dtc]frac", r"\\frac", text.replace("\\%", "%"))
-    text = re.sub(r"\\[dt]binom", r"\\binom", re.sub(r"\\log_\s*([0-9a-z])", r"\\log_{\1}", text))
-    text = re.sub(r"\\frac\s*\\pi\s*(?:\{([0-9]+)\}|([0-9]))", r"\\frac{\\pi}{\1\2}", text)
-    text = re.sub(r"√\s*([0-9a-z]+)", r"\\sqrt{\1}", text)
-    text = re.sub(r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\frac\s*([0-9])\s*\{", r"\\frac{\1}{", re.sub(r"(\\frac\s*\{[^{}]*\})\s*([0-9a-z])", r"\1{\2}", text))
-    text = re.sub(r"\\sqrt\s*([0-9a-z])", r"\\sqrt{\1}", text)
-    text = (text if named else _LEADING.sub("", _last_side(text))).replace(r"\varnothing", r"\emptyset")
-    text = without_dressed_units(text)
-    text = re.sub(r"(?<![0-9,.(\[{])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])", lambda match: match[1].replace(",", ""), text)
-    return text.strip()
-
-
-def _typed(text: str) -> str:
-    """Formulas as they are typed without LaTeX, 12*pi and sqrt(3)/2, in LaTeX."""
-    text = re.sub(rf"(?<![A-Za-z\\])({FUNCTIONS}|pi)(?![A-Za-z])", r"\\\1", text.replace("√(", r"\sqrt("))
-    text = re.sub(r"(?<![A-Za-z\\])(?:[Ii]nfinity|inf|oo)(?![A-Za-z])|(?<=\\)infinity", r"\\infty", text)
-    return re.sub(r"\\sqrt\s*\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)", r"\\sqrt{\1}", text)
+    text = TYPED(text)
+    if len(text) <= LONGEST_NUMBER:
+        text = in_symbols(text)
+    angles = re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text)
+    text = PLAIN(_radians(text) if angles else re.sub(rf"{DEGREES}\s*[CF]\b|℃|℉", "", text))
+    return (text if named else _LEADING.sub("", _last_side(text))).replace(r"\varnothing", r"\emptyset")
 
 
 def _radians(text: str) -> str:
     """Angles in degrees as radians, which functions of angles take."""
-    text = re.sub(rf"\{{\s*([0-9.]+\s*{_DEGREES})\s*\}}", r"\1", text)
-    return re.sub(rf"([0-9.]+)\s*{_DEGREES}", r"(\\frac{\1\\pi}{180})", text)
+    text = re.sub(rf"\{{\s*([0-9.]+\s*{DEGREES})\s*\}}", r"\1", text)
+    return re.sub(rf"([0-9.]+)\s*{DEGREES}", r"(\\frac{\1\\pi}{180})", text)
 
 
 def _last_side(text: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reward.answers import extract, reference
-from reward.comparison import canonical, same
+from reward.comparison import canonical, same, same_with_units
 from reward.config import READING, AnswerFormat, Reading
 from reward.types import Judgement
 from reward.values import parse
@@ -15,9 +15,11 @@ def judge(output: str, gold: str, answer_format: AnswerFormat, reading: Mapping[
 
     `reading` has the fields of a Reading that are not the defaults.
     """
-    extracted, answer = extract(output, answer_format, Reading(**reading) if reading else READING), reference(gold)
+    read = Reading(**reading) if reading else READING
+    extracted, answer = extract(output, answer_format, read), reference(gold)
+    equal = same_with_units if read.compare_units else same
     return {
-        "extracted": extracted, "value": canonical(extracted), "correct": same(answer, extracted),
+        "extracted": extracted, "value": canonical(extracted), "correct": equal(answer, extracted),
         "parsed": parse(extracted) is not None, "reference": answer, "problem": _problem(answer),
     }  # fmt: skip
 

@@ -10,9 +10,11 @@ from fractions import Fraction
 from functools import lru_cache
 
 from reward.chinese import chinese_number
+from reward.choices import Choice, choice
+from reward.compound import RANGE, Date, Ratio, Time, compound
 from reward.dress import LONGEST_NUMBER, NAME, in_interval_notation, normalise
 from reward.formulas import closed, readable
-from reward.units import TEXT, without_units
+from reward.units import SCALES, TEXT, without_units
 
 LARGEST_EXPONENT = 1000
 LARGEST_DENOMINATOR = 10**4
@@ -27,7 +29,7 @@ class Percent:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Words in \\text{}, an option's letter, a number in another base, or a time of day, in lower case."""
+    """Words in \\text{} or in Chinese, a number in another base, a version or a range, in lower case."""
 
     text: str
 
@@ -46,21 +48,26 @@ class Collection:
     items: tuple["Value", ...]
 
 
-Value = Fraction | Percent | Words | Formula | Collection
+Value = Fraction | Percent | Words | Choice | Time | Date | Ratio | Formula | Collection
 
-_UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-# A minus after a letter, a digit or a bracket subtracts.
-LAST_NUMBER = re.compile(rf"(?:(?<![A-Za-z0-9)\]])[-+])?[$€£¥]?(?:[0-9]+\s+[0-9]+/[0-9]+|(?:{_UNSIGNED})(?:/[0-9]+)?%?)")
+UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+_NUMBER = re.compile(rf"(?:(?<![A-Za-z0-9)\]])[-+])?[$€£¥]?(?:[0-9]+\s+[0-9]+/[0-9]+|(?:{UNSIGNED})(?:/[0-9]+)?%?)")
 _NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s*(?:(?P<whole>[0-9]+)\s+(?=[0-9]+/))?(?P<top>{_UNSIGNED})(?:e(?P<exponent>[-+]?[0-9]{{1,9}}))?"
-    rf"(?:\s*/\s*(?P<bottom>{_UNSIGNED}))?(?:\s*(?P<scale>thousand|million|billion|trillion))?(?P<percent>\s*(?:%|percent(?:age)?\b|pct\b))?",
+    rf"(?P<sign>[-+]?)\s*(?:(?P<whole>[0-9]+)\s+(?=[0-9]+/))?(?P<top>{UNSIGNED})(?:e(?P<exponent>[-+]?[0-9]{{1,9}}))?"
+    rf"(?:\s*/\s*(?P<bottom>{UNSIGNED}))?(?P<scales>(?:\s*\b(?:{'|'.join(SCALES)})s?\b)*)(?P<percent>\s*(?:%|percent(?:age)?\b|pct\b))?",
     re.IGNORECASE,
 )
 _REPEATING = re.compile(r"(-?)([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]{1,20})\}")
-_PLAIN_WORDS = {"yes", "no", "true", "false", "even", "odd", "none", "infinite"}
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_PLAIN_WORDS = {"yes", "no", "true", "false", "even", "odd", "none", "infinite"} | {
+    f"{day}day" for day in ("mon", "tues", "wednes", "thurs", "fri", "satur", "sun")
+}
+_CHINESE_WORDS = re.compile(r"[\u3400-\u9fff]{1,16}")
 _BASED = re.compile(r"\(?([0-9A-F]+)\)?_\{?\s*\(?([0-9]{1,2})\)?\s*\}?")
-_TIME = re.compile(r"([0-9]{1,2}):([0-9]{2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
+_MANY = re.compile(
+    r"[:∶比点點时時月]|\b[ap]\.?\s?m|clock|\bto\b|colon|[0-9][-/.][0-9]+[-/.]|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)",
+    re.IGNORECASE,
+)
+"""What stands in every compound value, and hardly in others."""
 INTERVALS = ("()", "(]", "[)", "[]")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-z])|±")
 _MATRIX = re.compile(r"(?:[(\[]\s*)?\\begin\{([pbB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}(?:\s*[)\]])?", re.DOTALL)
@@ -74,10 +81,18 @@ def parse(text: str | None) -> Value | None:
 
 
 def _value(plain: str) -> Value | None:
+    if plain and (option := choice(plain)):
+        return option
     if not plain or not closed(plain):
         return None
-    if len(plain) <= LONGEST_NUMBER and (found := _number(plain)):
-        return found[0]
+    if len(plain) <= LONGEST_NUMBER:
+        text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r" \1 ", plain).strip()
+        if _MANY.search(text) and (many := compound(" ".join(text.split()))):
+            return Words(many) if isinstance(many, str) else many
+        if found := _number(text):
+            return found[0]
+        if RANGE.fullmatch(between := without_units(text)):
+            return Words(between)
     if (words := _words(plain)) is not None:
         return words
     collection = _collection(in_interval_notation(plain))
@@ -87,9 +102,8 @@ def _value(plain: str) -> Value | None:
     return Formula(latex) if readable(latex) else None
 
 
-def _number(plain: str) -> tuple[Fraction | Percent | None] | None:
+def _number(text: str) -> tuple[Fraction | Percent | None] | None:
     """The number, None in its place where it has no value that can be held; None where the text is no number."""
-    text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r" \1 ", plain)
     text = re.sub(r"\\frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}", r" \1/\2", text).strip()
     text = without_units(text)
     match = _NUMBER.fullmatch(text)
@@ -108,7 +122,9 @@ def _number(plain: str) -> tuple[Fraction | Percent | None] | None:
         return (None,)
     value = int(match["whole"] or 0) + top * Fraction(10) ** exponent / bottom
     value = _unrounded(value)
-    value *= (-1 if match["sign"] == "-" else 1) * _SCALES.get((match["scale"] or "").lower(), 1)
+    value *= -1 if match["sign"] == "-" else 1
+    for scale in match["scales"].lower().split():
+        value *= SCALES[scale] if scale in SCALES else SCALES[scale.removesuffix("s")]
     return (Percent(value) if match["percent"] else value,)
 
 
@@ -121,13 +137,10 @@ def _unrounded(value: Fraction) -> Fraction:
 def _words(plain: str) -> Words | None:
     dressed = re.fullmatch(rf"{TEXT}\{{([^{{}}]*[A-Za-z\u4e00-\u9fff][^{{}}]*)\}}", plain)
     text = re.sub(r"^(?:[Aa]n?|[Tt]he)\s+|\s+(?=,)|(?<=,)\s+", "", dressed[1].strip(" .")) if dressed else plain
-    if option := re.fullmatch(rf"\(?(?:{TEXT}\{{)?([A-J])\}}?\)?", text):
-        return Words(option[1].lower())
-    if time := _TIME.fullmatch(re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", plain)):
-        return Words(f"{time[1]}:{time[2]} {time[3]}m".lower())
     if based := _BASED.fullmatch(plain):
         return Words(f"{based[1]}_{based[2]}".lower())
-    return Words(" ".join(text.lower().split())) if dressed or text.lower() in _PLAIN_WORDS else None
+    bare = text.lower() in _PLAIN_WORDS or _CHINESE_WORDS.fullmatch(text)
+    return Words(" ".join(text.lower().split())) if dressed or bare else None
 
 
 def _collection(plain: str) -> Collection | None:

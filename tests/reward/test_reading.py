@@ -22,7 +22,13 @@ def correct(output, gold, **reading):
     return found["correct"]
 
 
-@pytest.mark.parametrize("name", ["J03_thinking"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "D01_unit_in_brackets", "J01_times", "J02_zh_words", "J03_thinking", "J04_answer_line", "J05_step_labels", "J06_choice",
+        "J07_zh_heading", "J09_units", "J10_modifiers",
+    ],
+)  # fmt: skip
 def test_cases_from_public_reports(name):
     if not CASES.exists():
         pytest.skip("the cases are not beside this checkout")
@@ -72,9 +78,12 @@ def test_marks_of_the_end_are_no_part_of_an_answer(mark):
     assert extract(f"The answer is yes{mark}\nnext question", "answer-is") == "yes"
 
 
+GOLD = "4 cm"
 SETTINGS = {
-    "reasoning_tags": ([["<mull>", "</mull>"]], "<mull>#### 4", False),
-    "end_marks": (["~~"], "#### 4~~ 5", True),
+    "reasoning_tags": ([["<mull>", "</mull>"]], "<mull>#### 4 cm", False),
+    "end_marks": (["~~"], "#### 4~~ or so", True),
+    "headings": (["verdict"], "Verdict: four", True),
+    "compare_units": (True, "#### 4 m", False),
 }
 """Each setting: a value, an output, and whether that is right with it for the reference 4; without it it is the opposite."""
 
@@ -82,7 +91,7 @@ SETTINGS = {
 def read_by_the_self_test(config):
     """The readings that its judge was given."""
     asked = []
-    try_rule([question(gold="4")], config, lambda rows: asked.extend(rows) or judge_here(rows), Report())
+    try_rule([question(gold=GOLD)], config, lambda rows: asked.extend(rows) or judge_here(rows), Report())
     return {json.dumps(row.get("reading", {})) for row in asked}
 
 
@@ -94,12 +103,12 @@ def test_every_setting_is_tried_here():
 def test_a_setting_reaches_the_scorer_its_format_component_the_self_test_and_stored_responses(name):
     value, output, right = SETTINGS[name]
     for reading, expected in (({name: value}, right), ({}, not right)):
-        config = RewardConfig(format=0.5, reading=reading)
-        (scored,) = RuleScorer(config, judge_here).score([question(gold="4")], [sample(output)])
+        config = RewardConfig(answer_format="auto", format=0.5, reading=reading)
+        (scored,) = RuleScorer(config, judge_here).score([question(gold=GOLD)], [sample(output)])
         assert scored.verdict.components["correct"] == float(expected)
         if name != "compare_units":
             assert scored.verdict.components["format"] == float(expected)
-        row = StoredRow(where="1", question="q", gold="4", responses=(output,), scores=None)
+        row = StoredRow(where="1", question="q", gold=GOLD, responses=(output,), scores=None)
         ((stored,),) = judge_stored([row], judge_here, config, lambda count: None)
         assert stored.correct is expected
         assert read_by_the_self_test(config) == {json.dumps(config.reading.model_dump(exclude_defaults=True))}

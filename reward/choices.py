@@ -1,0 +1,53 @@
+"""Options of a multiple choice: letters, alone, several, or with what they stand for: C, (A) and (D), B. Paris."""
+
+import re
+from dataclasses import dataclass
+
+from reward.units import TEXT
+
+_LETTER = "[A-J]"
+_WORD = r"(?i:(?:options?|choices?|statements?|the\s+letter|选项|选择|选)\s*[:：]?\s*)?"
+_TRUE = r"(?i:(?:is|are)\s+(?:the\s+)?(?:correct|right|best|true)(?:\s+(?:one|option|choice|answer)s?)?)"
+_BEHIND = rf"\s*(?:选?项|(?i:options?|choices?))?\s*(?:正确|对|{_TRUE})?"
+_BARE = rf"[(\[{{<【]?\s*({_LETTER})\s*[)\]}}>】]?"
+_ONE = re.compile(rf"{_WORD}{_BARE}\s*[.．、:：]?{_BEHIND}")
+_AND = r"\s*(?:,\s*and|[,，、;；&]|\band\b|和|与|及|\\text\s*\{\s*and\s*\})\s*"
+_SEVERAL = re.compile(
+    rf"{_WORD}(?:{_BARE}(?:{_AND}{_BARE})+|(?:[(\[]\s*{_LETTER}\s*[)\]]\s*){{2,}}|{_LETTER}(?:\s*{_LETTER})+){_BEHIND}"
+)
+_LABEL = re.compile(
+    rf"{_WORD}(?:[(\[]\s*(?P<bracketed>{_LETTER})\s*[)\]]\s*[.:：、]?|(?P<plain>{_LETTER})"
+    r"(?:(?P<mark>[)）、．：]|\.(?![a-z])|:(?=\s|[0-9\\$-])|(?=\s+\())|\s+[-–—](?=\s+[A-Z\u4e00-\u9fff])))\s*(?P<content>\S.*)",
+    re.DOTALL,
+)
+_OPERATOR = re.compile(r"[*/^_=<>]|[-+]\s|\\(?:cap|cup|cdot|times|to|in|subset|le|ge|pm)|[0-9.]*\)")
+"""How a formula goes on behind a letter in brackets, and the content of an option does not begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    letters: str
+    """In alphabetical order."""
+    content: str
+    """What a single one stands for, where that is said."""
+
+
+def choice(text: str) -> Choice | None:
+    """The option that an answer names, or the options: where others are labelled behind the first, all of them."""
+    text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", text).replace("*", "").strip()
+    if one := _ONE.fullmatch(text):
+        return Choice(one[1], "")
+    if _SEVERAL.fullmatch(text):
+        letters = re.findall(rf"(?<![A-Za-z]){_LETTER}+(?![a-z])", text)
+        joined = "".join(letters)
+        # Letters side by side are options in alphabetical order only: AB, not BA.
+        ordered = all("".join(sorted(set(part))) == part for part in letters)
+        return Choice("".join(sorted(joined)), "") if ordered and len(set(joined)) == len(joined) else None
+    label = _LABEL.fullmatch(text)
+    if label is None or _OPERATOR.match(label["content"]):
+        return None
+    first, content = label["bracketed"] or label["plain"], label["content"].strip()
+    style = rf"[(\[]\s*({_LETTER})\s*[)\]]" if label["bracketed"] else rf"({_LETTER}){re.escape(label['mark'] or '.')}"
+    others = re.findall(rf"(?:(?<=[\s,;，；。.])|(?<=[\u4e00-\u9fff])){style}\s*(?=\S)", content)
+    letters = sorted({first, *(letter for letter in others if letter > first)})
+    return Choice("".join(letters), content if len(letters) == 1 else "")
