@@ -85,6 +85,8 @@ def reject(problems: Sequence[tuple[str, str]], what: str) -> None:
 
 
 def _file_rows(path: Path) -> list[Row]:
+    if path.is_dir():
+        raise ValueError(f"{path}: is a directory; expected a .jsonl, .json or .parquet file")
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [x.name for x in path.parent.iterdir()]) if path.parent.is_dir() else []
         raise ValueError(f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
@@ -97,7 +99,10 @@ def _file_rows(path: Path) -> list[Row]:
 
 def _json_rows(path: Path) -> list[Row]:
     """Rows of a file with an object a line, or of one array of objects."""
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -124,6 +129,8 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             yield number, json.loads(line)
         except json.JSONDecodeError as error:
             raise _not_json(path, number, error, last=number == len(lines)) from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}:1: {_beyond(error)}") from error
 
 
 def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
@@ -132,6 +139,8 @@ def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         json.loads(text)
     except json.JSONDecodeError as error:
         raise _not_json(path, error.lineno, error, last="\n" not in text[error.pos :]) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {_beyond(error)}") from error
     decoder, space, line, seen = json.JSONDecoder(), re.compile(r"[\s,]*"), 1, 0
     place = space.match(text, text.index("[") + 1).end()
     while text[place] != "]":
@@ -145,6 +154,11 @@ def _not_json(path: Path, number: int, error: json.JSONDecodeError, *, last: boo
     cut = "the last line has no end, so the file may be cut short"
     expected = cut if last else "expected an object a line, or one array of objects"
     return ValueError(f"{path}:{number}:{error.colno}: not JSON: {error.msg}; {expected}")
+
+
+def _beyond(error: Exception) -> str:
+    """What Python reads of JSON has limits: digits of a number, lists within lists."""
+    return f"cannot be read: {error}".partition("; use sys")[0]
 
 
 def _encodable(columns: object) -> bool:

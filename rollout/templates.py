@@ -9,6 +9,7 @@ import math
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from rollout.rows import Row, reject
@@ -155,10 +156,10 @@ def _whole(rows: Sequence[Row], made: list[Any], what: str) -> list[Any]:
 def _format(template: str, fields: Sequence[str], columns: Mapping[str, Any]) -> str:
     for name in fields:
         value = look_up(name, columns)
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
             inside = f", such as {{{name}{_first_text(value)}}}" if _first_text(value) else ""
             raise ValueError(f"{name!r} is {value!r:.60}; expected text or a number{inside}")
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, (float, Decimal)) and not math.isfinite(value):
             raise ValueError(f"{name!r} is {value}; expected a finite number")
     text = _Formatter().vformat(template, (), columns)
     if not text.strip():

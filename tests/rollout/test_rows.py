@@ -56,6 +56,27 @@ def test_a_bad_file_is_an_error_with_line_and_column(tmp_path, data, message):
     assert text.startswith(message) and "cut short" not in text
 
 
+@pytest.mark.parametrize("form", ["{}\n", "[{}]"])
+@pytest.mark.parametrize(
+    ("value", "message"), [("1" * 5000, "value has 5000 digits"), ("[" * 10**5 + "]" * 10**5, "maximum recursion depth")]
+)
+def test_json_that_python_cannot_hold_is_an_error_with_its_file(tmp_path, form, value, message):
+    text = error_of(tmp_path, form.replace("{}", f'{{"a": {value}}}'))
+    assert text.startswith("train.jsonl:") and "cannot be read: " in text and message in text and "sys" not in text
+
+
+def test_a_file_that_is_a_directory_or_may_not_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").mkdir()
+    with pytest.raises(ValueError, match="data.jsonl: is a directory; expected a .jsonl, .json or .parquet file"):
+        load_rows(SourceConfig(file=tmp_path / "data.jsonl"))
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    assert error_of(tmp_path, "{}") == "train.jsonl: cannot be read: Permission denied"
+
+
 def test_a_last_line_cut_short_is_said_to_be_so(tmp_path):
     assert error_of(tmp_path, '{"a": 1}\n{"a": "tw') == (
         "train.jsonl:2:7: not JSON: Unterminated string starting at; the last line has no end, so the file may be cut short"

@@ -1,5 +1,7 @@
 """Templates over columns: what they reach, and what they say of rows that do not fit."""
 
+from decimal import Decimal
+
 import pytest
 
 from rollout.rows import Row
@@ -14,6 +16,7 @@ def test_templates_take_formats_and_places_inside_columns():
     rows = rows_of({"Body": "Two", "n": 14.0, "turns": [{"content": "Hi"}]})
     assert fill(rows, "{Body} {turns[0][content]}", "question") == ["Two Hi"]
     assert fill(rows, "{n:g}", "answer") == ["14"]
+    assert fill(rows_of({"n": Decimal("1.50")}), "{n}", "answer") == ["1.50"], "as parquet may hold numbers"
 
 
 @pytest.mark.parametrize(
