@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import ray
@@ -192,5 +192,10 @@ def summarise(loop: Loop) -> dict:
         "tokens_per_second": round(loop.sampled_tokens / sampling, 1) if sampling else None,
         "reward_models": loop.held_out.reward_models,
         "versions": loop.serving.digests, "actors": loop.roles.info, "replaced_workers": loop.roles.deaths,
-        "software": {name: version(name) for name in ("cohort-rl", "torch", "transformers", "ray")},
+        "software": installed("cohort-rl", "torch", "transformers", "ray"),
     }  # fmt: skip
+
+
+def installed(*names: str) -> dict[str, str]:
+    """Versions of these packages; of one that is not installed (a checkout on PYTHONPATH is none) there is no version."""
+    return {name: found.version for name in names for found in distributions(name=name)}

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from cluster.launch import installed
 from cluster.report import plot, read_summary, summary_table
 
 FULL = {"reward": 0.5, "accuracy": 0.5, "kl": 0.01, "clip_fraction": 0.0, "response_length": 30.0, "mismatch_p50": 1e-5}
@@ -53,3 +54,8 @@ def test_the_summary_stands_before_beside_after():
     assert ["greedy", "accuracy", "-", "0.500", "-"] in rows
     assert ["seconds", "generate", "12.3"] in rows
     assert ["tokens", "per", "second", "457"] in rows
+
+
+def test_versions_of_what_is_not_installed_are_left_out():
+    """A checkout on PYTHONPATH has no version of its own; a finished run is no failed one for that."""
+    assert installed("pytest", "no-such-package") == {"pytest": pytest.__version__}

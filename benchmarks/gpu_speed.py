@@ -1,0 +1,125 @@
+"""How fast the learner is on one GPU, parts of `gpu.py`: updates of randomly initialised models in known shapes.
+
+The share of the peak counts the useful operations of forward and backward: 6 for a weight of the layers and a token, 6 for a
+weight of the output head and a trained token, 12 x layers x width of the queries for a token and each one that it may see.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from gpu import Line
+from gpu_shapes import build, config_of
+from torch.distributed.device_mesh import DeviceMesh
+
+from learner.algorithms import TABLE
+from learner.config import LearnerConfig, OptimizerConfig
+from learner.credit import Ones
+from learner.objectives import PolicyObjective
+from learner.packing import pack
+from learner.policy import PolicyModel, visible
+from learner.sharding import decoder_layers, init_distributed, shard
+from learner.supported import sequence
+from learner.trainer import Trainer
+from learner.types import PackedBatch
+from tests.learner.builders import free_address
+
+NOMINAL = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
+"""Dense bfloat16 FLOP/s of the data sheet, by what stands in the card's name; the first that does."""
+MICRO_BATCHES, UPDATES = 4, 3
+"""Micro-batches of an update, and how many updates are timed."""
+STATE_BYTES = 16
+"""Of a trained parameter: weight, gradient and AdamW's two moments in float32."""
+
+
+def speed(shape: str, tokens: Sequence[int] = (1024, 8192)) -> Iterator[Line]:
+    """Updates in bfloat16 with float32 masters, of micro-batches of one sequence of so many tokens, 7/8 of it trained."""
+    mesh = init_distributed(0, 1, free_address(), 60)
+    device = torch.device(mesh.device_type)
+    needed = STATE_BYTES * sum(p.numel() for p in build(shape, torch.float32, torch.device("meta")).parameters())
+    there = torch.cuda.mem_get_info()[1] if device.type == "cuda" else needed
+    if needed > there:
+        text = f"does not fit: its states take {needed / 2**30:.0f} GiB, the card has {there / 2**30:.0f}"
+        yield Line(name=shape, passed=None, text=text, figures={"states_gib": needed / 2**30})
+    else:
+        peak = matmul_peak(device)
+        trainer = trainer_of(shape, mesh)
+        for length in tokens:
+            yield measured(shape, trainer, length, peak, device)
+    dist.destroy_process_group()
+
+
+def trainer_of(shape: str, mesh: DeviceMesh) -> Trainer:
+    model = build(shape, torch.float32, torch.device(mesh.device_type))
+    policy = shard(PolicyModel(model, LearnerConfig().logprob_chunk_tokens), mesh, torch.bfloat16)
+    return Trainer(policy, OptimizerConfig(learning_rate=1e-6), total_updates=100)
+
+
+def measured(shape: str, trainer: Trainer, length: int, peak: float, device: torch.device) -> Line:
+    """Time, share of the peak and memory of an update, after one that is not timed."""
+    name, gpu = f"{shape}, {length} tokens", device.type == "cuda"
+    packed = batch_of(config_of(shape).vocab_size, length, device)
+    objective = PolicyObjective(weighting=TABLE["sft"].weighting, temperature=1.0, compare_behaviour=False)
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        trainer.step(packed, objective)
+        reports = []
+        seconds = timed(lambda: reports.append(trainer.step(packed, objective)), UPDATES, device)
+    except torch.OutOfMemoryError as error:
+        trainer.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        return Line(name=name, passed=None, text=f"does not fit: {str(error).splitlines()[0]}")
+    share = operations(trainer.model, packed) / seconds / peak
+    nominal = next((x for part, x in NOMINAL.items() if gpu and part in torch.cuda.get_device_name()), None)
+    figures = {
+        "tokens_per_second": length * len(packed.micro_batches) / seconds, "share_of_peak": share, "peak_tflops": peak / 1e12,
+        "share_of_nominal": share * peak / nominal if nominal else None,
+        "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
+    }  # fmt: skip
+    text = (
+        f"{figures['tokens_per_second']:.0f} tokens/s, {share:.1%} of the bf16 peak measured here ({peak / 1e12:.3g} TFLOP/s)"
+    )
+    text += f", {figures['share_of_nominal']:.1%} of the nominal one" if nominal else ""
+    text += f"; {figures['memory_gib']:.1f} GiB at most" if gpu else ""
+    passed = share < 1 and all(report["skipped"] == report["no_signal"] == 0 for report in reports)
+    return Line(name=name, passed=passed, text=text, figures=figures)
+
+
+def batch_of(vocabulary: int, length: int, device: torch.device) -> PackedBatch:
+    """Random sequences, one a micro-batch."""
+    ids = torch.randint(3, vocabulary, (MICRO_BATCHES, length), generator=torch.Generator().manual_seed(0)).tolist()
+    batch = [sequence(tuple(x[: length // 8]), tuple(x[length // 8 :]), group=str(i), index=0) for i, x in enumerate(ids)]
+    packed = pack(batch, Ones()(batch), max_tokens=length)
+    micros = tuple(micro.to(device) for micro in packed.micro_batches)
+    return PackedBatch(micro_batches=micros, trained_tokens=packed.trained_tokens, padding_share=packed.padding_share)
+
+
+def operations(policy: PolicyModel, packed: PackedBatch) -> float:
+    """Useful floating-point operations of an update, as the module's text says."""
+    config = policy.causal_lm.config
+    layers = sum(p.numel() for layer in decoder_layers(policy) for p in layer.parameters())
+    queries = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    positions = sum(micro.input_ids_BT.numel() for micro in packed.micro_batches)
+    seen = sum((visible(micro, torch.bfloat16, config) == 0).sum().item() for micro in packed.micro_batches)
+    head = config.vocab_size * config.hidden_size
+    return 6 * layers * positions + 6 * head * packed.trained_tokens + 12 * config.num_hidden_layers * queries * seen
+
+
+def matmul_peak(device: torch.device, size: int = 8192) -> float:
+    """FLOP/s of a product of random bfloat16 matrices: the best of three times five."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    timed(lambda: a @ b, 3, device)
+    return 2 * size**3 / min(timed(lambda: a @ b, 5, device) for _ in range(3))
+
+
+def timed(call: Callable[[], object], times: int, device: torch.device) -> float:
+    """Seconds of a call, the mean of several, with all that they start on the device."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    wait()
+    return (time.perf_counter() - began) / times
