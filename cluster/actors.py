@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import ray
 
-from cluster.placement import node_id, share_of_cores, take_threads, whereabouts
+from cluster.placement import arrived, node_id, share_of_cores, take_threads, whereabouts
 from cluster.sync import CommitFailed, FanOut, PrepareFailed, on_this_node
 from learner.config import LearnerConfig
 from learner.stage import StageSpec
@@ -63,7 +63,7 @@ class RolloutActor:
         self.worker = RolloutWorker(config, model_dir, **options)
 
     async def locate(self) -> str:
-        return node_id()
+        return arrived()
 
     async def start(self, index: int, count: int) -> dict[str, Any]:
         """Start the engine on its share of this node's cores (the index-th of `count` engines here)."""
@@ -112,7 +112,7 @@ class RewardActor:
         self.worker = RewardWorker(config, log)
 
     def locate(self) -> str:
-        return node_id()
+        return arrived()
 
     def load_model(self, model_dir: Path, kind: str, index: int, count: int) -> dict[str, Any]:
         """Make room for the reward model, on this actor's share of the node's cores (the index-th of `count` here)."""
@@ -158,7 +158,7 @@ class LearnerActor:
         """This node, and an address that is free here for the group to meet at (rank 0's is used)."""
         with socket.socket() as s:
             s.bind(("", 0))
-            return node_id(), f"tcp://{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"
+            return arrived(), f"tcp://{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"
 
     def start(self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, transport: str) -> dict[str, Any]:
         """Join the group; `index` of `count` ranks are on this node and share its cores."""

@@ -12,6 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from cluster.config import RunConfig
 from cluster.contradictions import unread_here
+from rollout.leftovers import sweep
 
 CPU_SHARE = 0.9
 """Part of the cluster's cores that the roles claim where they take turns on the same cores; the rest is the driver's."""
@@ -83,6 +84,12 @@ def place(config: RunConfig) -> tuple[PlacementGroup, list[Bundle]]:
 
 def node_id() -> str:
     return ray.get_runtime_context().get_node_id()
+
+
+def arrived() -> str:
+    """This node, on which what dead processes left is removed: the driver's own sweep sees its node only."""
+    sweep()
+    return node_id()
 
 
 def whereabouts() -> dict[str, str]:

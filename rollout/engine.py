@@ -23,7 +23,7 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from rollout.config import RolloutConfig
-from rollout.leftovers import record_engine, remove_engine, remove_folder, running, temporary_folder
+from rollout.leftovers import before_shutdown, record_engine, remove_engine, remove_folder, running, temporary_folder
 from rollout.requests import completion, sampling_params, scoring_params
 from rollout.settings import bind_cores, engine_settings, temporary_files_in
 from rollout.types import Completion, TokenRequest
@@ -193,6 +193,8 @@ class Engine:
     async def shutdown(self, *, deadline_s: float = 30.0) -> None:
         """End the engine's processes; what is left after the deadline is killed."""
         self._broken = self._broken or "it was shut down"
+        if self._record:
+            before_shutdown(self._record)
         self._llm.shutdown(timeout=deadline_s)
         await asyncio.sleep(0)  # the tasks that vLLM cancelled end here
         deadline = time.monotonic() + deadline_s

@@ -4,6 +4,7 @@ Names carry the process id of their owner: `cohort_run_41_v7_0` under /dev/shm, 
 """
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -12,19 +13,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+log = logging.getLogger("cohort")
+
 SHM = Path("/dev/shm")
 SEGMENT = re.compile(r"cohort_[\w.-]+_(?P<pid>\d+)_(?:v\d+_\d+|engine)")
-_FOLDER = re.compile(r"cohort_(?:engine|sandbox)_(?P<pid>\d+)_\w+")
+_FOLDER = re.compile(r"cohort_(?:engine|sandbox|ray)_(?P<pid>\d+)_\w+")
 _REMOVAL_SECONDS = 60
 
 
 def record_engine(prefix: str, pids: Sequence[int]) -> Path:
-    """Note which segments of vLLM an engine's processes map: a SIGKILL leaves them all, and even a regular end some."""
+    """Note which segments of vLLM a started engine's processes map, and take the names of those that hold memory.
+
+    All who need a segment have it open by then. So the memory (hundreds of megabytes) is freed with the last of them however
+    they end, where a SIGKILL would leave it for good.
+    """
     mapped = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
     segments = set(re.findall(r"/dev/shm/((?:psm_|sem\.mp-|vllm_dist_)\S+)", mapped))
     record = SHM / f"cohort_{prefix}_{os.getpid()}_engine"
     record.write_text(json.dumps({"pids": list(pids), "segments": sorted(s for s in segments if (SHM / s).exists())}))
+    for segment in _unnamed(record):
+        segment.unlink(missing_ok=True)
     return record
+
+
+def before_shutdown(record: Path) -> None:
+    """Give the names back, to empty files: vLLM's orderly end unlinks them, and complains where there is none."""
+    for segment in _unnamed(record):
+        segment.touch()
+
+
+def _unnamed(record: Path) -> list[Path]:
+    return [SHM / name for name in json.loads(record.read_text())["segments"] if name.startswith("psm_")]
 
 
 def remove_engine(record: Path) -> list[str]:
@@ -39,7 +58,7 @@ def remove_engine(record: Path) -> list[str]:
     return [*left, record.name]
 
 
-def temporary_folder(owner: Literal["engine", "sandbox"]) -> Path:
+def temporary_folder(owner: Literal["engine", "sandbox", "ray"]) -> Path:
     """A new folder for temporary files, which this process removes, or `sweep` should it be killed before."""
     return Path(tempfile.mkdtemp(prefix=f"cohort_{owner}_{os.getpid()}_"))
 
@@ -50,32 +69,37 @@ def remove_folder(folder: Path) -> None:
 
 
 def sweep() -> list[str]:
-    """Remove what dead processes left on this node, and return the names.
+    """Remove what dead processes of this user left on this node, and return the names. What cannot be removed stays, with a
+    warning: it is no reason to stop.
 
     vLLM's own segments are removed only if `record_engine` noted them and the engine's processes are dead too.
     """
     removed = []
-    for path in sorted(SHM.glob("cohort_*")):
-        if not _left(SEGMENT, path):
-            continue
-        try:
-            if path.name.endswith("_engine"):
-                removed += remove_engine(path)
-            else:
-                path.unlink()
-                removed.append(path.name)
-        except FileNotFoundError:  # another sweep was faster
-            continue
-    for path in sorted(Path(tempfile.gettempdir()).glob("cohort_*")):
-        if _left(_FOLDER, path):
-            remove_folder(path)
-            removed.append(path.name)
+    for folder, names in ((SHM, SEGMENT), (Path(tempfile.gettempdir()), _FOLDER)):
+        for path in sorted(folder.glob("cohort_*")):
+            try:
+                if _left(names, path):
+                    removed += _remove(path)
+            except FileNotFoundError:  # another sweep was faster
+                continue
+            except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired) as error:
+                log.warning("%s, which a dead process left, stays: %r", path, error)
     return removed
+
+
+def _remove(path: Path) -> list[str]:
+    if path.name.endswith("_engine"):
+        return remove_engine(path)
+    if path.is_dir():
+        remove_folder(path)
+    else:
+        path.unlink()
+    return [path.name]
 
 
 def _left(names: re.Pattern[str], path: Path) -> bool:
     match = names.fullmatch(path.name)
-    return match is not None and not running(int(match["pid"]))
+    return match is not None and path.lstat().st_uid == os.getuid() and not running(int(match["pid"]))
 
 
 def running(pid: int) -> bool:

@@ -100,8 +100,10 @@ def test_a_tied_head_follows_and_shutdown_leaves_nothing(make_tiny_model, start_
         assert {"device": "cpu", "dtype": "float32"}.items() <= described.items()
         assert all(Path(f"/proc/{pid}").exists() for pid in described["pids"])
         segments = [engine._record, *(engine._record.parent / s for s in json.loads(engine._record.read_text())["segments"])]
-        assert len(segments) > 1
-        assert all(segment.exists() for segment in segments)
+        assert len(segments) > 1 and segments[0].exists()
+        maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in described["pids"])
+        memory = [path for path in segments if path.name.startswith("psm_")]
+        assert memory and all(f"{path} (deleted)" in maps and not path.exists() for path in memory), "freed however they end"
         assert any(path.is_socket() for path in engine._folder.iterdir())
     finally:
         engine_loop.run(engine.shutdown())

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from multiprocessing import shared_memory
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +62,49 @@ def test_segments_of_a_killed_engine_are_swept_once_its_processes_are_gone(shm, 
     orphan.write_text(json.dumps({"pids": [dead_pid], "segments": ["psm_ours"]}))
     assert sweep() == ["psm_ours", orphan.name]
     assert sorted(p.name for p in shm.iterdir()) == [record.name, "psm_others"]
+
+
+def test_an_engines_memory_has_no_name_once_it_runs_and_gets_one_back_for_an_orderly_end(monkeypatch):
+    monkeypatch.setattr(leftovers, "SHM", Path("/dev/shm"))
+    segment = shared_memory.SharedMemory(create=True, size=4096)
+    path = Path("/dev/shm") / segment.name
+    record = record_engine("run", [os.getpid()])
+    try:
+        assert segment.name in json.loads(record.read_text())["segments"] and not path.exists()
+        segment.buf[0] = 7
+        assert segment.buf[0] == 7
+    finally:
+        leftovers.before_shutdown(record)
+        segment.close()
+        segment.unlink()
+        record.unlink()
+    assert not path.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_what_another_user_left_stays(shm, temporary, dead_pid):
+    for path in (shm / f"cohort_run_{dead_pid}_v3_0", temporary / f"cohort_sandbox_{dead_pid}_x"):
+        path.touch()
+        os.chown(path, 65534, 65534)
+    assert sweep() == []
+    assert len(list(shm.iterdir())) == len(list(temporary.iterdir())) == 1
+
+
+def test_what_cannot_be_removed_stays_and_stops_nothing(shm, temporary, dead_pid, monkeypatch, caplog):
+    (shm / f"cohort_a_{dead_pid}_engine").write_text("not a record")
+    (shm / f"cohort_b_{dead_pid}_engine").write_text("{}")
+    (shm / f"cohort_c_{dead_pid}_v1_0").touch()
+    unlink = Path.unlink
+
+    def refuse(path, **options):
+        if path.name.startswith("cohort_c"):
+            raise PermissionError(1, "Operation not permitted")
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    (shm / f"cohort_d_{dead_pid}_v1_0").touch()
+    assert sweep() == [f"cohort_d_{dead_pid}_v1_0"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
 
 
 def test_folders_of_a_killed_process_are_swept_and_those_of_others_are_not(temporary):
