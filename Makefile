@@ -18,7 +18,9 @@ endif
 	touch $@
 
 quickstart: setup
-	$(BIN)/cohort train deploy/recipes/quickstart.yaml
+	@# A second time it goes on, or shows the finished run.
+	if [ -f runs/quickstart/config.yaml ]; then $(BIN)/cohort resume runs/quickstart; \
+	else $(BIN)/cohort train deploy/recipes/quickstart.yaml; fi
 
 test: setup
 	$(BIN)/python -m pytest

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from cluster import cli_judging
+from cluster import cli_judging, installation
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
 
@@ -29,7 +29,23 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as in rollout.workers=2 or stages.grpo.steps=40."),
 ]
+Dtype = Literal["float32", "bfloat16"]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(installation.versions())
+        raise typer.Exit
+
+
+@app.callback()
+def installed(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions.")] = False,
+) -> None:
+    if broken := installation.broken():
+        typer.echo(f"error: {broken}", err=True)
+        raise typer.Exit(WRONG_INPUT)
 
 
 @app.command()
@@ -83,17 +99,15 @@ def describe(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps({"algorithms": rows, "reward_models": models}, indent=1))
         return
-    from rich.console import Console
-    from rich.table import Table
+    import textwrap
 
-    # A pipe has no width: leave the rows whole for the program that reads it.
-    console = Console(width=None if sys.stdout.isatty() else 260)
     for title, table in (("algorithm", rows), ("reward model", models)):
-        heads = {key: None for row in table.values() for key in row}
-        shown = Table(title, *(head.replace("_", " ") for head in heads))
         for name, row in table.items():
-            shown.add_row(name, *(_cell(row[head]) if isinstance(row[head], dict) else row[head] for head in heads))
-        console.print(shown, markup=False)
+            typer.echo(f"{title} {name}")
+            for head, value in row.items():
+                text = f"{head.replace('_', ' '):22}{_cell(value) if isinstance(value, dict) else value}"
+                typer.echo(textwrap.fill(text, 80, initial_indent="  ", subsequent_indent=" " * 24, break_on_hyphens=False))
+            typer.echo()
 
 
 @app.command()
@@ -118,12 +132,13 @@ def export(
     run: RunPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
     step: Annotated[int | None, typer.Option(help="The checkpoint's step; by default the newest.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights; the learner's own is float32.")] = "float32",
 ) -> None:
     """Write a checkpoint's policy as a Hugging Face directory."""
     from cluster.resume import export
 
     with _wrong_input():
-        export(run, out, step)
+        export(run, out, step, dtype)
     typer.echo(out)
 
 

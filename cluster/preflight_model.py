@@ -48,8 +48,7 @@ def read_model(config: RunConfig) -> Model:
 
 def _read(path: Path, prompt: PromptConfig) -> Model:
     if not (path / "config.json").is_file():
-        hint = "; `cohort import-gguf` makes one from a GGUF file" if not path.exists() else ""
-        raise ValueError(f"model.path: {path}: found no config.json; expected a Hugging Face model directory{hint}")
+        raise ValueError(f"model.path: {path}: found no config.json; expected a Hugging Face model directory{_origin(path)}")
     if not any(path.glob("*.safetensors")):
         raise ValueError(f"model.path: {path}: found no .safetensors file; expected the model's weights")
     from safetensors import SafetensorError
@@ -67,6 +66,18 @@ def _read(path: Path, prompt: PromptConfig) -> Model:
     parameters = sum(p.numel() for p in causal_lm.parameters())
     stops = stop_token_ids(path, tokenizer, prompt)
     return Model(tokenizer=tokenizer, shape=causal_lm.config, parameters=parameters, stops=stops)
+
+
+def _origin(path: Path) -> str:
+    """Where a model directory that is not there comes from: as the recipes name them, RUN/policy is a run's export."""
+    run = path.parent
+    if path.exists():
+        return ""
+    if (run / "config.yaml").is_file():
+        return f"; `cohort export {run} {path}` makes it from the run's checkpoint"
+    if path.name == "policy":
+        return f"; `cohort train {run.name}.yaml && cohort export {run} {path}` makes it (deploy/recipes)"
+    return "; `cohort import-gguf` makes one from a GGUF file"
 
 
 def on_gpus() -> bool | None:

@@ -118,7 +118,7 @@ def _refused_steps(config: RunConfig, changed: RunConfig, state: dict) -> list[s
     return out
 
 
-def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
+def export(run_dir: Path, out: Path, step: int | None = None, dtype: str = "float32") -> Path:
     """Write a checkpoint's policy as a Hugging Face directory. Needs neither Ray nor a GPU."""
     from cluster.launch import model_directory
     from learner.worker import LearnerWorker
@@ -135,7 +135,7 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
     worker = LearnerWorker(learner_config, model_directory(config), rendezvous=f"file://{run_dir.resolve()}/.export")
     try:
         worker.load(place / "learner", stage.spec(config.reward.model, config.seed))
-        worker.export(out)
+        worker.export(out, dtype)
     finally:
         worker.close()
         (run_dir / ".export").unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from learner.weights import ModelWeights
 from reward import model as scalar_models
 from reward.model import ScalarModel
 from reward.tokenizer import copy_tokenizer
+from rollout.gguf import as_umask_says
 
 SHAPE_FILE = "reward_model.json"
 
@@ -76,12 +77,15 @@ def blank_reward_model(directory: Path) -> ScalarModel | None:
     return ScalarModel(members, shape["kind"])
 
 
-def export(directory: Path, model: PolicyModel, model_dir: Path) -> None:
-    """A float32 directory that AutoModelForCausalLM loads, with the tokenizer of `model_dir`. A collective; rank 0 writes."""
-    weights = _gathered(model.causal_lm)
+def export(directory: Path, model: PolicyModel, model_dir: Path, dtype: torch.dtype) -> None:
+    """A directory of `dtype` that AutoModelForCausalLM loads, with `model_dir`'s tokenizer. A collective; rank 0 writes."""
+    weights = _gathered(model.causal_lm, dtype)
     if dist.get_rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         model.causal_lm.save_pretrained(directory, state_dict=weights)
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8")) | {"dtype": str(dtype).split(".")[1]}
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        as_umask_says(directory)
         copy_tokenizer(model_dir, directory)
     dist.barrier()
 
@@ -94,7 +98,7 @@ def export_reward_model(directory: Path, model: ScalarModel, model_dir: Path) ->
     dist.barrier()
 
 
-def _gathered(model: nn.Module) -> dict[str, torch.Tensor]:
+def _gathered(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Full weights on rank 0, a tied one under its first name only; nothing elsewhere. A collective."""
     once = {name for name, _ in model.named_parameters()} if dist.get_rank() == 0 else ()
-    return {name: tensor.cpu() for name, tensor in ModelWeights(model, torch.float32) if name in once}
+    return {name: tensor.cpu() for name, tensor in ModelWeights(model, dtype) if name in once}

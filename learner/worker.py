@@ -114,9 +114,9 @@ class LearnerWorker:
         stage = self._begun()
         checkpoint.load(directory, self._models(stage), stage.trainers)
 
-    def export(self, directory: Path) -> None:
+    def export(self, directory: Path, dtype: str = "float32") -> None:
         """Write the policy as a transformers directory with its tokenizer. A collective; rank 0 writes."""
-        checkpoint.export(directory, self._policy, self._model_dir)
+        checkpoint.export(directory, self._policy, self._model_dir, DTYPES[dtype])
 
     def export_reward_model(self, directory: Path) -> None:
         """Write the reward model as `reward.model.load` and transformers read it. A collective; rank 0 writes."""

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from reward.config import member_directories
 from reward.tokenizer import copy_tokenizer, padding_id, set_padding
+from rollout.gguf import as_umask_says
 
 Kind = Literal["outcome", "process"]
 CLASSES = {"outcome": AutoModelForSequenceClassification, "process": AutoModelForTokenClassification}
@@ -113,6 +114,7 @@ def save(model: ScalarModel, directory: Path, tokenizer_dir: Path, weights: Mapp
         place.mkdir(parents=True, exist_ok=True)
         prefix = f"members.{index}."
         member.save_pretrained(place, state_dict={n.removeprefix(prefix): x for n, x in state.items() if n.startswith(prefix)})
+        as_umask_says(place)
         copy_tokenizer(tokenizer_dir, place)
         set_padding(place, member.config.pad_token_id)
 

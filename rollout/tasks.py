@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from rollout.gguf import as_umask_says
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -237,3 +239,4 @@ def make_small_llama(directory: Path, seed: int, name: str = "small-llama", tied
     model.generation_config = GenerationConfig(**ids)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    as_umask_says(directory)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster import cli
+from cluster import cli, installation
 from cluster.recipe import ConfigError
 
 QUICKSTART = Path(__file__).parents[2] / "deploy/recipes/quickstart.yaml"
@@ -60,6 +60,43 @@ def test_describe_prints_every_row_of_the_table():
     text = " ".join(invoke("describe").stdout.replace("│", " ").split())
     assert all(name in text for name in (*TABLE, *REWARD_MODELS))
     assert "[not clipped at 0.2] (pi/pi_old) A + 0.04 (pi_ref/pi - 1)" in text
+
+
+def test_describe_fits_a_terminal_and_a_pipe_of_80_columns():
+    assert max(map(len, invoke("describe").stdout.splitlines())) <= 80
+
+
+def test_the_version_names_what_a_report_needs():
+    from importlib.metadata import version
+
+    done = invoke("--version")
+    assert done.exit_code == 0
+    assert f"cohort-rl {version('cohort-rl')}, torch {version('torch')}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("torch", "vision", "broken"), [("2.13+cpu", "0.28", True), ("2.13+cpu", "0.28+cpu", False), ("2.13", "0.28", False)]
+)
+def test_packages_that_break_a_torch_for_the_cpu_are_named_with_what_mends_it(monkeypatch, torch, vision, broken):
+    monkeypatch.setattr(installation, "_version", {"torch": torch, "torchvision": vision}.get)
+    done = invoke("describe")
+    assert done.exit_code == (2 if broken else 0)
+    assert ("`pip uninstall --yes torchvision` mends it" in done.stderr) == broken
+    assert not broken or len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_make_quickstart_goes_on_where_it_was_begun(tmp_path, begun):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/cohort").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "bin/cohort").chmod(0o755)
+    (tmp_path / "Makefile").write_text((QUICKSTART.parents[2] / "Makefile").read_text())
+    if begun:
+        (tmp_path / "runs/quickstart").mkdir(parents=True)
+        (tmp_path / "runs/quickstart/config.yaml").touch()
+    command = ["make", "--silent", "--old-file=setup", "quickstart", "BIN=bin"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == ("resume runs/quickstart" if begun else "train deploy/recipes/quickstart.yaml"), done.stderr
 
 
 def test_a_wrong_recipe_exits_with_2_and_a_message_without_a_traceback():

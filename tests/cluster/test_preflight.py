@@ -160,6 +160,16 @@ def test_a_model_directory_with_a_tensor_left_out_is_refused(given):
     assert problem.endswith("the tensors of LlamaForCausalLM: missing: model.layers.0.mlp.up_proj.weight")
 
 
+def test_a_missing_export_is_named_with_the_run_that_it_comes_from(report, tmp_path):
+    (problem,) = report("model={path: runs/sft/policy}").problems
+    run = tmp_path / "runs/sft"
+    assert problem.endswith(f"`cohort train sft.yaml && cohort export {run} {run}/policy` makes it (deploy/recipes)")
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (problem,) = report("model={path: runs/sft/policy}").problems
+    assert problem.endswith(f"`cohort export {run} {run}/policy` makes it from the run's checkpoint")
+
+
 def test_a_bad_row_is_named_with_its_file_and_line(report, tmp_path, tiny_model_dir):
     rows = [{"question": "1 + 1", "answer": "2"}, {"question": "1 + 2", "answer": "no number here"}] * 3
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

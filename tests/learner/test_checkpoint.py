@@ -1,5 +1,7 @@
 """Save, load and export are exact."""
 
+import os
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -67,6 +69,22 @@ def test_an_export_loads_in_transformers_with_the_same_logprobs(start, tied_dir,
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("7").input_ids == [7]
     again = start(tmp_path / "out")
     torch.testing.assert_close(torch.tensor(again.logprobs([ids])[0]), found, rtol=0, atol=1e-6)
+
+
+def test_an_export_has_the_type_that_was_asked_for_and_is_readable_as_the_umask_says(start, tied_dir, tmp_path):
+    worker = start(tied_dir)
+    before = os.umask(0o022)
+    try:
+        worker.export(tmp_path / "exact")
+        worker.export(tmp_path / "half", "bfloat16")
+    finally:
+        os.umask(before)
+    exact, half = (AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto") for name in ("exact", "half"))
+    assert (exact.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    assert all(a.bfloat16().equal(b) for a, b in zip(exact.state_dict().values(), half.state_dict().values(), strict=True))
+    files = [file for name in ("exact", "half") for file in (tmp_path / name).glob("*.safetensors")]
+    assert len(files) == 2 and {file.stat().st_mode & 0o777 for file in files} == {0o644}
+    assert files[1].stat().st_size < 0.6 * files[0].stat().st_size
 
 
 PPO = stage(resolve("ppo"), PLAN, 6, critic_optimizer=PLAN)
