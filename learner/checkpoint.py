@@ -41,7 +41,9 @@ def _state(models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> 
 
 def save(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> dict[str, int]:
     """Write models and trainers into `directory`. A collective; returns {file: its least size in bytes} of all ranks' files."""
-    written = dcp.save(_state(models, trainers), checkpoint_id=directory).storage_data.values()
+    dcp.save(_state(models, trainers), checkpoint_id=directory)
+    # What `save` returns names no files before torch 2.13.
+    written = dcp.FileSystemReader(directory).read_metadata().storage_data.values()
     ends = sorted((part.relative_path, part.offset + part.length) for part in written)
     return {".metadata": 1, **dict(ends)}
 
