@@ -181,7 +181,10 @@ def _mark(scored: ScoredSample) -> int | None:
 
 
 def used(examples: Batch, trained: Sequence[float | None], batch: Batch) -> list[bool]:
-    """Which outputs of a batch are in a trained example made of it (None is not trained); a pair is named after its group."""
+    """Which outputs of a batch are in a trained example made of it (None is not trained); a pair is named after its group.
+
+    One without a score is in none, though it may say the same as another.
+    """
     chosen = (item.sample for item, mark in zip(examples, trained, strict=True) if mark is not None)
     inside = {(sample.group_id.partition("/pair-")[0], sample.output_ids) for sample in chosen}
-    return [(item.sample.group_id, item.sample.output_ids) in inside for item in batch]
+    return [not x.verdict.failed and (x.sample.group_id, x.sample.output_ids) in inside for x in batch]

@@ -84,7 +84,7 @@ def summary_table(summary: dict) -> Table:
     table = Table("", "before", "after", "change", box=None)
     for name in [key.removesuffix("_before") for key in summary if key.endswith("_before")]:
         before, after = summary[f"{name}_before"], summary.get(f"{name}_after")
-        change = f"{after - before:+.3f}" if before is not None and after is not None else "-"
+        change = f"{after - before:+{_form(after)}}" if before is not None and after is not None else "-"
         table.add_row(name.replace("_", " "), _show(before), _show(after), change)
     for phase, seconds in summary.get("seconds", {}).items():
         table.add_row(f"seconds {phase}", "", f"{seconds:.1f}", "")
@@ -141,4 +141,8 @@ def _shade(axes: "Axes", rows: list[dict]) -> None:
 
 
 def _show(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None else f"{value:{_form(value)}}"
+
+
+def _form(value: float) -> str:
+    return "d" if isinstance(value, int) else ".3f"

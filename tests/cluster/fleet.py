@@ -1,0 +1,109 @@
+"""A fleet in this process: the workers of rollout, reward and learner without Ray, and an engine that answers by a script."""
+
+import asyncio
+import math
+import random
+from contextlib import nullcontext
+from dataclasses import replace
+
+from cluster import launch
+from learner.worker import LearnerWorker
+from reward.worker import RewardWorker
+from rollout.types import Completion, FinishReason
+from rollout.worker import RolloutWorker
+from tests.cluster.clusters import free_port
+
+
+class Engine:
+    """Adds up what it is asked (`17 + 8 - 9`) in steps of one line, every second time with a slip in the first.
+
+    `spoil(wave, n, completion)` may make something else of the n-th completion, in the wave-th wave, and `gold(wave, gold)` of
+    the reference answer that its judge sees.
+    """
+
+    def __init__(self, spoil=lambda wave, n, made: made, gold=lambda wave, gold: gold):
+        self.tokenizer, self.spoil, self.gold, self.count, self.wave = None, spoil, gold, 0, 0
+
+    async def __call__(self, requests):
+        self.wave += 1
+        return [self._complete(request) for request in requests]
+
+    def _complete(self, request):
+        asked, _, begun = self.tokenizer.decode(request.prompt_ids, skip_special_tokens=True).partition("\n")
+        start, *terms = asked.replace("+ ", "+").replace("- ", "-").split()
+        value, lines = int(start) + (10 if random.Random(request.seed).random() < 0.5 else 0), []
+        for term in terms:
+            lines.append(f"{value}{term}={value + int(term)}\n")
+            value += int(term)
+        said = "".join([*lines[begun.count("\n") :], f"#### {value}"])
+        ids = (*self.tokenizer.encode(said, add_special_tokens=False), self.tokenizer.eos_token_id)
+        made = Completion(output_ids=ids, logprobs=(-0.5,) * len(ids), versions=((0, 0),), finish_reason=FinishReason.STOP)
+        self.count += 1
+        return self.spoil(self.wave, self.count, made)
+
+
+def without_numbers(made):
+    """As an engine answers that went wrong: a log-probability is not a number."""
+    return replace(made, logprobs=(math.nan, *made.logprobs[1:]))
+
+
+def cut_off(made):
+    """Without the answer, which comes last."""
+    ids = (*made.output_ids[:3], made.output_ids[-1])
+    return replace(made, output_ids=ids, logprobs=made.logprobs[:4])
+
+
+class Fleet:
+    """What the driver calls of `cluster.roles.Roles`, with one slot each."""
+
+    def __init__(self, engine, config, model_dir, *, max_model_len, incarnation):
+        self.deaths, self.info, self.reward_version = 0, {}, 0
+        self.engine, self._arguments = engine, (config, model_dir, max_model_len)
+
+    def start(self):
+        config, model_dir, longest = self._arguments
+        options = {"prompt": config.data.prompt, "run_seed": config.seed, "max_model_len": longest}
+        self.rollout = RolloutWorker(config.rollout, model_dir, generate_fn=self.engine, **options)
+        self.engine.tokenizer = self.rollout.tokenizer
+        self.reward = RewardWorker(config.reward)
+        self.learner = LearnerWorker(config.learner, model_dir, rendezvous=f"tcp://127.0.0.1:{free_port()}")
+
+    def stop(self):
+        self.reward.close()
+        self.learner.close()
+
+    def slots(self):
+        return [0]
+
+    def generate(self, waves, sampling, name):
+        return {0: asyncio.run(self.rollout.generate(waves[0], sampling, 60))}, {}
+
+    def judge(self, questions, samples, name, reward):
+        return self.reward.score([replace(q, gold=self.engine.gold(self.engine.wave, q.gold)) for q in questions], samples)
+
+    def learn(self, method, *args, **options):
+        if method == "step":
+            batch, updates, temperature = args
+            return [self.learner.step(batch, updates=updates, temperature=temperature)]
+        return [getattr(self.learner, method)(*args)]
+
+    def learner_logprobs(self, sequences):
+        return self.learner.logprobs(sequences)
+
+    def score(self, slots, sequences):
+        return {0: self.learner.logprobs(sequences)}, {}
+
+    def publish(self, version, slots):
+        return f"digest {version}", {}, False
+
+    def reward_slots(self):
+        return [0]
+
+    def send_reward_model(self, version, slots):
+        return f"digest of reward model {version}", {}
+
+
+def install(monkeypatch, engine):
+    """`cohort train` on such a fleet."""
+    monkeypatch.setattr(launch, "cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(launch, "Roles", lambda *args, **options: Fleet(engine, *args, **options))
