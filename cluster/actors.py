@@ -1,16 +1,16 @@
 """Where plain workers become Ray actors. Ray's own retries are off: whoever holds a lease or a transaction decides what a
-death means. Every answer is awaited through `gather`, which has a deadline.
+death means. Every answer is awaited through `calls.gather`, which has a deadline.
 """
 
 import asyncio
 import socket
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 
+from cluster.calls import gather
 from cluster.placement import arrived, node_id, share_of_cores, take_threads, whereabouts
 from cluster.sync import CommitFailed, FanOut, PrepareFailed, on_this_node
 from learner.config import LearnerConfig
@@ -23,34 +23,6 @@ STREAMING = {"nccl", "ipc"}
 Model = Literal["policy", "reward_model"]
 Receivers = dict[int, tuple[Any, str]]
 """Slot -> (actor handle, node)."""
-
-
-LATE = "no answer within"
-"""How an error says that a deadline passed, an engine's or an actor's."""
-
-
-def gather(pending: dict[Any, ray.ObjectRef], deadline_s: float, *, grace_s: float | None = None):
-    """(answers, errors) by key. What has not come by the deadline is an error; nothing is awaited longer.
-
-    With `grace_s`, the first error shortens the wait for the others to that many seconds: ranks of one group cannot go on
-    without each other.
-    """
-    answers: dict[Any, Any] = {}
-    errors: dict[Any, str] = {}
-    keys = {ref: key for key, ref in pending.items()}
-    until = time.monotonic() + deadline_s
-    while keys:
-        ready, _ = ray.wait(list(keys), num_returns=1, timeout=max(0.0, until - time.monotonic()))
-        if not ready:
-            return answers, errors | dict.fromkeys(keys.values(), f"{LATE} {deadline_s:g} s")
-        key = keys.pop(ready[0])
-        try:
-            answers[key] = ray.get(ready[0], timeout=60)
-        except ray.exceptions.RayError as error:
-            errors[key] = f"{type(error).__name__}: {error}"
-            if grace_s is not None:
-                until = min(until, time.monotonic() + grace_s)
-    return answers, errors
 
 
 class RolloutActor:

@@ -10,7 +10,8 @@ import ray
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.actors import LearnerActor, Model, Receivers, RewardActor, RolloutActor, gather
+from cluster.actors import LearnerActor, Model, Receivers, RewardActor, RolloutActor
+from cluster.calls import gather
 from cluster.config import RunConfig
 from cluster.contradictions import supervision
 from cluster.placement import place

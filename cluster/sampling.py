@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from cluster.actors import LATE
+from cluster.calls import LATE
 from cluster.ledger import Ledger
 from cluster.records import attempts
 from cluster.roles import Roles

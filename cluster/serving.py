@@ -79,5 +79,6 @@ class Serving:
         sequences = [list(q.prompt_ids[-64:]) for q in questions[:4] if len(q.prompt_ids) > 1] + spread
         engines, errors = self.roles.score(self.roles.slots(), sequences)
         if errors:
-            raise RunFailed(f"the engines do not answer: {errors}")
+            failed = "; ".join(f"rollout-{slot}: {why}" for slot, why in sorted(errors.items()))
+            raise RunFailed(f"the engines do not answer: {failed}")
         return Canary.calibrate(sequences, engines, self.roles.learner_logprobs(sequences), dtype)

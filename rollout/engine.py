@@ -21,8 +21,10 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, Wei
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollout.config import RolloutConfig
+from rollout.engine_log import EngineLog
 from rollout.leftovers import before_shutdown, record_engine, remove_engine, remove_folder, running, temporary_folder
 from rollout.requests import completion, sampling_params, scoring_params
 from rollout.settings import bind_cores, engine_settings, temporary_files_in
@@ -42,7 +44,7 @@ class Engine:
 
     def __init__(self, llm: Any, *, transport: str, stop_token_ids: tuple[int, ...], prefix: str) -> None:
         """Wrap a running AsyncLLM; use `Engine.start`."""
-        self._llm = llm
+        self._llm, self._log = llm, EngineLog()
         self._transport = transport
         self._stop_token_ids = list(stop_token_ids)
         self._prefix = prefix
@@ -66,20 +68,17 @@ class Engine:
         cores: Sequence[int] | None,
         prefix: str,
     ) -> "Engine":
-        """Load the model in new processes (half a minute). `cores`: ids to bind on the CPU, None for all allowed ones.
-
-        Raises EngineError.
-        """
+        """Load the model in new processes (half a minute). `cores`: those bound on the CPU, or all. Raises EngineError."""
         bind_cores(cores, config.tensor_parallel_size)
         transport = resolve_transport(config.transport)
         args = AsyncEngineArgs(**engine_settings(model_dir, config, max_model_len=max_model_len, transport=transport))
-        folder = temporary_folder("engine")
+        folder, log = temporary_folder("engine"), EngineLog()
         try:
             with temporary_files_in(folder):
                 llm = AsyncLLM.from_engine_args(args)
         except Exception as error:
             remove_folder(folder)
-            raise EngineError(f"vLLM did not start on {model_dir}: {error}") from error
+            raise EngineError(f"vLLM did not start on {model_dir}: {log.explain(error)}") from error
         engine = cls(llm, transport=transport, stop_token_ids=stop_token_ids, prefix=prefix)
         engine._folder = folder
         async with engine._failures("start"):
@@ -222,6 +221,8 @@ class Engine:
             raise EngineError(f"{what}: no answer within {deadline_s:g} s") from error
         except EngineError:
             raise
+        except EngineDeadError as error:
+            raise EngineError(f"{what}: {self._log.explain(error)}") from error
         except Exception as error:
             raise EngineError(f"{what}: {error}") from error
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import roles
-from cluster.actors import LATE
+from cluster.calls import LATE
 from cluster.roles import Roles
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig

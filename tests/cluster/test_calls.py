@@ -1,0 +1,44 @@
+"""What the driver says of an actor's error: the cause, in one line."""
+
+import pytest
+import ray
+
+from cluster.calls import gather
+from rollout.engine import EngineError
+
+TRACE = '\x1b[36mray::rollout-0.generate()\x1b[39m (pid=7)\n  File "/x/learner/worker.py", line 88, in step\n    raise it\n'
+
+
+def raised(error):
+    """As `ray.get` raises what a method of an actor raised."""
+    return ray.exceptions.RayTaskError("generate", f"{TRACE}{type(error).__name__}: {error}", error).as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (raised(EngineError("a wave: RuntimeError: head_dim=16")), "EngineError: a wave: RuntimeError: head_dim=16"),
+        (raised(TypeError("\x1b[31mno\nnumber\x1b[0m")), "TypeError: no number (/x/learner/worker.py:88 in step)"),
+        (ray.exceptions.WorkerCrashedError(), "WorkerCrashedError: The worker died unexpectedly"),
+    ],
+)
+def test_an_actors_error_is_its_cause_without_rays_wrapping(monkeypatch, error, said):
+    def get(ref, timeout):
+        raise error
+
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: (refs[:1], refs[1:]))
+    monkeypatch.setattr(ray, "get", get)
+    answers, errors = gather({0: "ref"}, 5)
+    assert answers == {} and errors[0].startswith(said)
+    assert errors[0] == said or isinstance(error, ray.exceptions.WorkerCrashedError), "Ray adds where to look"
+    assert "\n" not in errors[0]
+
+
+def test_a_long_error_keeps_its_beginning_and_its_end(monkeypatch):
+    def get(ref, timeout):
+        raise raised(EngineError("begin " + "x" * 5000 + " end"))
+
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: (refs, []))
+    monkeypatch.setattr(ray, "get", get)
+    said = gather({0: "ref"}, 5)[1][0]
+    assert said.startswith("EngineError: begin x") and said.endswith("x end") and len(said) < 900
