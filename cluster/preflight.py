@@ -23,7 +23,7 @@ from rollout.config import SourceConfig
 from rollout.data import Data, load_data
 from rollout.episode import without_tool_output
 from rollout.overlap import overlaps
-from rollout.rows import load_rows
+from rollout.rows import TASK_TRAINING_ROWS, load_rows
 from rollout.sandbox import Sandbox, SandboxError
 from rollout.selection import Uniform
 from rollout.templates import fill_questions, text_of
@@ -102,6 +102,9 @@ def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> 
     report.facts.append(
         f"questions: {len(data.train)} to train on, {len(data.evaluation)} held out, prompts up to {longest} tokens"
     )
+    source = config.data.questions
+    if source.task and source.rows is None and len(data.train) < TASK_TRAINING_ROWS:
+        report.facts.append(f"data.questions: all {len(data.train)} questions of {source.task} that are not held out")
     if data.unjudgeable:
         report.warnings.append(
             f"{data.unjudgeable} questions are left out: their reference answer is absent or cannot be judged"

@@ -37,6 +37,13 @@ def test_a_good_recipe_has_no_problem_and_its_arithmetic_is_shown(report, tmp_pa
     assert list(tmp_path.iterdir()) == [], "a check leaves nothing behind"
 
 
+def test_a_task_with_fewer_questions_than_its_default_number_is_said_to_give_them_all(report):
+    found = report("data.questions={task: chained-arithmetic, operations: 1}", "data.hold_out=null")
+    assert found.problems == []
+    assert "data.questions: all 233 questions of chained-arithmetic that are not held out" in found.facts
+    assert any(fact.startswith("questions: 233 to train on, 37 held out") for fact in found.facts)
+
+
 def test_a_run_directory_that_holds_something_is_refused(report, tmp_path):
     (tmp_path / "runs/quickstart").mkdir(parents=True)
     (tmp_path / "runs/quickstart/config.yaml").touch()
