@@ -19,6 +19,13 @@ A, B = TypeVar("A"), TypeVar("B")
 LONGEST_EXPRESSION = 300
 DEEPEST = 20
 LARGEST_POWER = 10**4
+"""The exponents of a formula together: values at points are exact, and a power has as many digits as its exponent."""
+DEEPEST_FORMULA = 8
+MOST = {
+    r"\\[A-Za-z]+": 40, r"\||\\[lr]?vert": 8, r"[=<>]|\\[lg]eq?": 4, "_": 16, r"\\sqrt": 12,
+    r"\\(?:arc)?(?:sin|cos|tan|sec|csc|cot)|\\(?:log|ln|exp)": 6,
+}  # fmt: skip
+"""How often what the reader tries in many ways may stand in a formula: its time doubles with each."""
 DIGITS = 30
 _POINTS = ("0.7391", "1.6180", "2.2361", "11.4142")
 """Positive, so that roots and logarithms are real; every symbol takes another one."""
@@ -51,13 +58,13 @@ _PROSE = re.compile(
 )
 
 
-def closed(text: str) -> bool:
-    """Whether every bracket is closed and none before it opens, at most DEEPEST within each other. ( may end with ], as
+def closed(text: str, deepest: int = DEEPEST) -> bool:
+    """Whether every bracket is closed and none before it opens, at most `deepest` within each other. ( may end with ], as
     intervals do."""
     depth = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
-        if not 0 <= depth <= DEEPEST:
+        if not 0 <= depth <= deepest:
             return False
     return depth == 0
 
@@ -97,7 +104,10 @@ def _tried(function: Callable[[A], B], argument: A, otherwise: B) -> B:
 
 
 def _ends(latex: str) -> bool:
-    """Whether evaluating it ends soon: no towers of powers, no large exponents or factorials, no commands that compute."""
+    """Whether reading and evaluating it ends soon: no towers of powers, no large exponents or factorials, no commands that
+    compute, and not too much within and beside each other."""
+    if not closed(latex, DEEPEST_FORMULA) or any(len(re.findall(what, latex)) > most for what, most in MOST.items()):
+        return False
     if not _COMMANDS.issuperset(_COMMAND.findall(latex)) or "binom" in _BINOMIAL.sub("", latex):
         return False
     if "!" in latex and ("!" in _FACTORIAL.sub("", latex) or _POWER.search(latex)):
@@ -109,7 +119,7 @@ def _ends(latex: str) -> bool:
             return False
         bounds.append(math.prod(max(2, int(part)) for part in re.findall(r"[0-9]{1,9}", exponent)))
     of_group = re.search(rf"[)}}\]]\s*{_POWER.pattern}", latex)
-    return max(bounds, default=1) <= LARGEST_POWER and (not of_group or math.prod(bounds) <= LARGEST_POWER)
+    return sum(bounds) <= LARGEST_POWER and (not of_group or math.prod(bounds) <= LARGEST_POWER)
 
 
 def _group(text: str) -> str:
@@ -219,7 +229,10 @@ def _readings(latex: str) -> tuple:
     grouped = _PRODUCT.sub(lambda match: "".join(f"{{{letter}}}" for letter in match[0]), latex.replace("**", "^"))
     found = tuple(reader.parse(f"${grouped}$", whole, fallback_mode="no_fallback", parsing_timeout=None))
     letters = set(re.findall("[a-z]", _MARKUP.sub(" ", latex).lower())) - {"e", "i"}
-    return found if found and letters <= set(re.findall("[a-z]", str(found[0]).lower())) else ()
+    # What is not finite, as 1/0, has no value.
+    if not found or re.search(r"\b(?:zoo|nan)\b", str(found[0])):
+        return ()
+    return found if letters <= set(re.findall("[a-z]", str(found[0]).lower())) else ()
 
 
 def _math_verify() -> ModuleType:

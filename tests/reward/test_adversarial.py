@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from reward import formulas
 from reward.comparison import canonical, same
 from reward.rules import judge
 
@@ -92,3 +93,31 @@ def test_texts_beyond_the_libraries_are_wrong_answers_soon_and_no_errors(text):
     assert same("7", text) is False and canonical(text) != canonical("7")
     # Seconds, where it was for ever.
     assert time.monotonic() - start < 20
+
+
+# At most 300 characters each, and up to minutes of reading or of arithmetic with numbers of 100,000 digits.
+COSTLY = [
+    "+".join(rf"\frac{{{c}}}{{{c}^{{9999}}+1}}" for c in "abcdfghjkmnpq"),
+    "+".join(rf"\frac{{x^{{9999}}}}{{y^{{999{i}}}}}" for i in range(9)),
+    "".join(f"|x+{i}|" for i in range(30)), r"\sqrt{x^{9999}+1}" * 15, r"\ln(" * 18 + "x" + ")" * 18,
+    r"\tan(" * 12 + "5" + ")" * 12,
+    "{" * 19 + "x" + "}" * 19, "x_{1}" * 50, "x<y<" * 40 + "z", r"\arcsin(x)" * 12, r"\sqrt{x}" * 20,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", COSTLY, ids=lambda text: text[:20])
+def test_formulas_that_are_costly_to_read_or_to_evaluate_are_refused_before_either(text, monkeypatch):
+    assert len(text) <= formulas.LONGEST_EXPRESSION
+    monkeypatch.setattr(formulas, "_math_verify", lambda: pytest.fail("it was read"))
+    formulas._readings.cache_clear()
+    assert not formulas.readable(text) and not same("7", text)
+
+
+def test_formulas_below_these_limits_are_read():
+    assert same("x^8+x^7+x^6+x^5+x^4+x^3+x^2+x+1", r"\frac{x^9-1}{x-1}") and same("x^{5000}", "x^{2500}x^{2500}")
+    assert same(r"\sin x\cos y+\cos x\sin y", r"\sin(x+y)") and same("|x-1||x+1|", "|x^2-1|")
+
+
+@pytest.mark.parametrize("text", [r"\frac{1}{0}", r"\frac{3}{2-2}", "0^{-1}", r"\frac{0}{0}"])
+def test_what_is_not_finite_equals_nothing(text):
+    assert not same(r"\frac{2}{0}", text) and not same("12:00", text) and not formulas.readable(r"\frac{1}{0}")
