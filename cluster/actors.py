@@ -3,26 +3,22 @@ death means. Every answer is awaited through `calls.gather`, which has a deadlin
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 
-from cluster.calls import gather
-from cluster.placement import arrived, node_id, share_of_cores, take_threads, whereabouts
-from cluster.sync import CommitFailed, FanOut, PrepareFailed, on_this_node
+from cluster.placement import arrived, share_of_cores, take_threads, whereabouts
+from cluster.publisher import Model, Publisher, Receivers, Way
+from cluster.sync import Moved, on_this_node
 from learner.config import LearnerConfig
 from learner.stage import StageSpec
 from reward.config import RewardConfig, RewardModelConfig
 from rollout.config import RolloutConfig
 from rollout.types import Lease, PolicyVersion, Sampling
-
-STREAMING = {"nccl", "ipc"}
-Model = Literal["policy", "reward_model"]
-Receivers = dict[int, tuple[Any, str]]
-"""Slot -> (actor handle, node)."""
 
 
 class RolloutActor:
@@ -67,8 +63,11 @@ class RolloutActor:
         with on_this_node(update_info["manifest"], arrived, self.prefix) as manifest:
             return await self.worker.engine.update_weights({"manifest": manifest})
 
-    async def finish_weight_update(self, version: str) -> None:
-        await self.worker.engine.finish_weight_update(int(version))
+    async def finish_weight_update(self, version: PolicyVersion, sums: dict[str, int]) -> None:
+        await self.worker.engine.finish_weight_update(version, sums)
+
+    async def sleep(self) -> None:
+        await self.worker.engine.sleep()
 
     async def stop(self) -> None:
         await self.worker.engine.shutdown()
@@ -112,8 +111,8 @@ class RewardActor:
         with on_this_node(update_info["manifest"], arrived, self.prefix) as manifest:
             return self.worker.update_weights(manifest)
 
-    def finish_weight_update(self, version: str) -> None:
-        self.worker.finish_weight_update(int(version))
+    def finish_weight_update(self, version: int, sums: dict[str, int]) -> None:
+        self.worker.finish_weight_update(version)
 
 
 class LearnerActor:
@@ -123,32 +122,38 @@ class LearnerActor:
     def __init__(self, config: LearnerConfig, model_dir: Path, rank: int, timeout_s: float):
         """`timeout_s`: no collective of the group waits longer."""
         self.config, self.model_dir, self.rank, self.timeout_s = config, model_dir, rank, timeout_s
-        self.senders: dict[Model, tuple[Any, Any]] = {}
-        """Per model its sender, and the receivers that it was made for."""
 
-    def locate(self) -> tuple[str, str]:
-        """This node, and an address that is free here for the group to meet at (rank 0's is used)."""
+    def locate(self) -> tuple[str, str, str]:
+        """This node, an address that is free here for the group to meet at (rank 0's is used), and this rank's GPU."""
         with socket.socket() as s:
             s.bind(("", 0))
-            return arrived(), f"tcp://{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"
+            address = f"tcp://{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"
+        return arrived(), address, os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
-    def start(self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, transport: str) -> dict[str, Any]:
+    def start(self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, way: Way) -> dict[str, Any]:
         """Join the group; `index` of `count` ranks are on this node and share its cores."""
         take_threads(index, count, self.config.cores_per_rank)
         from learner.worker import LearnerWorker
 
-        self.rollout, self.transport = rollout, transport
+        self.rollout = rollout
         self.worker = LearnerWorker(
             self.config, self.model_dir, rank=self.rank, world_size=self.config.ranks, rendezvous=rendezvous,
             timeout_seconds=self.timeout_s,
         )  # fmt: skip
+        self.publisher = Publisher(self.worker, rollout, self.rank, way)
         return {**self.worker.describe(), **whereabouts()}
 
     def begin_stage(self, spec: StageSpec) -> None:
         self.worker.begin_stage(spec)
 
     def step(self, batch, updates: int, temperature: float):
-        return self.worker.step(batch, updates=updates, temperature=temperature)
+        report = self.worker.step(batch, updates=updates, temperature=temperature)
+        if self.rollout.sleep:
+            self.worker.leave_gpu()  # the engines wake up on it
+        return report
+
+    def leave_gpu(self) -> None:
+        self.worker.leave_gpu()
 
     def logprobs(self, sequences) -> list[list[float]]:
         return self.worker.logprobs(sequences)
@@ -161,55 +166,11 @@ class LearnerActor:
 
     def load(self, directory: Path, spec: StageSpec) -> None:
         self.worker.load(directory, spec)
-        self.senders.pop("reward_model", None)  # its tensors are new ones
+        self.publisher.forget("reward_model")  # its tensors are new ones
 
     def export_reward_model(self, directory: Path) -> None:
         self.worker.export_reward_model(directory)
 
-    def publish(self, model: Model, version: PolicyVersion, receivers: Receivers, prefix: str, deadline_s: float):
-        """Send a model's weights to its receivers as one transaction; a collective over the ranks.
-
-        Returns (digest, failures by slot, whether those receivers may hold a mixture).
-        """
-        from rollout.senders import make_trainer
-
-        transport = self.transport if model == "policy" else "shm"
-        client = self._client(receivers, deadline_s, transport)
-        members = sorted((slot, handle._actor_id.hex()) for slot, (handle, _) in receivers.items())
-        sender, before = self.senders.get(model, (None, None))
-        failed, mixed = {}, False
-        try:
-            if members != before:
-                if sender is not None:
-                    sender.shutdown()
-                self.senders.pop(model, None)
-                source = self.worker.source(self.rollout.dtype if model == "policy" else "float32", model)
-                sender = make_trainer(transport, source=source, client=client, rank=self.rank, prefix=prefix)
-                self.senders[model] = sender, members
-            sender.client, sender.version = client, version
-            sender.send_weights()
-        except PrepareFailed as error:
-            failed = error.failed
-        except CommitFailed as error:
-            failed, mixed = error.failed, True
-            self.senders[model] = sender, None
-        return sender.digest if sender is not None else "", failed, mixed
-
-    def _client(self, receivers: Receivers, deadline_s: float, transport: str) -> FanOut:
-        from rollout.transfer import read_bucket
-
-        here, shipped = node_id(), {}
-
-        def invoke(slot: int, method: str, arguments: tuple[Any, ...]):
-            handle, node = receivers[slot]
-            if method == "update_weights" and transport == "shm" and node != here:
-                for bucket in arguments[0]["manifest"]["buckets"]:
-                    if bucket["segment"] not in shipped:
-                        shipped[bucket["segment"]] = ray.put(read_bucket(bucket["segment"]))
-                arguments = (*arguments, shipped)
-            return getattr(handle, method).options(name=f"{method} of slot {slot}").remote(*arguments)
-
-        return FanOut(
-            list(receivers), invoke, lambda pending: gather(pending, deadline_s),
-            tensor_parallel_size=self.rollout.tensor_parallel_size, streaming=transport in STREAMING,
-        )  # fmt: skip
+    def publish(self, model: Model, version: PolicyVersion, receivers: Receivers) -> Moved:
+        """Move a model's weights to receivers that have begun an update. A collective over the ranks."""
+        return self.publisher.publish(model, version, receivers)

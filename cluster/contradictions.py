@@ -40,6 +40,10 @@ def contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
             why = "estimates flips of 0/1 rewards; expected reward.correct: 1 and reward.format: 0"
             out.append((("stages", i, "credit"), why))
         out += [(("stages", i, "credit", "weights"), why) for why in _unknown_components(stage, config)]
+    sharing, engines = config.rollout, config.rollout.workers * config.rollout.tensor_parallel_size
+    if (sharing.sleep or sharing.transport == "ipc") and config.learner.ranks not in (0, engines):
+        found = f"{config.learner.ranks}, and the engines that share GPUs with the ranks have {engines}"
+        out.append((("learner", "ranks"), f"found {found}; expected as many ranks"))
     if data.prompt.system is not None and data.prompt.template == "plain":
         out.append((("data", "prompt", "system"), "given, but template: plain has no system message; expected template: chat"))
     if config.model.init:
@@ -65,6 +69,8 @@ def unread_here(config: "RunConfig", *, gpus: bool | None = None, address: str |
         if address and x is not None
     ]
     out = [f"{key}: given, but {why}; expected to be left out" for key, why in given]
+    if gpus is False and rollout.sleep:
+        out.append("rollout.sleep: given, but there are no GPUs to share; expected to be left out")
     if gpus is False and rollout.transport in ("nccl", "ipc"):
         out.append(f"rollout.transport: {rollout.transport} is between GPUs, and there are none; expected auto or shm")
     return out

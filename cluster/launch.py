@@ -27,7 +27,7 @@ from cluster.report import plot
 from cluster.resume import RunDirectory, stage_facts
 from cluster.roles import RoleFailed, Roles
 from cluster.sampling import RunFailed
-from cluster.sync import CanaryFailed
+from cluster.sync import UpdateFailed
 
 log = logging.getLogger("cohort")
 
@@ -78,7 +78,7 @@ def run(config: RunConfig, held: RunDirectory, resume_from: tuple[Path, dict] | 
         with sinks.dispensable(run_dir / "run.png"):
             plot(run_dir)
         return summary
-    except (RoleFailed, CanaryFailed, CheckpointFailed) as error:
+    except (RoleFailed, UpdateFailed, CheckpointFailed) as error:
         raise RunFailed(str(error)) from error
     except OSError as error:
         if error.errno in FULL:

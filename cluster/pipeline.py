@@ -81,7 +81,7 @@ class Loop:
     def run(self, stopping: Callable[[], bool], resume_from: tuple[Path, dict] | None = None) -> None:
         """Take up the state, then run every stage to its end, evaluating between."""
         self.stopping = stopping
-        self.serving = Serving(self.roles, self.data.evaluation, self.config.rollout.dtype)
+        self.serving = Serving(self.roles, self.data.evaluation)
         if resume_from is not None:
             self._restore(*resume_from)
         if self.step == 0 and (self.config.stages[0].given != "demonstrations" or len(self.config.stages) == 1):
@@ -122,6 +122,7 @@ class Loop:
         batch = buffer.take()
         examples = batch if stage.trains_policy else self.labeller.examples(stage, batch, source.questions, self.step)
         with self.timed("train"):
+            self.roles.rest()
             name = f"train step {self.step + 1} v{version}"
             report = self.roles.learn("step", examples, stage.updates_per_batch, self._temperature(stage), name=name)[0]
         self.serving.published = self.serving.published and not stage.trains_policy

@@ -12,6 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from cluster.config import RunConfig
 from cluster.contradictions import unread_here
+from rollout.config import RolloutConfig
 from rollout.leftovers import sweep
 
 CPU_SHARE = 0.9
@@ -30,6 +31,19 @@ class Bundle:
     slot: int
     cpus: float
     gpus: float
+    place: int
+    """Number of the placement group's bundle that it is in; actors on the same GPUs are in one."""
+
+
+def shares_gpus(config: RunConfig) -> bool:
+    """Whether engine k has the GPUs of the learner ranks k * tensor_parallel_size and on."""
+    return (config.rollout.sleep or config.rollout.transport == "ipc") and config.learner.ranks > 0
+
+
+def settled(config: RolloutConfig, *, gpus: bool) -> RolloutConfig:
+    """With the transport that `auto` stands for in a cluster with or without GPUs."""
+    auto = "ipc" if config.sleep else "nccl" if gpus else "shm"
+    return config.model_copy(update={"transport": auto if config.transport == "auto" else config.transport})
 
 
 def bundles(config: RunConfig, *, cpus: float, gpus: float) -> list[Bundle]:
@@ -43,28 +57,42 @@ def bundles(config: RunConfig, *, cpus: float, gpus: float) -> list[Bundle]:
     if gpus == 0:
         # Ray counts in ten-thousandths of a core.
         share = int(min(1.0, CPU_SHARE * cpus / len(roles)) * 1e4) / 1e4
-        return [Bundle(role=role, slot=slot, cpus=share, gpus=0) for role, slot in roles]
-    # With ipc, learner rank and engine hold one GPU together.
-    share = 0.5 if config.rollout.transport == "ipc" else 1.0
+        return [Bundle(role=role, slot=slot, cpus=share, gpus=0, place=i) for i, (role, slot) in enumerate(roles)]
     judge = config.reward.model.gpus_per_worker if config.reward.model else 0.0
-    wanted = {"rollout": config.rollout.tensor_parallel_size * share, "learner": share, "reward": judge}
-    return [Bundle(role=role, slot=slot, cpus=1.0, gpus=wanted[role]) for role, slot in roles]
+    size, engines = config.rollout.tensor_parallel_size, config.rollout.workers
+    if not shares_gpus(config):
+        wanted = {"rollout": float(size), "learner": 1.0, "reward": judge}
+        return [Bundle(role=role, slot=slot, cpus=1.0, gpus=wanted[role], place=i) for i, (role, slot) in enumerate(roles)]
+    wanted = {"rollout": 0.0, "learner": 1.0, "reward": judge}
+    places = {"rollout": lambda slot: slot, "learner": lambda rank: rank // size, "reward": lambda slot: engines + slot}
+    return [Bundle(role=role, slot=slot, cpus=1.0, gpus=wanted[role], place=places[role](slot)) for role, slot in roles]
+
+
+def resources(wanted: list[Bundle]) -> list[dict[str, float]]:
+    """What each bundle of the placement group holds, for the actors in it together."""
+    out: list[dict[str, float]] = [{} for _ in range(1 + max(b.place for b in wanted))]
+    for b in wanted:
+        for name, amount in (("CPU", b.cpus), ("GPU", b.gpus)):
+            if amount:
+                out[b.place][name] = out[b.place].get(name, 0.0) + amount
+    return out
 
 
 def fit(wanted: list[Bundle], nodes: dict[str, dict[str, float]]) -> list[str]:
     """Node of each bundle, largest first into the fullest node that holds it. Raises PlacementError with both tables."""
     free = {name: [r.get("GPU", 0.0), r.get("CPU", 0.0)] for name, r in nodes.items()}
+    needs = [(r.get("GPU", 0.0), r.get("CPU", 0.0)) for r in resources(wanted)]
     where: dict[int, str] = {}
-    for i in sorted(range(len(wanted)), key=lambda i: (-wanted[i].gpus, -wanted[i].cpus)):
-        need = (wanted[i].gpus, wanted[i].cpus)
-        rooms = [n for n, room in free.items() if all(a <= b + 1e-6 for a, b in zip(need, room, strict=True))]
+    for i in sorted(range(len(needs)), key=lambda i: (-needs[i][0], -needs[i][1])):
+        rooms = [n for n, room in free.items() if all(a <= b + 1e-6 for a, b in zip(needs[i], room, strict=True))]
         if not rooms:
+            together = " with ".join(f"{b.role}-{b.slot}" for b in wanted if b.place == i)
             table = "\n".join(f"  {b.role}-{b.slot}: {b.cpus:g} CPU, {b.gpus:g} GPU" for b in wanted)
             have = "\n".join(f"  {n}: {r.get('CPU', 0):g} CPU, {r.get('GPU', 0):g} GPU free" for n, r in nodes.items())
-            raise PlacementError(f"{wanted[i].role}-{wanted[i].slot} fits on no node. Wanted:\n{table}\nNodes:\n{have}")
+            raise PlacementError(f"{together} fits on no node. Wanted:\n{table}\nNodes:\n{have}")
         where[i] = min(rooms, key=lambda n: free[n])
-        free[where[i]] = [room - n for room, n in zip(free[where[i]], need, strict=True)]
-    return [where[i] for i in range(len(wanted))]
+        free[where[i]] = [room - n for room, n in zip(free[where[i]], needs[i], strict=True)]
+    return [where[b.place] for b in wanted]
 
 
 def place(config: RunConfig) -> tuple[PlacementGroup, list[Bundle]]:
@@ -75,7 +103,7 @@ def place(config: RunConfig) -> tuple[PlacementGroup, list[Bundle]]:
         raise PlacementError("\n".join(problems))
     wanted = bundles(config, cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
     fit(wanted, nodes)
-    group = placement_group([{"CPU": b.cpus} | ({"GPU": b.gpus} if b.gpus else {}) for b in wanted], strategy="PACK")
+    group = placement_group(resources(wanted), strategy="PACK")
     if not group.wait(config.cluster.start_deadline_s):
         remove_placement_group(group)
         raise PlacementError(f"not placed in {config.cluster.start_deadline_s:g} s; free now: {ray.available_resources()}")
@@ -112,3 +140,15 @@ def take_threads(index: int, count: int, cores: int | None) -> None:
     """
     assert "torch" not in sys.modules
     os.environ["OMP_NUM_THREADS"] = str(len(share_of_cores(index, count, cores)))
+
+
+def position(slot: int, nodes: dict[int, str]) -> tuple[int, int]:
+    """(this one's place, how many) among the actors of a role on the slot's node."""
+    here = sorted(s for s, node in nodes.items() if node == nodes[slot])
+    return here.index(slot), len(here)
+
+
+def shared_devices(gpus: dict[int, str], slot: int, size: int) -> dict[str, str]:
+    """The environment of an engine that asks Ray for no GPU, and sees those of its learner ranks; `gpus` by rank."""
+    seen = ",".join(gpus[rank] for rank in range(slot * size, (slot + 1) * size))
+    return {"CUDA_VISIBLE_DEVICES": seen, "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}

@@ -1,21 +1,20 @@
 """The driver's hold on the actors: starting them, calling them with deadlines, replacing those that fail, stopping them all."""
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.actors import LearnerActor, Model, Receivers, RewardActor, RolloutActor
-from cluster.calls import gather
+from cluster.actors import LearnerActor, RewardActor, RolloutActor
+from cluster.calls import RoleFailed, all_answers, asking, gather
 from cluster.config import RunConfig
 from cluster.contradictions import supervision
-from cluster.placement import place
-from cluster.sync import publish_reward_model
+from cluster.placement import position, settled, shared_devices, shares_gpus
+from cluster.publisher import STREAMING, Model, Receivers, Way
+from cluster.spawner import Spawner
+from cluster.sync import Moved, publish_reward_model, transact
 from learner.algorithms import RewardSource
 from reward.judges import judging_seconds
 from reward.types import ScoredSample
@@ -25,14 +24,6 @@ from rollout.types import Lease, PolicyVersion, Question, Sample, Sampling
 log = logging.getLogger("cohort")
 PUBLISH_DEADLINES = 4
 """Calls of a publish that are awaited one after another, each for `cluster.sync_deadline_s`."""
-ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
-
-class RoleFailed(RuntimeError):
-    """A role failed in a way that the run cannot outlive; names the actor and its error."""
 
 
 class Roles:
@@ -52,40 +43,56 @@ class Roles:
         self.nodes: dict[int, str] = {}
         self.judge_nodes: dict[int, str] = {}
         self.info: dict[str, dict[str, Any]] = {}
-        self._spawned: Counter = Counter()
-        self.placement, self.bundles = place(config)
-        gpus = any(b.gpus for b in self.bundles)
-        self.transport = {"auto": "nccl" if gpus else "shm"}.get(config.rollout.transport, config.rollout.transport)
+        self._spawner = Spawner(config, self.prefix)
+        self.rollout_config = settled(config.rollout, gpus=self._spawner.gpus)
+        """With the transport that everyone uses."""
+        self.shared = shares_gpus(config)
 
     def start(self) -> None:
-        """Start every actor at once and wait for them. Raises RoleFailed with the first error."""
-        count = {"rollout": self.config.rollout.workers, "reward": self.config.reward.workers}
+        """Start every actor at once and wait for them. Raises RoleFailed with the first error.
+
+        On GPUs that they share, engines start before the learner: vLLM measures what is free.
+        """
         for rank in range(self.config.learner.ranks):
             args = (self.config.learner, self.model_dir, rank, self._longest_wait)
-            self.learner[rank] = self._spawn("learner", rank, LearnerActor, *args)
-        for slot in range(count["rollout"]):
+            self.learner[rank] = self._spawner.spawn("learner", rank, LearnerActor, *args)
+        if self.shared:
+            self._locate_learner()
+        for slot in range(self.config.rollout.workers):
             self._spawn_rollout(slot)
-        for slot in range(count["reward"]):
+        for slot in range(self.config.reward.workers):
             self._spawn_judge(slot)
         self.nodes = self._all({s: h.locate.remote() for s, h in self.rollout.items()}, "rollout")
-        places = self._all({r: h.locate.remote() for r, h in self.learner.items()}, "learner")
-        on = {rank: node for rank, (node, _) in places.items()}
-        pending = {s: self._start_rollout(s) for s in self.rollout}
+        engines = {s: self._start_rollout(s) for s in self.rollout}
+        if self.shared:
+            self.info |= self._described(engines, "rollout")
+        else:
+            self._locate_learner()
+        way = Way(prefix=self.prefix, deadline_s=self.config.cluster.sync_deadline_s)
         learners = {
-            r: h.start.remote(places[0][1], *_position(r, on), self.config.rollout, self.transport)
+            r: h.start.remote(self._rendezvous, *position(r, self._learner_nodes), self.rollout_config, way)
             for r, h in self.learner.items()
         }
         self.judge_nodes = self._all({s: h.locate.remote() for s, h in self.reward.items()}, "reward")
         judges = {s: self._start_judge(s) for s in self.reward}
-        for role, calls in (("rollout", pending), ("learner", learners), ("reward", judges)):
-            self.info |= {f"{role}-{slot}": info for slot, info in self._all(calls, role).items()}
+        for role, calls in (("rollout", engines), ("learner", learners), ("reward", judges)):
+            self.info |= self._described(calls, role)
+
+    def _locate_learner(self) -> None:
+        places = self._all({r: h.locate.remote() for r, h in self.learner.items()}, "learner")
+        self._learner_nodes = {rank: node for rank, (node, _, _) in places.items()}
+        self._rendezvous = next((address for _, address, _ in places.values()), "")
+        self._gpus = {rank: gpus for rank, (_, _, gpus) in places.items()}
+
+    def _described(self, calls: dict[int, Any], role: str) -> dict[str, dict[str, Any]]:
+        return {f"{role}-{slot}": info for slot, info in self._all(calls, role).items()}
 
     def stop(self) -> None:
         """End every actor; engines are asked first so that their processes and memory go in order."""
         gather({s: h.stop.remote() for s, h in self.rollout.items()}, 20)
         for handle in (*self.rollout.values(), *self.reward.values(), *self.learner.values()):
             ray.kill(handle)
-        remove_placement_group(self.placement)
+        self._spawner.close()
 
     def slots(self) -> list[int]:
         return sorted(self.rollout)
@@ -164,12 +171,30 @@ class Roles:
 
     def _send(self, model: Model, version: int, receivers: Receivers, name: str) -> tuple[str, dict[int, str], bool]:
         deadline = self.config.cluster.sync_deadline_s
-        args, wait = (model, version, receivers, self.prefix, deadline), PUBLISH_DEADLINES * deadline
-        return self.learn("publish", *args, name=name, deadline_s=wait)[0]
+
+        def move(slots: list[int]) -> Moved:
+            members = {slot: receivers[slot] for slot in slots}
+            return self.learn("publish", model, version, members, name=name, deadline_s=PUBLISH_DEADLINES * deadline)[0]
+
+        ask = asking({slot: handle for slot, (handle, _) in receivers.items()}, deadline)
+        streaming = model == "policy" and self.rollout_config.transport in STREAMING
+        return transact(ask, move, list(receivers), version, streaming=streaming)
+
+    def rest(self) -> None:
+        """The engines leave their GPUs to the learner, where the run has them take turns."""
+        if not self.rollout_config.sleep:
+            return
+        _, errors = asking(self.rollout, self.config.cluster.sync_deadline_s)("sleep", self.rollout)
+        for slot, why in errors.items():
+            # It holds the memory that the learner needs. The next update finds it dead, and replaces it.
+            log.warning("rollout-%d is ended, since it does not sleep: %s", slot, why)
+            ray.kill(self.rollout[slot])
 
     def replace(self, slot: int, why: str) -> None:
         """A fresh engine in the slot. Its weights are those on disk, so it must be brought up to date before it serves."""
         self._bury("rollout", slot, self.rollout[slot], why)
+        if self.shared:
+            self.learn("leave_gpu")  # vLLM starts only where enough memory is free
         self._spawn_rollout(slot)
         self.nodes |= self._all({slot: self.rollout[slot].locate.remote()}, "rollout")
         self.info[f"rollout-{slot}"] = self._all({slot: self._start_rollout(slot)}, "rollout")[slot]
@@ -198,48 +223,28 @@ class Roles:
     def _budget(self) -> int:
         return self.config.cluster.worker_restarts
 
-    def _spawn(self, role: str, slot: int, cls: type, *args):
-        """A remote instance in the role's bundle. A replacement's name carries its number: Ray frees names late."""
-        bundle = next(i for i, b in enumerate(self.bundles) if (b.role, b.slot) == (role, slot))
-        number, self._spawned[role, slot] = self._spawned[role, slot], self._spawned[role, slot] + 1
-        strategy = PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=bundle)
-        return ray.remote(cls).options(
-            name=f"{self.prefix}/{role}-{slot}" + (f".{number}" if number else ""), namespace="cohort",
-            num_cpus=self.bundles[bundle].cpus, num_gpus=self.bundles[bundle].gpus, scheduling_strategy=strategy,
-            max_restarts=0, max_task_retries=0, runtime_env={"env_vars": ENVIRONMENT},
-        ).remote(*args)  # fmt: skip
-
     def _spawn_rollout(self, slot: int) -> None:
         options = {
             "prompt": self.config.data.prompt, "run_seed": self.config.seed, "max_model_len": self.max_model_len,
             "prefix": f"{self.prefix}-{slot}", "sync_deadline_s": self.config.cluster.sync_deadline_s,
         }  # fmt: skip
-        self.rollout[slot] = self._spawn("rollout", slot, RolloutActor, self.config.rollout, self.model_dir, options)
+        seen = shared_devices(self._gpus, slot, self.config.rollout.tensor_parallel_size) if self.shared else {}
+        arguments = self.rollout_config, self.model_dir, options
+        self.rollout[slot] = self._spawner.spawn("rollout", slot, RolloutActor, *arguments, environment=seen)
 
     def _spawn_judge(self, slot: int) -> None:
         options = f"{self.prefix}-reward-{slot}", self.config.cluster.sync_deadline_s
         log = self.config.output / "logs" / f"reward-{slot}.log"
-        self.reward[slot] = self._spawn("reward", slot, RewardActor, self.config.reward, *options, log)
+        self.reward[slot] = self._spawner.spawn("reward", slot, RewardActor, self.config.reward, *options, log)
 
     def _start_judge(self, slot: int):
         kind = supervision(self.config)
         if kind is None:
             return self.reward[slot].describe.remote()
-        return self.reward[slot].load_model.remote(self.model_dir, kind, *_position(slot, self.judge_nodes))
+        return self.reward[slot].load_model.remote(self.model_dir, kind, *position(slot, self.judge_nodes))
 
     def _start_rollout(self, slot: int):
-        return self.rollout[slot].start.options(name=f"start engine {slot}").remote(*_position(slot, self.nodes))
+        return self.rollout[slot].start.options(name=f"start engine {slot}").remote(*position(slot, self.nodes))
 
     def _all(self, calls: dict[int, Any], role: str, deadline_s: float | None = None) -> dict[int, Any]:
-        answers, errors = gather(calls, deadline_s or self.config.cluster.start_deadline_s, grace_s=10)
-        if errors:
-            # The rank that failed by itself is told apart from those that only waited for it.
-            slot = min(errors, key=lambda s: ("no answer" in errors[s], s))
-            raise RoleFailed(f"{role}-{slot}: {errors[slot]}")
-        return answers
-
-
-def _position(slot: int, nodes: dict[int, str]) -> tuple[int, int]:
-    """(this one's place, how many) among the actors of a role on the slot's node."""
-    here = sorted(s for s, node in nodes.items() if node == nodes[slot])
-    return here.index(slot), len(here)
+        return all_answers(calls, role, deadline_s or self.config.cluster.start_deadline_s)

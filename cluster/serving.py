@@ -13,14 +13,14 @@ from rollout.types import Question
 class Serving:
     """The versions of one driver's life. The canary is calibrated on the weights on disk that everyone starts with."""
 
-    def __init__(self, roles: Roles, questions: Sequence[Question], dtype: str):
-        """`questions` give the canary ordinary prompts; `dtype` is the engines'."""
+    def __init__(self, roles: Roles, questions: Sequence[Question]):
+        """`questions` give the canary ordinary prompts."""
         self.roles = roles
         self.version, self.published = 0, True
         """The version that serves, and whether it is the learner's weights."""
         self.digests: dict[str, str] = {}
         """By version; a reward model's are named `reward model N`."""
-        self._canary = self._calibrated(questions, dtype)
+        self._canary = self._calibrated(questions)
 
     @property
     def identity(self) -> str:
@@ -73,7 +73,7 @@ class Serving:
         if self.digests[name] != state["digests"][name]:
             raise RunFailed(f"{place}: version {name} does not have the digest that was published before")
 
-    def _calibrated(self, questions: Sequence[Question], dtype: str) -> Canary:
+    def _calibrated(self, questions: Sequence[Question]) -> Canary:
         vocabulary = 1 + max(max(q.prompt_ids) for q in questions)
         spread = [[(7919 * (i + 1) * (j + 1)) % vocabulary for i in range(32)] for j in range(2)]
         sequences = [list(q.prompt_ids[-64:]) for q in questions[:4] if len(q.prompt_ids) > 1] + spread
@@ -81,4 +81,6 @@ class Serving:
         if errors:
             failed = "; ".join(f"rollout-{slot}: {why}" for slot, why in sorted(errors.items()))
             raise RunFailed(f"the engines do not answer: {failed}")
+        config = self.roles.config
+        dtype = "bfloat16" if "bfloat16" in (config.rollout.dtype, config.learner.compute_dtype) else "float32"
         return Canary.calibrate(sequences, engines, self.roles.learner_logprobs(sequences), dtype)

@@ -1,10 +1,12 @@
-"""The weight update as a transaction over all engines, and the canary that checks what they then hold.
+"""The weight update as a transaction, decided on the driver, and the canary that checks what the engines then hold.
 
-    prepare   every engine stages all buckets beside its live weights and checks names, shapes, dtypes and digests
-    commit    only when all are prepared: pause, load, drop the prefix cache, resume, under the new version's number
+    start     every receiver is asked to begin: who receives is settled here, once, for all learner ranks
+    move      the learner's ranks gather together and send; with shm every engine stages all buckets beside its live weights and
+              checks names, shapes, dtypes and digests
+    finish    with shm only when all are prepared: load, compare what is held, drop the prefix cache, serve the new version
 
-A failure in prepare leaves the old version serving everywhere. A failure in commit, or anywhere in a streaming transport
-(nccl, ipc: bytes go straight into the live weights), takes that engine out of service: it is replaced, never repaired.
+With shm a failure before `finish` leaves the old version serving everywhere. A failure in it, or anywhere in a streaming
+transport (nccl, ipc: bytes go straight into the live weights), takes that engine out of service: it is replaced.
 """
 
 import copy
@@ -17,23 +19,11 @@ from typing import Any, Protocol
 from rollout.types import PolicyVersion
 
 
-class PrepareFailed(RuntimeError):
-    """Some engines could not stage the update; every engine still serves the old version."""
-
-    def __init__(self, failed: dict[int, str]):
-        super().__init__(f"weight update refused in prepare, the old version still serves: {failed}")
-        self.failed = failed
+class UpdateFailed(RuntimeError):
+    """A weight update fails the same way on every engine."""
 
 
-class CommitFailed(RuntimeError):
-    """Some engines failed while loading and may hold a mixture: they must not serve again."""
-
-    def __init__(self, failed: dict[int, str]):
-        super().__init__(f"weight update failed in commit; out of service: {failed}")
-        self.failed = failed
-
-
-class CanaryFailed(RuntimeError):
+class CanaryFailed(UpdateFailed):
     """An engine's log-probabilities are not the learner's."""
 
 
@@ -44,44 +34,70 @@ Gather = Callable[[dict[int, Any]], tuple[dict[int, Any], dict[int, str]]]
 
 
 class FanOut:
-    """vLLM's four-method weight-sync client (structural), over several engines that commit together or not at all."""
+    """A sender's client over several engines (rollout.senders.Client). Whoever fails is left out from then on."""
 
-    def __init__(self, slots: Sequence[int], invoke: Invoke, gather: Gather, *, tensor_parallel_size: int, streaming: bool):
+    def __init__(self, slots: Sequence[int], invoke: Invoke, gather: Gather, *, tensor_parallel_size: int):
         self.slots, self.invoke, self.gather = list(slots), invoke, gather
-        self.tensor_parallel_size, self.streaming = tensor_parallel_size, streaming
+        self.tensor_parallel_size = tensor_parallel_size
+        self.failed: dict[int, str] = {}
+        self.processes = len(self.slots) * tensor_parallel_size
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         from rollout.senders import init_infos
 
         infos = init_infos(init_info, [self.tensor_parallel_size] * len(self.slots))
-        self._all("init_weight_transfer_engine", dict(zip(self.slots, infos, strict=True)), PrepareFailed)
+        self._all("init_weight_transfer_engine", dict(zip(self.slots, infos, strict=True)))
 
-    def start_weight_update(self) -> None:
-        self._all("start_weight_update", None, CommitFailed if self.streaming else PrepareFailed)
-
-    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
-        same = dict.fromkeys(self.slots, update_info)
-        digests = self._all("update_weights", same, CommitFailed if self.streaming else PrepareFailed)
-        if not self.streaming:
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        digests = self._all("update_weights", dict.fromkeys(self.slots, update_info))
+        if "manifest" in update_info:
             sent = update_info["manifest"]["digest"]
-            if wrong := {slot: f"received digest {d}, sent {sent}" for slot, d in digests.items() if d != sent}:
-                raise PrepareFailed(wrong)
+            self.failed |= {slot: f"received digest {d}, sent {sent}" for slot, d in digests.items() if d != sent}
 
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._all("finish_weight_update", dict.fromkeys(self.slots, weight_version), CommitFailed)
-
-    def _all(self, method: str, arguments: dict[int, Any] | None, failure: type[RuntimeError]) -> dict[int, Any]:
-        pending = {s: self.invoke(s, method, () if arguments is None else (arguments[s],)) for s in self.slots}
+    def _all(self, method: str, arguments: dict[int, Any]) -> dict[int, Any]:
+        pending = {s: self.invoke(s, method, (arguments[s],)) for s in self.slots if s not in self.failed}
         answers, errors = self.gather(pending)
-        if errors:
-            raise failure({slot: f"{method}: {error}" for slot, error in errors.items()})
+        self.failed |= {slot: f"{method}: {error}" for slot, error in errors.items()}
         return answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What a collective of the learner's ranks sent."""
+
+    digest: str
+    """Of the bytes sent; empty where nobody could be reached."""
+    sums: dict[str, int]
+    """Of each tensor's bits (see rollout.held)."""
+    failed: dict[int, str]
+    """Why each receiver that failed did, by slot."""
+
+
+Ask = Callable[..., tuple[dict[int, Any], dict[int, str]]]
+"""(method, slots, *arguments) -> answers and errors by slot, within the deadline of a weight update."""
+
+
+def transact(ask: Ask, move: Callable[[list[int]], Moved], slots: Sequence[int], version: int, *, streaming: bool):
+    """One version to these slots. Returns (digest, failures by slot, whether those that failed may hold a mixture)."""
+    _, failed = ask("start_weight_update", slots)
+    ready = [slot for slot in slots if slot not in failed]
+    if not ready or failed and not streaming:
+        return "", failed, streaming
+    moved = move(ready)
+    failed = failed | moved.failed
+    if failed and not streaming:
+        return moved.digest, failed, False
+    _, errors = ask("finish_weight_update", [slot for slot in ready if slot not in failed], version, moved.sums)
+    failed |= errors
+    return moved.digest, failed, bool(failed)
 
 
 FLOOR = {"float32": 2e-4, "bfloat16": 1e-2}
 """Mean |difference| of log-probabilities that arithmetic alone may cause, whatever was measured at version 0 (nats)."""
-ALARM = 0.1
+ALARM = {"float32": 5e-3, "bfloat16": 0.1}
 """A mean |difference| at version 0 above this is not noise: engine and learner compute different models."""
+CEILING = {"float32": 1e-2, "bfloat16": 0.2}
+"""Of the tolerance, whatever was measured at version 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +110,15 @@ class Canary:
 
     @classmethod
     def calibrate(cls, sequences, engines: Mapping[int, list[list[float]]], learner: list[list[float]], dtype: str) -> "Canary":
-        """From log-probabilities (engine by slot, and learner) of the same weights. Raises CanaryFailed past ALARM."""
+        """From log-probabilities (engine by slot, and learner) of the same weights; `dtype` is the coarser of the two.
+
+        Raises CanaryFailed past ALARM.
+        """
         noise = max(sum(d) / len(d) for d in (differences(e, learner) for e in engines.values()))
-        if not noise <= ALARM:
-            raise CanaryFailed(f"engine and learner differ by {noise:.3g} nats a token on the same weights (at most {ALARM})")
-        return cls(sequences=tuple(map(tuple, sequences)), tolerance=max(4 * noise, FLOOR[dtype]))
+        if not noise <= ALARM[dtype]:
+            found = f"engine and learner differ by {noise:.3g} nats a token on the same weights"
+            raise CanaryFailed(f"{found} (at most {ALARM[dtype]:g} in {dtype}): they compute different models")
+        return cls(sequences=tuple(map(tuple, sequences)), tolerance=min(max(4 * noise, FLOOR[dtype]), CEILING[dtype]))
 
     def check(self, slot: int, engine: list[list[float]], learner: list[list[float]]) -> float:
         """Mean |difference| in nats. Raises CanaryFailed above the tolerance, or for one token far off, or for NaN."""
@@ -168,11 +188,12 @@ def publish(fleet: Fleet, version: PolicyVersion, canary: Canary, slots: Sequenc
     """Bring the slots (all, unless named) to `version` = the learner's weights. Returns (digest, canary's mean difference).
 
     Every engine that fails is replaced and brought to the same version before anything is sampled; the fleet's crash
-    budget bounds the tries.
+    budget bounds the tries. A fresh engine that fails as the one before it did will not be mended by a third: CanaryFailed,
+    or UpdateFailed.
     """
     todo = list(fleet.slots() if slots is None else slots)
     learner = fleet.learner_logprobs(canary.sequences)
-    worst = 0.0
+    worst, before = 0.0, {}
     while True:
         digest, failed, mixed = fleet.publish(version, todo)
         if not failed or mixed:
@@ -183,10 +204,15 @@ def publish(fleet: Fleet, version: PolicyVersion, canary: Canary, slots: Sequenc
                 try:
                     worst = max(worst, canary.check(slot, answer, learner))
                 except CanaryFailed as error:
+                    if slot in before:
+                        raise CanaryFailed(f"a fresh engine is refused too: {error}") from None
                     failed[slot] = str(error)
             todo = list(failed)
         for slot, why in failed.items():
+            if before.get(slot) == why:
+                raise UpdateFailed(f"rollout-{slot}: a fresh engine fails as the one before it did: {why}")
             fleet.replace(slot, why)
+        before |= failed
         if not failed:
             return digest, worst
 

@@ -114,6 +114,11 @@ class LearnerWorker:
         stage = self._begun()
         checkpoint.load(directory, self._models(stage), stage.trainers)
 
+    def leave_gpu(self) -> None:
+        """Give back the GPU memory that torch holds for later use."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def export(self, directory: Path, dtype: str = "float32") -> None:
         """Write the policy as a transformers directory with its tokenizer. A collective; rank 0 writes."""
         checkpoint.export(directory, self._policy, self._model_dir, DTYPES[dtype])

@@ -96,8 +96,10 @@ class RewardWorker:
         self._staging = Staging({name: (dtype, sent[name]) for name, dtype in zip(names, dtypes, strict=True)})
 
     def start_weight_update(self) -> None:
-        """Drop what an earlier update staged."""
-        self._receiver().clear()
+        """Drop what an earlier update staged. Raises RuntimeError without a model."""
+        self._loaded()
+        if self._staging is not None:
+            self._staging.clear()
 
     def update_weights(self, manifest: Mapping[str, Any]) -> str:
         """Stage and verify; the digest of the bytes as received. Raises TransferError, and the old version serves on."""

@@ -186,7 +186,7 @@ class ToolsConfig(SandboxConfig):
 
 
 KV_CACHE_GB = 1.0
-GPU_MEMORY_UTILIZATION = 0.85
+GPU_MEMORY_UTILIZATION, SHARED_GPU_MEMORY_UTILIZATION = 0.85, 0.4
 
 
 class RolloutConfig(Strict):
@@ -203,7 +203,7 @@ class RolloutConfig(Strict):
     kv_cache_gb: float | None = Field(None, gt=0.0)
     """Memory for the key-value cache of a CPU engine; by default 1. Read on CPUs only."""
     gpu_memory_utilization: float | None = Field(None, gt=0.0, le=1.0)
-    """Share of a GPU's memory for one engine; by default 0.85. Read on GPUs only."""
+    """Share of a GPU's memory for one engine; by default 0.85, and 0.4 on a GPU that it shares. Read on GPUs only."""
     cores_per_worker: int | None = Field(None, gt=0)
     """CPU cores each engine binds; by default the cores are divided among the workers of a node, none idle."""
     compile: bool = False
@@ -211,4 +211,13 @@ class RolloutConfig(Strict):
     tools: ToolsConfig | None = None
     """Run the programs of an output and show it what they print; None for chain of thought."""
     transport: Literal["auto", "shm", "nccl", "ipc"] = "auto"
-    """How weights reach the engines; auto is shm on the CPU and nccl between GPUs."""
+    """How weights reach the engines; auto is shm on the CPU and nccl between GPUs. With ipc an engine shares
+    its GPUs with learner ranks."""
+    sleep: bool = False
+    """Engines on the learner's GPUs sleep while it trains: weights in host memory, and no key-value cache."""
+
+    @model_validator(mode="after")
+    def _sleeps_beside_the_learner(self):
+        if self.sleep and self.transport not in ("auto", "ipc"):
+            raise ValueError(f"sleep: engines share the learner's GPUs, and transport is {self.transport}; expected ipc")
+        return self

@@ -7,21 +7,17 @@ There is no tokenizer and no stop string here, and no top-p or top-k: the log-pr
 
 import asyncio
 import os
-import pickle
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import vllm
 from vllm import AsyncEngineArgs, SamplingParams
-from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollout.config import RolloutConfig
 from rollout.engine_log import EngineLog
@@ -29,30 +25,18 @@ from rollout.leftovers import before_shutdown, record_engine, remove_engine, rem
 from rollout.requests import completion, sampling_params, scoring_params
 from rollout.settings import bind_cores, engine_settings, temporary_files_in
 from rollout.types import Completion, TokenRequest
-from rollout.weights import resolve_transport
-
-DEADLINE_S = 600.0
-"""For one call into the engine, where the caller gives none."""
+from rollout.updates import DEADLINE_S, EngineError, UpdatableEngine
 
 
-class EngineError(RuntimeError):
-    """The engine failed, or answered something that may not be used."""
-
-
-class Engine:
+class Engine(UpdatableEngine):
     """One vLLM engine. All methods belong to the event loop that ran `start`."""
 
     def __init__(self, llm: Any, *, transport: str, stop_token_ids: tuple[int, ...], prefix: str) -> None:
         """Wrap a running AsyncLLM; use `Engine.start`."""
-        self._llm, self._log = llm, EngineLog()
-        self._transport = transport
+        super().__init__(llm, transport)
         self._stop_token_ids = list(stop_token_ids)
         self._prefix = prefix
         self._requests = 0
-        self._gate = asyncio.Lock()
-        self._broken = ""
-        self._staged = False
-        self._version = 0
         self._pids: list[int] = []
         self._record: Path | None = None
         self._folder: Path | None = None
@@ -70,8 +54,7 @@ class Engine:
     ) -> "Engine":
         """Load the model in new processes (half a minute). `cores`: those bound on the CPU, or all. Raises EngineError."""
         bind_cores(cores, config.tensor_parallel_size)
-        transport = resolve_transport(config.transport)
-        args = AsyncEngineArgs(**engine_settings(model_dir, config, max_model_len=max_model_len, transport=transport))
+        args = AsyncEngineArgs(**engine_settings(model_dir, config, max_model_len=max_model_len))
         folder, log = temporary_folder("engine"), EngineLog()
         try:
             with temporary_files_in(folder):
@@ -79,7 +62,7 @@ class Engine:
         except Exception as error:
             remove_folder(folder)
             raise EngineError(f"vLLM did not start on {model_dir}: {log.explain(error)}") from error
-        engine = cls(llm, transport=transport, stop_token_ids=stop_token_ids, prefix=prefix)
+        engine = cls(llm, transport=config.transport, stop_token_ids=stop_token_ids, prefix=prefix)
         engine._folder = folder
         async with engine._failures("start"):
             await llm.update_weight_version("0")
@@ -88,11 +71,6 @@ class Engine:
         del llm  # a frame that outlives this call would keep it, and its finaliser, until the interpreter is half gone
         engine._record = record_engine(prefix, engine._pids)
         return engine
-
-    @property
-    def version(self) -> int:
-        """The policy version that serves."""
-        return self._version
 
     def describe(self) -> dict[str, Any]:
         """What runs, for the run's summary; `pids` are the EngineCore process, then its workers."""
@@ -121,74 +99,6 @@ class Engine:
             scores.append([row[token].logprob for token, row in rows])
         return scores
 
-    async def init_transfer(self, init_info: dict[str, Any]) -> None:
-        """Meet the sender, before the first update and again for every new sender."""
-        async with self._failures("weight transfer initialisation"):
-            if self._transport == "shm":
-                await self._llm.collective_rpc("abandon_weight_update")
-            else:
-                await self._llm.shutdown_weight_transfer_engine()
-            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
-
-    async def start_weight_update(self) -> None:
-        """Begin an update. A streaming transport overwrites live weights from here on, so it pauses the engine."""
-        self._check()
-        if self._transport != "shm":
-            await self._gate.acquire()
-            self._broken = "a streamed weight update is not finished"
-            async with self._failures("pause before a streamed weight update"):
-                await self._llm.pause_generation(mode="keep", clear_cache=False)
-        async with self._failures("start of a weight update"):
-            if self._transport == "shm":
-                self._staged = False
-                await self._llm.collective_rpc("abandon_weight_update")
-            await self._llm.start_weight_update()
-
-    async def update_weights(self, update_info: dict[str, Any]) -> str:
-        """Receive. With shm this is the prepare phase and returns the digest of the bytes as received; live weights stay.
-
-        Raises EngineError naming the tensor or bucket. Then a shm engine serves on, and a streaming one is out of service.
-        """
-        async with self._failures("weight update"):
-            if self._transport == "ipc":
-                await self._llm.collective_rpc("update_weights_pickled", args=(pickle.dumps(update_info),))
-            else:
-                await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
-            if self._transport != "shm":
-                return ""
-            verdicts = await self._llm.collective_rpc("staged_weights")
-        errors = [verdict["error"] for verdict in verdicts if verdict["error"]]
-        if errors:
-            async with self._failures("withdrawal of a weight update"):
-                await self._llm.collective_rpc("abandon_weight_update")
-            raise EngineError(f"weight update refused, version {self._version} still serves: {errors[0]}")
-        self._staged = True
-        return verdicts[0]["digest"]
-
-    async def finish_weight_update(self, version: int) -> None:
-        """Load, drop the prefix cache, serve the new version.
-
-        Requests in flight keep their tokens and go on under the new weights. Raises EngineError; the engine, which may hold
-        a mixture, is out of service then.
-        """
-        if self._transport == "shm":
-            self._check()
-            if not self._staged:
-                raise EngineError("no weights are prepared: a commit follows a successful update_weights")
-            self._staged = False
-            await self._gate.acquire()
-        try:
-            self._broken = f"the commit of version {version} did not finish"
-            async with self._failures(f"commit of version {version}"):
-                await self._llm.pause_generation(mode="keep", clear_cache=False)
-                await self._llm.finish_weight_update(weight_version=str(version))
-                if not await self._llm.reset_prefix_cache(reset_running_requests=True):
-                    raise EngineError("vLLM did not drop its prefix cache")
-                await self._llm.resume_generation()
-            self._version, self._broken = version, ""
-        finally:
-            self._gate.release()
-
     async def shutdown(self, *, deadline_s: float = 30.0) -> None:
         """End the engine's processes; what is left after the deadline is killed."""
         self._broken = self._broken or "it was shut down"
@@ -207,25 +117,6 @@ class Engine:
         if self._folder:
             remove_folder(self._folder)
 
-    def _check(self) -> None:
-        if self._broken:
-            raise EngineError(f"the engine is out of service: {self._broken}")
-
-    @asynccontextmanager
-    async def _failures(self, what: str, deadline_s: float = DEADLINE_S) -> AsyncIterator[None]:
-        """Bound a call into vLLM and name it in the error."""
-        try:
-            async with asyncio.timeout(deadline_s):
-                yield
-        except TimeoutError as error:
-            raise EngineError(f"{what}: no answer within {deadline_s:g} s") from error
-        except EngineError:
-            raise
-        except EngineDeadError as error:
-            raise EngineError(f"{what}: {self._log.explain(error)}") from error
-        except Exception as error:
-            raise EngineError(f"{what}: {error}") from error
-
     async def _wave(self, jobs: Sequence[tuple[Sequence[int], SamplingParams]], deadline_s: float) -> list[RequestOutput]:
         """Enqueue in order on the paused engine, resume, collect in the same order."""
         waiting = []
@@ -233,6 +124,7 @@ class Engine:
             async with self._failures(f"a wave of {len(jobs)} requests", deadline_s):
                 async with self._gate:
                     self._check()
+                    await self._wake("weights", "kv_cache")
                     await self._llm.pause_generation(mode="keep", clear_cache=False)
                     try:
                         idle = self._llm.get_num_unfinished_requests() == 0

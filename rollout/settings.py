@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from rollout.config import GPU_MEMORY_UTILIZATION, KV_CACHE_GB, RolloutConfig
+from rollout.config import GPU_MEMORY_UTILIZATION, KV_CACHE_GB, SHARED_GPU_MEMORY_UTILIZATION, RolloutConfig
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes of an attention head that vLLM's CPU build has kernels for."""
 
 
-def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: int, transport: str) -> dict[str, Any]:
-    """Arguments of vLLM's AsyncEngineArgs."""
+def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: int) -> dict[str, Any]:
+    """Arguments of vLLM's AsyncEngineArgs; `config.transport` is settled."""
     if torch.cuda.is_available():
-        memory = {"gpu_memory_utilization": config.gpu_memory_utilization or GPU_MEMORY_UTILIZATION}
+        share = SHARED_GPU_MEMORY_UTILIZATION if config.transport == "ipc" else GPU_MEMORY_UTILIZATION
+        memory = {"gpu_memory_utilization": config.gpu_memory_utilization or share, "enable_sleep_mode": config.sleep}
     else:
         # Otherwise a CPU engine takes nearly all memory, and a second one does not start.
         memory = {"kv_cache_memory_bytes": int((config.kv_cache_gb or KV_CACHE_GB) * 2**30)}
@@ -43,7 +44,7 @@ def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: in
         # Of the distribution sampled from, after the temperature; the default is before it.
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
-        "weight_transfer_config": {"backend": transport},
+        "weight_transfer_config": {"backend": config.transport},
         "worker_extension_cls": "rollout.weights.WorkerExtension",
     }
 

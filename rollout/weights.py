@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -20,6 +19,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from rollout.held import held_sums
 from rollout.staging import Staging
 from rollout.transfer import Manifest, TransferError
 
@@ -108,17 +108,23 @@ class WorkerExtension:
         self._weight_update_active = False
         self.weight_transfer_engine.start_weight_update()
 
+    def forget_sender(self) -> None:
+        """Leave the sender, also while an update is under way, which vLLM's own call refuses."""
+        self.weight_transfer_engine.shutdown()
+
+    def held(self) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
+        """(sums of bits of every parameter's copies, the parts of each stacked module); see rollout.held."""
+        engine, sums = self.weight_transfer_engine, {}
+        for name, value in held_sums(engine.model, engine.model_config.dtype):
+            sums.setdefault(name, []).append(value)
+        return sums, {name: list(parts) for name, parts in getattr(engine.model, "packed_modules_mapping", {}).items()}
+
     def update_weights_pickled(self, update_info: bytes) -> None:
         """Receive what vLLM's messages cannot carry, torch's own types in the handles of GPU memory among it."""
         self.update_weights(pickle.loads(update_info))
 
     def process_id(self) -> int:
         return os.getpid()
-
-
-def resolve_transport(transport: str) -> str:
-    """`auto` is nccl where torch sees a GPU and shm otherwise."""
-    return transport if transport != "auto" else "nccl" if torch.cuda.is_available() else "shm"
 
 
 def register() -> None:

@@ -141,8 +141,9 @@ def test_an_update_that_is_not_the_model_changes_nothing(tiny_model_dir, tmp_pat
     before = by_model(worker)
     tensors = dict(trained(tiny_model_dir, seed=9).named_parameters())
     head = "members.0.score.weight"
+    worker.start_weight_update()
     with pytest.raises(RuntimeError, match="call init_transfer first"):
-        worker.start_weight_update()
+        worker.update_weights({})
     with pytest.raises(ValueError, match=f"'{head}': the sender has None"):
         meet(worker, weight_source({n: x for n, x in tensors.items() if n != head}))
     with pytest.raises(ValueError, match=rf"'{head}': the sender has \(1, 63\), the reward model \(1, 64\)"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rollout.held import sum_of_bits
 from rollout.transfer import release, write_buckets
 from rollout.types import Sampling, TokenRequest
 
@@ -34,6 +35,11 @@ def constant(weights: dict, logits: dict[int, float], rest: float = 0.0) -> dict
     return new | {"lm_head.weight": head}
 
 
+def sums_of(weights) -> dict[str, int]:
+    """What a sender says of the weights that it sent."""
+    return {name: sum_of_bits(tensor) for name, tensor in weights.items()}
+
+
 class Updates:
     """Weight updates of one engine, by the engine's own two phases."""
 
@@ -55,7 +61,7 @@ class Updates:
 
     def publish(self, weights) -> str:
         digest = self.prepare(weights)
-        self.loop.run(self.engine.finish_weight_update(self.engine.version + 1))
+        self.loop.run(self.engine.finish_weight_update(self.engine.version + 1, sums_of(weights)))
         return digest
 
 

@@ -32,7 +32,8 @@ class FakeLLM:
 def staged(llm) -> Engine:
     """An engine on a fake with an update prepared."""
     engine = Engine(llm, transport="shm", stop_token_ids=(2,), prefix="fake")
-    llm.answers["collective_rpc"] = lambda method: [{"digest": "d", "error": ""}] if method == "staged_weights" else None
+    answers = {"staged_weights": [{"digest": "d", "error": ""}], "held": [({}, {})]}
+    llm.answers["collective_rpc"] = answers.get
     asyncio.run(engine.start_weight_update())
     asyncio.run(engine.update_weights({"manifest": {}}))
     return engine
@@ -42,7 +43,7 @@ def test_a_prefix_cache_that_stays_fails_the_commit_and_takes_the_engine_out_of_
     llm = FakeLLM(reset_prefix_cache=False)
     engine = staged(llm)
     with pytest.raises(EngineError, match="commit of version 5|prefix cache"):
-        asyncio.run(engine.finish_weight_update(5))
+        asyncio.run(engine.finish_weight_update(5, {}))
     assert engine.version == 0
     assert "resume_generation" not in llm.calls
     for call in (engine.generate([]), engine.score([]), engine.start_weight_update()):
@@ -54,8 +55,14 @@ def test_a_commit_pauses_loads_drops_the_cache_and_resumes_in_this_order():
     llm = FakeLLM(reset_prefix_cache=True)
     engine = staged(llm)
     llm.calls.clear()
-    asyncio.run(engine.finish_weight_update(5))
-    assert llm.calls == ["pause_generation", "finish_weight_update", "reset_prefix_cache", "resume_generation"]
+    asyncio.run(engine.finish_weight_update(5, {}))
+    assert llm.calls == [
+        "pause_generation",
+        "finish_weight_update",
+        "collective_rpc",
+        "reset_prefix_cache",
+        "resume_generation",
+    ]
     assert engine.version == 5
 
 
@@ -74,12 +81,12 @@ def test_a_streaming_transport_holds_the_engine_from_start_to_finish():
             await engine.generate([], deadline_s=0.05)
         llm.calls.clear()
         await engine.update_weights({})
-        await engine.finish_weight_update(1)
+        await engine.finish_weight_update(1, {})
         assert engine.version == 1
         return llm.calls
 
-    llm = FakeLLM(reset_prefix_cache=True)
-    steps = ["pause_generation", "finish_weight_update", "reset_prefix_cache", "resume_generation"]
+    llm = FakeLLM(reset_prefix_cache=True, collective_rpc=[({}, {})])
+    steps = ["pause_generation", "finish_weight_update", "collective_rpc", "reset_prefix_cache", "resume_generation"]
     assert asyncio.run(run()) == ["abort", "update_weights", *steps][1:]
 
 

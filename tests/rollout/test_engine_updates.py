@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from rollout.engine import EngineError
 from rollout.senders import make_trainer
-from tests.rollout.engines import PROMPTS, Updates, flip_a_byte, load, other, reference, requests, serves
+from tests.rollout.engines import PROMPTS, Updates, flip_a_byte, load, other, reference, requests, serves, sums_of
 from tests.rollout.test_weights import segments
 
 
@@ -35,7 +35,7 @@ def test_a_commit_reaches_requests_in_flight_and_the_prefixes_they_cached(engine
     # Several waves of what fits at once, so that some are in flight at the commit however fast the machine is.
     flying = engine_loop.submit(engine.generate(requests([prompt] * 256, temperature=0.0, max_new_tokens=340)))
     engine_loop.run(asyncio.sleep(0.4))
-    engine_loop.run(engine.finish_weight_update(old_version + 1))
+    engine_loop.run(engine.finish_weight_update(old_version + 1, sums_of(new)))
     late = flying.result(300)[-1]
     completion = next(c for c in flying.result() if len(c.versions) == 2)
     (first, start), (second, split) = completion.versions
@@ -55,7 +55,7 @@ def test_bytes_changed_on_the_way_are_refused_and_the_old_version_serves(engine,
     with pytest.raises(EngineError, match=rf"version {version} still serves.*tensor '[\w.]+' in cohort_test_.*received sha256"):
         updates.prepare(new, tamper=flip_a_byte)
     with pytest.raises(EngineError, match="no weights are prepared"):
-        engine_loop.run(engine.finish_weight_update(version + 1))
+        engine_loop.run(engine.finish_weight_update(version + 1, {}))
     assert engine.version == version
     serves(engine, engine_loop, model)
     updates.publish(new)
@@ -115,28 +115,29 @@ class Remote:
     """The client over the engine's event loop."""
 
     def __init__(self, engine, loop) -> None:
-        self._engine, self._loop = engine, loop
+        self._engine, self._loop, self.failed, self.processes = engine, loop, {}, 1
 
-    def __getattr__(self, name):
-        if name == "finish_weight_update":
-            return lambda weight_version: self._loop.run(self._engine.finish_weight_update(int(weight_version)))
-        method = getattr(self._engine, "init_transfer" if name == "init_weight_transfer_engine" else name)
-        return lambda *args: self._loop.run(method(*args))
+    def init_weight_transfer_engine(self, info):
+        self._loop.run(self._engine.init_transfer(info))
+
+    def update_weights(self, info):
+        self._loop.run(self._engine.update_weights(info))
 
 
 def check_updates(transport, engine, loop, original, source) -> None:
     """Send changed weights and the first ones again; the engine's scores follow and so does the digest."""
     prompt = [(1, 5, 6, 7)]
     first_scores = loop.run(engine.score(prompt))
-    trainer = make_trainer(
-        transport, source=source, client=Remote(engine, loop), rank=0, prefix="test", tensor_parallel_sizes=[1]
-    )
+    where = {"rank": 0, "prefix": "test", "address": "127.0.0.1"}
+    trainer = None
     digests, scores = [], []
     for weights_sent in ({}, {"model.norm.weight": 2 * original["model.norm.weight"]}, {}):
         source.tensors = original | weights_sent
+        loop.run(engine.start_weight_update())
+        trainer = trainer or make_trainer(transport, source=source, client=Remote(engine, loop), **where)
         trainer.version = engine.version + 1
         trainer.send_weights()
-        assert engine.version == trainer.version
+        loop.run(engine.finish_weight_update(trainer.version, trainer.sums))
         digests.append(trainer.digest)
         scores.append(loop.run(engine.score(prompt)))
     assert scores[0] == scores[2] == first_scores != scores[1]

@@ -1,0 +1,63 @@
+"""What an engine holds, read back and compared with what was sent: a sum over the bits of every weight.
+
+The sum does not depend on the order of the elements, so a stacked projection has the sum of its parts and a sharded one the sum
+of its shards. It tells a tensor that was left as it was, however little an update changed it: in bfloat16 log-probabilities are
+known to a hundredth of a nat, and an update moves them by less. Misplaced tensors are the canary's business.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+BITS = {2: torch.int16, 4: torch.int32}
+ROWS = 256
+"""Of the unit matrix, in one product."""
+
+
+def sum_of_bits(tensor: Tensor) -> int:
+    """Sum of the elements' bits taken as integers; -0 counts as 0."""
+    return int((tensor.detach() + 0.0).view(BITS[tensor.element_size()]).sum(dtype=torch.int64))
+
+
+def held_sums(model: nn.Module, dtype: torch.dtype) -> list[tuple[str, int]]:
+    """(parameter, sum) of every weight of a vLLM model in `dtype`; twice where there are two copies, as of an output head."""
+    found = [(name, sum_of_bits(p)) for name, p in model.named_parameters() if p.dtype == dtype and p.numel()]
+    for name, module in model.named_modules():
+        # vLLM's CPU build packs matrices for its kernels. A product with a row of the unit matrix is a column, exactly.
+        width = getattr(module, "input_size_per_partition", None) or getattr(module, "embedding_dim", None)
+        if hasattr(module, "cpu_linear") and width:
+            units = torch.eye(width, dtype=dtype).split(ROWS)
+            found.append((f"{name}.weight", sum(sum_of_bits(module.quant_method.apply(module, x, None)) for x in units)))
+    return found
+
+
+def differing(
+    held: Sequence[Mapping[str, Sequence[int]]], sums: Mapping[str, int], stacked: Mapping[str, Sequence[str]]
+) -> tuple[list[str], set[str]]:
+    """(parameters that do not hold what was sent, tensors that were sent and cannot be found in the engine).
+
+    `held`: by tensor-parallel rank, each parameter's copies. `stacked`: the parts of each stacked module. A parameter is
+    sharded over the ranks, or whole on each; of attention with fewer key-value heads than ranks, each head is on several.
+    """
+    wrong, unread = [], set(sums)
+    for name in held[0]:
+        parts = _parts(name, stacked)
+        if not all(part in sums for part in parts):
+            continue
+        unread -= set(parts)
+        first, others = sums[parts[0]], sum(sums[part] for part in parts[1:])
+        totals = {first + repeated * others for repeated in range(1, 1 + len(held))}
+        copies = zip(*(rank[name] for rank in held), strict=True)
+        if not all(sum(copy) in totals or set(copy) == {first + others} for copy in copies):
+            wrong.append(name)
+    return wrong, unread
+
+
+def _parts(name: str, stacked: Mapping[str, Sequence[str]]) -> list[str]:
+    """The tensors of a checkpoint that make up a parameter of the engine."""
+    path = name.split(".")
+    for i, module in enumerate(path):
+        if module in stacked:
+            return [".".join([*path[:i], part, *path[i + 1 :]]) for part in stacked[module]]
+    return [name]

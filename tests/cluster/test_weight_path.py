@@ -1,0 +1,120 @@
+"""Weights from Roles to what the engines hold, by production's own calls (see tests/cluster/gpus.py)."""
+
+import pytest
+
+from tests.cluster.gpus import TENSORS, Fleet
+
+
+@pytest.fixture
+def fleet(monkeypatch):
+    """Function: a started fleet of (transport, engines, size, ranks)."""
+    return lambda *shape, **more: Fleet(monkeypatch, *shape, **more)
+
+
+def holds(fleet, slot):
+    return all(worker == {name: t.tolist() for name, t in fleet.tensors.items()} for worker in fleet.held(slot))
+
+
+def change(fleet, step):
+    fleet.tensors = {name: tensor + step for name, tensor in TENSORS.items()}
+
+
+def published(fleet, version, slots=None):
+    change(fleet, version)
+    return fleet.roles.publish(version, fleet.roles.slots() if slots is None else slots)
+
+
+SHAPES = [
+    (t, e, s, r) for t in ("shm", "nccl") for e, s, r in [(1, 1, 1), (1, 2, 4), (2, 1, 3), (2, 2, 1), (3, 1, 4), (3, 2, 2)]
+]
+SHAPES += [("ipc", e, s, e * s) for e, s in [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)]]
+
+
+@pytest.mark.parametrize(("transport", "engines", "size", "ranks"), SHAPES)
+def test_every_worker_of_every_engine_holds_what_the_ranks_sent(fleet, transport, engines, size, ranks):
+    fleet = fleet(transport, engines, size, ranks)
+    digests = []
+    for version in (1, 2, 1):
+        digest, failed, mixed = published(fleet, version)
+        assert (failed, mixed) == ({}, False)
+        assert all(holds(fleet, slot) for slot in range(engines))
+        digests.append(digest)
+    assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize("transport", ["shm", "nccl"])
+def test_members_join_and_leave_between_two_publishes(fleet, transport):
+    fleet = fleet(transport, 2, 2, 2)
+    published(fleet, 1)
+    fleet.roles.replace(1, "as a test")
+    assert published(fleet, 2, [1])[1] == {}
+    assert holds(fleet, 1) and not holds(fleet, 0)
+    assert published(fleet, 3)[1] == {}
+    assert holds(fleet, 0) and holds(fleet, 1)
+
+
+@pytest.mark.parametrize(("transport", "ranks"), [("shm", 4), ("nccl", 4), ("ipc", 2)])
+def test_a_dead_engine_is_told_before_the_ranks_gather_and_the_next_update_reaches_its_replacement(fleet, transport, ranks):
+    fleet = fleet(transport, 2, 1, ranks)
+    published(fleet, 1)
+    fleet.roles.rollout[1].dead = True
+    digest, failed, mixed = published(fleet, 2)
+    assert failed == {1: "start_weight_update: RayError: the actor died"}
+    assert mixed == (transport != "shm")
+    assert holds(fleet, 0) == (transport != "shm")
+    fleet.roles.replace(1, failed[1])
+    assert published(fleet, 3)[1] == {}
+    assert holds(fleet, 0) and holds(fleet, 1)
+
+
+@pytest.mark.parametrize("method", ["init_weight_transfer_engine", "update_weights", "finish_weight_update"])
+@pytest.mark.parametrize(("transport", "ranks"), [("shm", 3), ("nccl", 3), ("ipc", 2)])
+def test_an_engine_that_fails_on_the_way_ends_the_update_on_all_ranks_together(fleet, transport, ranks, method, monkeypatch):
+    monkeypatch.setattr("tests.cluster.gpus.WAIT_S", 3)
+    fleet = fleet(transport, 2, 1, ranks)
+    if method != "init_weight_transfer_engine":
+        published(fleet, 1)
+    broken = "update_weights_pickled" if (transport, method) == ("ipc", "update_weights") else method
+    fleet.llm(1).workers[0].fail = broken
+    _, failed, mixed = published(fleet, 2)
+    # Where a group waits for all its members, the others fail with the one.
+    alone = transport != "nccl" or method == "finish_weight_update"
+    assert set(failed) == ({1} if alone else {0, 1})
+    assert f"{method}" in failed[1]
+    assert mixed == (transport != "shm" or method == "finish_weight_update")
+    assert not fleet.gathers.broken and fleet.gathers.n_waiting == 0
+    for slot, why in failed.items():
+        fleet.roles.replace(slot, why)
+    assert published(fleet, 3)[1] == {}
+    assert holds(fleet, 0) and holds(fleet, 1)
+
+
+def test_a_weight_that_did_not_arrive_is_named(fleet, monkeypatch):
+    fleet = fleet("nccl", 1, 1, 2)
+    model = fleet.llm(0).workers[0].weight_transfer_engine.model
+    loading = model.load_weights
+    monkeypatch.setattr(model, "load_weights", lambda pairs: loading([p for p in pairs if p[0] != "norm"]))
+    _, failed, _ = published(fleet, 1)
+    assert "1 weights are not what was sent, first 'norm'" in failed[0]
+
+
+def test_engines_that_share_their_gpus_sleep_while_the_learner_trains_and_wake_for_the_weights_before_the_cache(fleet):
+    fleet = fleet("auto", 2, 1, 2, sleep=True)
+    assert fleet.roles.rollout_config.transport == "ipc"
+    for slot in (0, 1):
+        fleet.llm(slot).log.clear()
+    fleet.roles.rest()
+    fleet.roles.rest()
+    published(fleet, 1)
+    for slot in (0, 1):
+        assert holds(fleet, slot)
+        found = [x for x in fleet.llm(slot).log if x.startswith(("sleep", "wake", "start", "finish", "resume"))]
+        assert found == ["sleep", "wake weights", "start_weight_update", "finish_weight_update", "wake kv_cache", "resume"]
+
+
+def test_an_engine_that_does_not_sleep_is_ended_and_found_dead_by_the_next_update(fleet):
+    fleet = fleet("ipc", 2, 1, 2, sleep=True)
+    fleet.llm(0).workers[0].fail = "sleep"
+    fleet.roles.rest()
+    _, failed, _ = published(fleet, 1)
+    assert failed == {0: "start_weight_update: RayError: the actor died"}
