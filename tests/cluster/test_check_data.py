@@ -71,6 +71,7 @@ def written(made, name="data.jsonl"):
         ("verl_sys.parquet", VERL, "21 to train on, 3 held out", "'<bos>You are a careful solver.\\nWhat is "),
         ("array.jsonl", [], "21 to train on, 3 held out", "'<bos>What is "),
         ("times.jsonl", [], "21 to train on, 3 held out", "'<bos>What is "),
+        ("unit_paren.jsonl", [], "21 to train on, 3 held out", "'<bos>What is "),
         ("none.jsonl", [DROP], "16 to train on, 3 held out", "'<bos>What is "),
         ("blankgold.jsonl", [DROP], "20 to train on, 3 held out", "'<bos>What is "),
     ],
