@@ -3,6 +3,7 @@
 import re
 from functools import lru_cache
 
+from reward.compound import Ratio
 from reward.config import READING, AnswerFormat, Reading
 from reward.mentions import Mention, mentions
 from reward.statements import LAST_WORDS, MATHS, Statement, answer_in, chosen, headed, plainly
@@ -142,6 +143,8 @@ def _unmarked(text: str) -> str | None:
     named = LAST_WORDS.search(tail)
     if len(bare) <= LONGEST_BARE and (MATHS.fullmatch(bare) or not MATHS.search(bare)) and (value := parse(bare)) is not None:
         return named[1] if named and isinstance(value, Words) else bare
+    if named and isinstance(parse(named[1]), Ratio):
+        return named[1]
     number = max(mentions(tail), key=lambda mention: mention.end, default=None)
     formula = max(MATHS.finditer(tail), key=re.Match.end, default=None)
     if formula is not None and (number is None or number.end <= formula.end()):

@@ -91,7 +91,9 @@ def _integer(text: str) -> int | None:
             place = _PLACES[character]
             section, digit = section + (digit or 1) * place, 0
         else:
-            total, section, digit = (total + section + digit or 1) * _MYRIADS[character], 0, 0
+            # 万 is of what stands behind 亿, and 亿 of all before it.
+            before, here = (total, section + digit) if character == "万" else (0, total + section + digit)
+            total, section, digit = before + (here or 1) * _MYRIADS[character], 0, 0
     # 一百五 is 150: a last digit without a place takes the next one.
     short = place // 10 if digit and text[-2:-1] in ("百", "千") else 1
     return total + section + digit * short

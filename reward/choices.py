@@ -20,6 +20,11 @@ _LABEL = re.compile(
     r"(?:(?P<mark>[)）、．：]|\.(?![a-z])|:(?=\s|[0-9\\$-])|(?=\s+\())|\s+[-–—](?=\s+[A-Z\u4e00-\u9fff])))\s*(?P<content>\S.*)",
     re.DOTALL,
 )
+_NAMED = re.compile(rf"(?P<content>.*[A-Za-z]{{3,}})\s+\(({_LETTER})\)", re.DOTALL)
+_ABOUT = r"(?:is|are|was|were|can|cannot|could|would|does|do|has|have|fails?|seems?|contradicts?)\b|[不错是]"
+"""A sentence about an option is no label."""
+_LISTED = re.compile(rf"[,;，；、]\s*(?:[(\[]\s*({_LETTER})\s*[)\]]|({_LETTER})[.)．:：])\s*(?=\S)(?!{_ABOUT})")
+"""Behind a comma a label is one however it is written."""
 _OPERATOR = re.compile(r"[*/^_=<>]|[-+]\s|\\(?:cap|cup|cdot|times|to|in|subset|le|ge|pm)|[0-9.]*\)")
 """How a formula goes on behind a letter in brackets, and the content of an option does not begin."""
 
@@ -43,11 +48,14 @@ def choice(text: str) -> Choice | None:
         # Letters side by side are options in alphabetical order only: AB, not BA.
         ordered = all("".join(sorted(set(part))) == part for part in letters)
         return Choice("".join(sorted(joined)), "") if ordered and len(set(joined)) == len(joined) else None
+    if (named := _NAMED.fullmatch(text)) and not re.search(r"[.;:()]", named["content"]):
+        return Choice(named[2], named["content"])
     label = _LABEL.fullmatch(text)
     if label is None or _OPERATOR.match(label["content"]):
         return None
     first, content = label["bracketed"] or label["plain"], label["content"].strip()
     style = rf"[(\[]\s*({_LETTER})\s*[)\]]" if label["bracketed"] else rf"({_LETTER}){re.escape(label['mark'] or '.')}"
-    others = re.findall(rf"(?:(?<=[\s,;，；。.])|(?<=[\u4e00-\u9fff])){style}\s*(?=\S)", content)
-    letters = sorted({first, *(letter for letter in others if letter > first)})
+    others = re.findall(rf"(?:(?<=[\s,;，；。.])|(?<=[\u4e00-\u9fff])){style}\s*(?=\S)(?!{_ABOUT})", content)
+    others += map("".join, _LISTED.findall(content))
+    letters = sorted({first, *others})
     return Choice("".join(letters), content if len(letters) == 1 else "")

@@ -14,6 +14,8 @@ _LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 _BELOW_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[\s-](?:{'|'.join(_SMALL[1:10])}))?|{'|'.join(reversed(_SMALL))})"
 _BELOW_1000 = rf"{_BELOW_100}(?:\s+hundred(?:\s+(?:and\s+)?{_BELOW_100})?)?"
 _WORDS = rf"{_BELOW_1000}(?:\s+(?:{'|'.join(_LARGE)})(?:,?\s+(?:and\s+)?{_BELOW_1000})?)*"
+NUMBER_WORD = rf"(?:{'|'.join([*_SMALL[2:], *_TENS])})"
+"""Without "one", which may stand for anything."""
 _PARTS = {
     "half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4,
     "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
@@ -26,6 +28,7 @@ _N = (
     r"|(?<![A-Za-z\\])[a-z](?![A-Za-z'])|\([^()]*\))"
 )
 """What a word may change."""
+_ORDINALS = {"second": 2, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 
@@ -42,7 +45,11 @@ def _number(match: re.Match[str]) -> str:
 
 
 def _part(match: re.Match[str]) -> str:
-    return f"{match[1] if match[1].isdigit() else 1}/{_PARTS[match[2].lower()]}"
+    return f"{match[1] if (match[1] or '').isdigit() else 1}/{_PARTS[match[2].lower()]}"
+
+
+def _raised(match: re.Match[str]) -> str:
+    return f"({match[1]})^{{{_ORDINALS[match[2].lower()]}}}"
 
 
 def _power(match: re.Match[str]) -> str:
@@ -52,6 +59,7 @@ def _power(match: re.Match[str]) -> str:
 WORDS = Rewrites(
     (rf"(?i)(?<![A-Za-z\\-]){_WORDS}(?![A-Za-z])(?!-(?!{_PART}))", _number, "one hundred and five", "105", "numbers in words"),
     (rf"(?i)(?<![A-Za-z0-9/.])([0-9]+|an?)[\s-]+{_PART}", _part, "2 thirds", "2/3", "a fraction in words"),
+    (rf"(?i)(?<![A-Za-z0-9/.])(\b\B)?\b{_PART}(?= of)", _part, "quarter of 8", "1/4 of 8", "a fraction in words"),
     (r"(?i)\band (?:a )?half\b", "and 1/2", "3 and half", "3 and 1/2", "a fraction in words"),
     (rf"(?i)\bhalf an? {_SCALE}", "1/2 ", "half a dozen", "1/2 dozen", "a fraction in words"),
     (rf"(?i)\bhalf (?:of )?(?={_N})", "1/2 of ", "half of 3", "1/2 of 3", "a fraction in words"),
@@ -64,6 +72,8 @@ WORDS = Rewrites(
         r"\\sqrt{\1}", "the square root of 3", r"\sqrt{3}", "roots",
     ),
     (rf"(?i)(?:the )?cube[ -]?root of {_N}", r"\\sqrt[3]{\1}", "cube root of 27", r"\sqrt[3]{27}", "roots"),
+    (rf"(?i)(?:the )?fourth root of {_N}", r"\\sqrt[4]{\1}", "fourth root of 16", r"\sqrt[4]{16}", "roots"),
+    (rf"(?i){_N} to the ({'|'.join(_ORDINALS)}) power", _raised, "7 to the third power", "(7)^{3}", "powers"),
     (rf"(?i)(?:the )?square of {_N}|{_N} squared\b", r"(\1\2)^{2}", "3 squared", "(3)^{2}", "powers"),
     (rf"(?i)(?:the )?cube of {_N}|{_N} cubed\b", r"(\1\2)^{3}", "the cube of 3", "(3)^{3}", "powers"),
     (
@@ -79,10 +89,17 @@ WORDS = Rewrites(
     (rf"(?i){_N} (?:multiplied by|times) (?={_N})", r"\1\\cdot ", "3 times 4", r"3\cdot 4", "arithmetic in words"),
     (rf"(?i){_N} (?:divided by|over) (?={_N})", r"\1/", "3 over 4", "3/4", "arithmetic in words"),
     (rf"(?i){_N} plus (?={_N})", r"\1+", "3 plus 4", "3+4", "arithmetic in words"),
-    (rf"(?i)\b(?:the )?(?:negative(?: of)?|minus|moins|menos|meno) ?(?={_N})", "-", "negative 3", "-3", "signs"),
+    (
+        rf"(?i)\b(?:the )?(?:(?:negative|opposite|additive inverse) of|negative|minus|moins|menos|meno) ?(?={_N})",
+        "-", "negative 3", "-3", "signs",
+    ),
     (rf"负(?={_N})", "-", "负3", "-3", "signs"),
     (rf"根号(?:下)?{_N}", r"\\sqrt{\1}", "根号3", r"\sqrt{3}", "roots"),
     (rf"{_N}的(?:算术)?平方根", r"\\sqrt{\1}", "3的平方根", r"\sqrt{3}", "roots"),
+    (rf"{_N}的相反数", r"-(\1)", "3的相反数", "-(3)", "signs"),
+    (rf"{_N}的倒数", r"1/(\1)", "3的倒数", "1/(3)", "fractions"),
+    (rf"{_N}的一半", r"\1/2", "7的一半", "7/2", "fractions"),
+    (rf"{_N}的{_N}倍", r"\1\\cdot \2", "7的2倍", r"7\cdot 2", "multiples"),
     (rf"{_N}的平方", r"(\1)^{2}", "3的平方", "(3)^{2}", "powers"),
     (rf"{_N}的立方(?!根)", r"(\1)^{3}", "3的立方", "(3)^{3}", "powers"),
     (rf"{_N}的({_N})次方", r"(\1)^{\2}", "2的5次方", "(2)^{5}", "powers"),

@@ -7,7 +7,9 @@ from typing import NamedTuple
 from reward.choices import choice
 from reward.config import Reading
 from reward.dress import FUNCTIONS
-from reward.mentions import mentions
+from reward.mentions import MONTH, mentions
+from reward.phrases import NUMBER_WORD
+from reward.units import changes
 from reward.values import Words, parse
 
 LONGEST = 300
@@ -48,7 +50,8 @@ _IS = re.compile(r"\b(?:is|are)\b(?=.*[0-9$\\])", re.DOTALL)
 # What follows "or", or another candidate, belongs to the answer: a list of candidates is none.
 _SENTENCE_END = re.compile(
     r"[。！]|(?<!\\)!(?=\s|$)|[；;](?!\s*[-$0-9])|\.(?![0-9]|\s?m\b)|\bbecause\b|\bsince\b"
-    rf"|, (?=[A-Za-z]{{2}})(?!(?:{FUNCTIONS}|pi|infinity|inf|oo|or|maybe|perhaps|possibly)\b|[A-Za-z]+(?:,|[.!?]?$))"
+    rf"|, (?=[A-Za-z]{{2}})(?!(?:{FUNCTIONS}|pi|infinity|inf|oo|or|maybe|perhaps|possibly|{NUMBER_WORD})\b|{MONTH}"
+    rf"|[A-Za-z]+(?:,|[.!?]?$))"
 )
 _SEVERAL = re.compile(r"\b(?:not|either|or|between|maybe|perhaps|possibly|one of)\b|或|不是", re.IGNORECASE)
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -110,8 +113,10 @@ def answer_in(sentence: str) -> str | None:
         named = LAST_WORDS.search(said)
         return named[1] if named and isinstance(value, Words) else said
     # What it is made of stands behind it: "72 (48 + 24)".
-    bare = re.sub(r"\s+\([^()]*\)\W*$", "", said)
-    if parse(bare) is not None and not _SEVERAL.search(said):
+    made_of = re.search(r"\s+\(([^()]*)\)\W*$", said)
+    if made_of and changes(made_of[1]) and not re.search("[0-9]", made_of[1]):
+        return said
+    if made_of and parse(bare := said[: made_of.start()]) is not None and not _SEVERAL.search(said):
         return bare
     # A sentence around it: "the volume of $ABCD$ is 120", "48 + 24 = 72 clips", "18 apples that she sells", "at $x = 3$".
     said = _IS.split(said)[-1].strip()

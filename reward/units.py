@@ -23,7 +23,7 @@ _NOT_UNITS = re.compile(
     r"|times|minus|plus|over|divided|multiplied|squared|cubed|factorial|mod|sin|cos|tan|log|ln|exp|wrong|incorrect|maybe|if|for"
     r"|thirds?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|bn|mn|tn|where|remainder|base"
     r"|[ap]\.?\s?m|clock|more|less|fewer|least|most|than|above|below|under)s?\b"
-    r"|[十百千万亿半加减乘除或至到]|分之|以上|以下|多|余|几|次方|^\s*(?:成|折|打)$|^\s*[角棱边面]\w",
+    r"|[十百千万亿半加减乘除或至到]|分之|以上|以下|多|余|几|次方|^\s*(?:成|折|打)$|^\s*[角棱边面的]\w",
     re.IGNORECASE,
 )
 _CJK_UNITS = re.compile("千克|千米|千瓦|千卡|千焦|百米")
@@ -41,7 +41,7 @@ _BETWEEN = r"(?:[\s/*·.]|\\cdot(?![a-z])|\\times(?![a-z]))*"
 _DRESSED_UNITS = re.compile(
     rf"(?P<left>.*?(?:[0-9}})]|\\pi|(?<![A-Za-z\\])[a-zA-Z])\s*)(?P<units>{_DRESSED}(?:{_BETWEEN}{_DRESSED})*)\s*\.?", re.DOTALL
 )
-_DRESSED_WORDS = re.compile(r"\{[\s~]*[^\W\d_][^{}=<>_]*(?:\{[^{}]*\}[^{}=<>_]*)*\}|\\(?:Omega|mu|%)")
+_DRESSED_WORDS = re.compile(r"\{[\s~]*(?:[0-9]+-)?[^\W\d_][^{}=<>_]*(?:\{[^{}]*\}[^{}=<>_]*)*\}|\\(?:Omega|mu|%)")
 _SYMBOL = re.compile(r"\\(?:mathrm|mathit|rm)\s*\{\s*[^NJKWVAFTHCLmgsh\s]\s*\}|\\(?:mathbf|bf)\s*\{\s*\w\s*\}")
 """The numbers e and i, a variable or a vector, which are written in such letters too."""
 
@@ -59,6 +59,11 @@ def without_units(text: str) -> str:
     words = (units["far"] or units["near"]) if units else ""
     counts = _NOT_UNITS.search(words) or words.startswith(("percent", "pct", "%"))
     return units["number"] if words and not counts else text
+
+
+def changes(words: str) -> bool:
+    """Whether words beside a number change its value, as "squared" does."""
+    return bool(_NOT_UNITS.search(words))
 
 
 def without_dressed_units(latex: str) -> str:

@@ -91,8 +91,12 @@ def _value(plain: str) -> Value | None:
             return Words(many) if isinstance(many, str) else many
         if found := _number(text):
             return found[0]
-        if RANGE.fullmatch(between := without_units(text)):
-            return Words(between)
+        alone = without_units(text)
+        if RANGE.fullmatch(alone):
+            return Words(alone)
+        # A formula of numbers alone may have a unit too: 3.0 × 10^8 m/s.
+        if alone != text and not re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", alone)):
+            return _value(alone)
     if (words := _words(plain)) is not None:
         return words
     collection = _collection(in_interval_notation(plain))

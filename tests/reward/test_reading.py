@@ -65,6 +65,26 @@ def test_unfinished_reasoning_has_no_answer(output, form):
     assert extract(output, form) is None
 
 
+FOUND_LATER = [
+    ("The ratio is 2 to 3.", "2:3", True), ("答案：三亿五千万", "350000000", True), ("Task 3", "3", False),
+    ("Row 3 is next", "3", False),
+    ("Phase 2", "2", False), ("as noted in [3].", "3", False), ("Hence, the result follows.2", "2", False),
+    ("The answer is Paris (B).", "B", True), ("#### 15", "15 (1-foot pieces)", True), ("#### 4 (if n is even)", "4", False),
+    ("3.0 × 10^8 m/s", "3e8", True), ("The answer is 7 to the third power.", "343", True),
+    ("The answer is minimum 7.", "7", False),
+    ("The answer is quarter of 8.", "2", True), ("答案是3的倒数", "3", False), ("The answer is the opposite of 7.", "-7", True),
+    ("The answer is fourth root of 16.", "2", True), ("The answer is 7 (squared).", "7", False),
+    ("The answer is 7ish", "7", False),
+    ("The answer is (C) Bonn, (C) Bonn, (A) Paris.", "C", False), ("Answer: (B) Rome. (A) is wrong.", "B", True),
+    ("The answer is two thirds, two thirds, twelve.", "2/3", False), ("It opens on May 2, 2023.", "2023-05-02", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("output", "gold", "right"), FOUND_LATER)
+def test_outputs_of_these_kinds_that_were_tried_later(output, gold, right):
+    assert correct(output, gold) is right
+
+
 ENDED = [
     "<|im_end|>", "</s>", "[EOS]", "<eoa>", "<|endoftext|>", " <eos>\n", "<|eot_id|></s>", "<end_of_turn>",
     "<｜end▁of▁sentence｜>",

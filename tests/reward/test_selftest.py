@@ -25,6 +25,21 @@ def test_good_data_and_a_good_judge_pass(form):
     assert found(form=form).facts == ["the judge: 5 reference answers are right, 20 wrong answers are wrong"]
 
 
+@pytest.mark.parametrize("form", ["hash", "boxed", "auto", "answer-is"])
+@pytest.mark.parametrize(
+    "golds",
+    [
+        ["1:00", "5:00", "12:00"], ["146 (apples)", "9（个）", "7.74 (dollars)"], ["A", "B", "D"],
+        ["(A) Paris", "(C) Bonn", "B. Rome"],
+        ["AB", "ACD"], ["3:2", "1:2:3"], ["2023-05-01", "May 2, 2023"], ["三棱柱", "三个"], ["1.2.3", "1.2.4"],
+        ["10-15", "5-10"],
+        ["12.5 N", "300 K"], ["twelve", "two thirds"],
+    ],
+)  # fmt: skip
+def test_references_of_every_kind_pass(golds, form):
+    assert found([question(i, gold) for i, gold in enumerate(golds)], form).problems == []
+
+
 def test_a_format_that_cannot_state_the_references_is_found():
     (problem,) = found(form="last-number").problems
     assert problem.startswith("1 question: the reference answer itself is not judged right") and "q:4" in problem
