@@ -4,24 +4,28 @@
     python benchmarks/claims.py tools --seeds 0 1 2         GRPO with programs: +20 points, by running them more often
     python benchmarks/claims.py zero-rate                   at learning rate 0 nothing moves: accuracy, mismatch, digests
     python benchmarks/claims.py two-by-two                  two rollout workers and two learner ranks learn as well
+    python benchmarks/claims.py failures                    a run of which nothing has a score ends in one step: cause, exit 3
     python benchmarks/claims.py smollm2 --model DIR --demonstrations FILE --questions FILE    +5 points on held-out questions
 
 Runs are kept below --runs and taken up where they stopped; a finished run is read, not repeated.
 """
 
 import argparse
+import json
 import random
+import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 from cluster.metrics import read_jsonl
-from runs import finished
+from runs import COHORT, finished
 
 
 def share(outputs: list[dict]) -> float:
-    """Correct outputs of one question; one that could not be judged is in neither count."""
-    judged = [o["correct"] for o in outputs if o["correct"] is not None]
-    return sum(judged) / len(judged)
+    """Correct outputs of one question; one without a verdict counts as wrong."""
+    return sum(o["correct"] is True for o in outputs) / len(outputs)
 
 
 def show(name: str, summary: dict) -> None:
@@ -120,7 +124,64 @@ def smollm2(args) -> bool:
     return gain >= 0.05 and low > 0 and len(gains) >= 200 and rl <= 90 and other < 0.10
 
 
-CLAIMS = {"quickstart": quickstart, "tools": tools, "two-by-two": two_by_two, "zero-rate": zero_rate, "smollm2": smollm2}
+FUNCTION = """
+import os
+
+def score(output, gold):
+    if output and "####" not in output:
+        {does}
+    return float(output.endswith(gold))
+"""
+CAUSES = {
+    "rejected": (None, "is outside the tokenizer's vocabulary"),
+    "killed": ("os.kill(os.getpid(), 9)", "signal SIGKILL"),
+    "error": ('return float("nan")', "expected a finite number"),
+}
+"""What a reward function does with an output of a model that has learnt nothing, and what the run's end must name."""
+
+
+def failures(args) -> bool:
+    passed = [fails(args.runs / f"failures-{cause}", *CAUSES[cause]) for cause in args.causes]
+    return all(passed)
+
+
+def fails(place: Path, does: str | None, cause: str) -> bool:
+    """A short run in which every output is rejected (its model knows more tokens than its tokenizer) or fails its judge."""
+    from transformers import AutoModelForCausalLM
+
+    from rollout.tasks import make_small_llama
+
+    shutil.rmtree(place, ignore_errors=True)
+    make_small_llama(place / "model", 0)
+    if does is None:
+        model = AutoModelForCausalLM.from_pretrained(place / "model")
+        model.resize_token_embeddings(4096, mean_resizing=False)
+        model.save_pretrained(place / "model")
+    (place / "mine.py").write_text(FUNCTION.format(does=does))
+    grpo = {"algorithm": "grpo", "reward": "rule", "steps": 4, "questions_per_step": 4, "samples_per_question": 4}
+    recipe = {
+        "name": "failures", "output": str(place / "run"), "model": {"path": str(place / "model")},
+        "data": {"questions": {"task": "chained-arithmetic", "rows": 64}, "hold_out": 8, "prompt": {"template": "plain"},
+                 "max_prompt_tokens": 32},
+        "rollout": {"max_new_tokens": 16, "kv_cache_gb": 0.25}, "evaluation": {"questions": 2, "samples_per_question": 2},
+        "reward": {} if does is None else {"function": str(place / "mine.py:score"), "answer_format": "hash"},
+        "stages": [grpo | {"optimizer": {"learning_rate": 1.0e-4}}],
+    }  # fmt: skip
+    (place / "recipe.yaml").write_text(json.dumps(recipe))
+    began = time.monotonic()
+    done = subprocess.run([str(COHORT), "train", str(place / "recipe.yaml")], capture_output=True, text=True, timeout=900)
+    said = next((line for line in done.stderr.splitlines() if line.startswith("the run failed")), done.stderr[-500:])
+    trained = (place / "run" / "checkpoints").exists()
+    print(
+        f"{place.name}: exit {done.returncode} after {time.monotonic() - began:.0f} s, trained: {trained}; {said}", flush=True
+    )
+    return done.returncode == 3 and cause in done.stderr and not trained
+
+
+CLAIMS = {
+    "quickstart": quickstart, "tools": tools, "two-by-two": two_by_two, "zero-rate": zero_rate, "failures": failures,
+    "smollm2": smollm2,
+}  # fmt: skip
 
 
 def main() -> int:
@@ -133,6 +194,8 @@ def main() -> int:
         if claim in (quickstart, tools):
             sub.add_argument("--seeds", type=int, nargs="+", default=[0])
             sub.add_argument("--minutes", type=float, default=10, help="at most, for each seed")
+        if claim is failures:
+            sub.add_argument("--causes", choices=CAUSES, nargs="+", default=list(CAUSES))
         if claim is smollm2:
             for option in ("model", "demonstrations", "questions"):
                 sub.add_argument(f"--{option}", type=Path, required=True)

@@ -120,5 +120,5 @@ def by_length(run: Path, at: int, length: dict[str, int]) -> dict[int, float]:
     """Accuracy of sampled outputs by the number of operations, at the first (0) or last (-1) evaluation."""
     marks: dict[int, list[bool]] = defaultdict(list)
     for row in read_jsonl(run / "evaluations" / f"step_{evaluations(run)[at]['step']}.jsonl"):
-        marks[length[row["question"]]] += [o["correct"] for o in row["sampled"] if o["correct"] is not None]
+        marks[length[row["question"]]] += [o["correct"] is True for o in row["sampled"]]
     return {count: sum(found) / len(found) for count, found in marks.items()}

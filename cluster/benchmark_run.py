@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from cluster import inputs
 from cluster.config import ConfigError, RunConfig, diff, load, resolved_yaml
 from cluster.launch import cluster, roles, stop_flag
-from cluster.metrics import read_jsonl
+from cluster.metrics import Sinks, read_jsonl
 from cluster.pipeline import Stopped
 from cluster.records import write_rows, write_text
 from cluster.resume import RunDirectory
@@ -58,11 +58,14 @@ def evaluate_benchmark(config: RunConfig, benchmark: str, ks: Sequence[int]) -> 
         results = {"benchmark": benchmark, "model": str(config.model.path)} | summarise(
             rows, ks, BENCHMARKS[benchmark].breakdown
         )
-        write_text(held.path / "results.json", json.dumps(results, indent=1))
+        results_path, picture, spare = held.path / "results.json", held.path / "at_k.png", Sinks({})
+        with spare.dispensable(results_path):
+            write_text(results_path, json.dumps(results, indent=1))
         if max(ks) > 1:
             from cluster.report import plot_at_k
 
-            plot_at_k(measures(*_stored(rows)), benchmark, held.path / "at_k.png")
+            with spare.dispensable(picture):
+                plot_at_k(measures(*_stored(rows)), benchmark, picture)
         return results
 
 

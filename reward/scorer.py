@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from reward.config import RewardConfig, RewardModelConfig
 from reward.judges import Function, rule_row
 from reward.pool import Judge, Outcome, Row
-from reward.types import Judgement, RewardEvent, ScoredSample, Verdict
+from reward.types import Judgement, RewardEvent, ScoredSample, Verdict, no_score
 from rollout.episode import without_tool_output
 from rollout.types import FinishReason, Question, Sample
 
@@ -46,10 +46,10 @@ class RuleScorer:
 
     def _verdict(self, sample: Sample, outcome: Outcome) -> Verdict:
         if outcome.status != "score":
-            return _without_score(outcome.status, outcome.reason)
+            return no_score(outcome.status, outcome.reason)
         judged: Judgement = outcome.value
         if problem := judged["problem"] or ("" if sample.output_ids else NO_TOKENS):
-            return _without_score("unscorable", problem)
+            return no_score("unscorable", problem)
         components = rule_components(sample, judged)
         observed = components["correct"]
         if self._config.flip_share:
@@ -82,9 +82,9 @@ class FunctionScorer:
         for status, reason in ((o.status, o.reason) for o in (outcome, ruled)):
             if status != "score":
                 at = f"reward.function on group {sample.group_id}, index {sample.index}"
-                return replace(_without_score(status, f"{at}: {reason}"), seconds=outcome.seconds)
+                return replace(no_score(status, f"{at}: {reason}"), seconds=outcome.seconds)
         if not sample.output_ids:
-            return _without_score("unscorable", NO_TOKENS)
+            return no_score("unscorable", NO_TOKENS)
         own, judged = outcome.value, ruled.value
         weights = self._config.weights or dict.fromkeys(own, 1.0)
         rule = rule_components(sample, judged)
@@ -93,7 +93,7 @@ class FunctionScorer:
         components = rule | own
         if weights.keys() != own.keys() or "correct" not in components:
             found = f"reward.function returned components {', '.join(own)}"
-            return _without_score("error", f"{found}; expected {', '.join(weights)}, and `correct` from it or from the rule")
+            return no_score("error", f"{found}; expected {', '.join(weights)}, and `correct` from it or from the rule")
         reward = math.fsum(weight * own[name] for name, weight in weights.items())
         return replace(_score(reward, components, judged, None), seconds=outcome.seconds)
 
@@ -118,7 +118,7 @@ class ModelScorer:
             positions = [self._positions(sample) for sample in samples]
             scalars = self._scalars(samples, positions)
         except Exception:
-            failed = _without_score("error", traceback.format_exc(), self._version)
+            failed = no_score("error", traceback.format_exc(), self._version)
             return [ScoredSample(sample=sample, events=(), verdict=failed) for sample in samples]
         return [self._scored(*row) for row in zip(samples, outcomes, positions, scalars, strict=True)]
 
@@ -138,14 +138,14 @@ class ModelScorer:
     def _scored(self, sample: Sample, outcome: Outcome, positions: Sequence[int], scalars: list[list[float]]) -> ScoredSample:
         if outcome.status != "score" or not positions:
             failure = (outcome.status, outcome.reason) if outcome.status != "score" else ("unscorable", NO_TOKENS)
-            return ScoredSample(sample=sample, events=(), verdict=_without_score(*failure, self._version))
+            return ScoredSample(sample=sample, events=(), verdict=no_score(*failure, self._version))
         components = rule_components(sample, outcome.value)
         if outcome.value["problem"]:
             del components["correct"]
         try:
             values, spreads = zip(*(self._combined(step) for step in scalars), strict=True)
         except Exception:
-            verdict = _without_score("error", traceback.format_exc(), self._version)
+            verdict = no_score("error", traceback.format_exc(), self._version)
             return ScoredSample(sample=sample, events=(), verdict=verdict)
         components["model"] = math.fsum(values) / len(values)
         if len(scalars[0]) > 1:
@@ -215,7 +215,3 @@ def _score(reward: float, components: dict[str, float], judged: Judgement, versi
         status="score", reward=reward, components=components, extracted=judged["extracted"], reason="",
         reward_version=version, value=judged["value"],
     )  # fmt: skip
-
-
-def _without_score(status: str, reason: str, version: int | None = None) -> Verdict:
-    return Verdict(status=status, reward=None, components={}, extracted=None, reason=reason, reward_version=version)

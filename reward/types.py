@@ -81,10 +81,14 @@ class ScoredSample:
         return *(event.value for event in self.events), *self.verdict.components.values()
 
 
+def no_score(status: str, reason: str, reward_version: int | None = None) -> Verdict:
+    """Any verdict but a score."""
+    return Verdict(status=status, reward=None, components={}, extracted=None, reason=reason, reward_version=reward_version)
+
+
 def without_score(sample: Sample, status: str, reason: str) -> ScoredSample:
-    """A sample that no judge has seen."""
-    verdict = Verdict(status=status, reward=None, components={}, extracted=None, reason=reason, reward_version=None)
-    return ScoredSample(sample=sample, events=(), verdict=verdict)
+    """A sample that has none."""
+    return ScoredSample(sample=sample, events=(), verdict=no_score(status, reason))
 
 
 def as_given(sample: Sample) -> ScoredSample:

@@ -129,6 +129,16 @@ def test_an_output_without_a_verdict_counts_as_wrong_and_too_many_end_with_3(tmp
     assert "rejected" in done.output and "2, count as wrong" in done.output
 
 
+def test_an_evaluation_is_not_lost_for_want_of_a_picture(tmp_path, slots, monkeypatch, caplog):
+    make_small_llama(tmp_path / "model", 0)
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "1 + 0", "answer": "1"}\n' * 2)
+    monkeypatch.setattr("cluster.report.plot_at_k", lambda *_: (tmp_path / "no font").read_text())
+    options = ("--benchmark", "gsm8k", "--data", tmp_path / "gsm8k.jsonl", "--k", "1,2", "--out", tmp_path / "out")
+    done = invoke("evaluate", tmp_path / "model", 'data.prompt.suffix=""', "data.max_prompt_tokens=32", *options)
+    assert done.exit_code == 0 and "accuracy" in done.output, done.output
+    assert f"{tmp_path / 'out' / 'at_k.png'} cannot be written" in caplog.text and "no font" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A small model and a file with 40 questions that it can read."""

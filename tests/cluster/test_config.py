@@ -209,3 +209,8 @@ def test_parsing_a_recipe_imports_nothing_heavy(recipe):
     code = f"import sys; from cluster.config import load; load({str(recipe)!r}); print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not {"torch", "ray", "vllm", "transformers", "numpy", "rich", "typer"} & set(done.stdout.split())
+
+
+def test_the_bound_on_outputs_without_a_score_is_found_under_its_narrower_name(recipe):
+    (problem,) = problems(recipe, "reward.max_error_share=0.2")
+    assert problem.endswith("reward.max_error_share: unknown key; did you mean 'max_unscored_share'?")

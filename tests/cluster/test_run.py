@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -103,6 +104,14 @@ def test_a_submitted_job_is_seen_in_the_dashboard_and_outlives_its_reward_actor(
     assert len([r for r in steps(run_dir) if r["stage"] == "grpo"]) == 12
     tasks = {t["name"] for t in listed("tasks", env, dashboard)}
     assert {"generate step 41 v1", "generate step 42 v2", "train step 42 v2", "score step 42"} <= tasks
+
+
+def test_a_run_whose_every_output_is_rejected_ends_with_the_cause_and_3(here, head):
+    script = Path(__file__).parents[2] / "benchmarks/claims.py"
+    command = [sys.executable, script, "failures", "--causes", "rejected", "--runs", here]
+    done = subprocess.run(command, env=head[0], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "failures: PASS" in done.stdout, done.stdout + done.stderr
+    assert "2 of 2 outputs have no score (2 rejected)" in done.stdout and "outside the tokenizer's vocabulary" in done.stdout
 
 
 def test_a_run_names_itself_in_the_metadata_of_its_job(head, unbroken):
