@@ -116,7 +116,7 @@ def test_the_component_observed_exists_only_where_rewards_are_flipped():
 class Steps:
     """A step ends at every token 9, and at the last token."""
 
-    def ends(self, ids):
+    def ends(self, ids, mask):
         return tuple(k for k, token in enumerate(ids) if token == 9 or k == len(ids) - 1)
 
 
