@@ -58,18 +58,19 @@ class Part:
     """Beyond the learner's, which must be there."""
 
 
-WHOLE = {"modules": ("vllm", "ray"), "expected_s": 75, "deadline_s": 200}
+WHOLE = {"modules": ("vllm", "ray"), "deadline_s": 240}
+QUICKSTART = WHOLE | {"function": "gpu_runs:quickstart", "expected_s": 90}
 RANDOM = WHOLE | {"function": "gpu_runs:random_policy"}
-SPEED = {"function": "gpu_speed:speed", "expected_s": 20, "deadline_s": 60}
+SPEED = {"function": "gpu_speed:speed", "expected_s": 20, "deadline_s": 90}
 PARTS = (
     Part(name="exact", function="gpu_exact:exact", expected_s=30, deadline_s=120),
-    Part(name="grpo-ipc", function="gpu_runs:quickstart", arguments={"transport": "ipc"}, **WHOLE),
+    Part(name="grpo-ipc", arguments={"transport": "ipc"}, **QUICKSTART),
     Part(name="speed-1.5b", arguments={"shape": "qwen2.5-1.5b"}, **SPEED),
-    Part(name="grpo-1.5b", arguments={"shape": "qwen2.5-1.5b", "transport": "ipc"}, **RANDOM),
+    Part(name="grpo-1.5b", arguments={"shape": "qwen2.5-1.5b", "overrides": ["rollout.sleep=true"]}, expected_s=120, **RANDOM),
     Part(name="speed-0.5b", arguments={"shape": "qwen2.5-0.5b"}, **SPEED),
-    Part(name="grpo-135m", arguments={"shape": "smollm2-135m", "transport": "ipc"}, **RANDOM),
+    Part(name="grpo-135m", arguments={"shape": "smollm2-135m"}, expected_s=60, **RANDOM),
     Part(name="speed-7b", arguments={"shape": "qwen2.5-7b"}, **SPEED),
-    Part(name="grpo-nccl", function="gpu_runs:quickstart", arguments={"transport": "nccl"}, gpus=2, **WHOLE),
+    Part(name="grpo-nccl", arguments={"transport": "nccl"}, gpus=2, **QUICKSTART),
 )
 
 

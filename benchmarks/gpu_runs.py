@@ -15,10 +15,10 @@ def quickstart(transport: str, warm_up: int = 200, steps: int = 20, overrides: S
     """The quickstart recipe with a shorter warm start and GRPO stage, all in float32."""
     settings = [f"stages.sft.steps={warm_up}", f"stages.grpo.steps={steps}", "evaluation.questions=64"]
     with tempfile.TemporaryDirectory() as folder:
-        yield grpo(Path(folder), steps, [*weights_by(transport), *settings, *overrides])
+        yield grpo(Path(folder), steps, [f"rollout.transport={transport}", *settings, *overrides])
 
 
-def random_policy(shape: str, transport: str, steps: int = 3, overrides: Sequence[str] = ()) -> Iterator[Line]:
+def random_policy(shape: str, transport: str = "ipc", steps: int = 3, overrides: Sequence[str] = ()) -> Iterator[Line]:
     """GRPO in bfloat16 on a randomly initialised model; what its outputs are worth is as random."""
     import torch
     from gpu_shapes import write
@@ -32,14 +32,9 @@ def random_policy(shape: str, transport: str, steps: int = 3, overrides: Sequenc
             f"model={{path: {folder}/model}}", "data.demonstrations=null", "data.questions.rows=512", "data.hold_out=16",
             f"stages=[{stage}optimizer: {{learning_rate: 1e-5}}}}]", f"reward.function={__file__}:worth",
             "rollout.dtype=bfloat16", "learner.compute_dtype=bfloat16", "learner.max_tokens_per_microbatch=8192",
-            "rollout.max_new_tokens=256", "evaluation.questions=8", "evaluation.samples_per_question=1",
+            "rollout.max_new_tokens=128", "evaluation.questions=8", "evaluation.samples_per_question=1",
         ]  # fmt: skip
-        yield grpo(Path(folder), steps, [*weights_by(transport), *settings, *overrides])
-
-
-def weights_by(transport: str) -> list[str]:
-    """The transport, and on a GPU a share of its memory for the engine that leaves the learner room."""
-    return [f"rollout.transport={transport}"] + ["rollout.gpu_memory_utilization=0.3"] * (transport != "shm")
+        yield grpo(Path(folder), steps, [f"rollout.transport={transport}", *settings, *overrides])
 
 
 def worth(output: str) -> float:
@@ -66,18 +61,21 @@ def grpo(folder: Path, steps: int, overrides: Sequence[str]) -> Line:
         "seconds_of_a_step": {p: sum(r[f"seconds_{p}"] for r in rows) / steps for p in ("generate", "score", "train", "sync")},
         "tokens_per_second": summary["tokens_per_second"],
         "accuracy": [summary.get(f"accuracy_{when}") for when in ("before", "after")],
-        "versions": len(summary["versions"]), "engine": engine, "learner": learner["device"],
+        "versions": len(summary["versions"]), "different": len(set(summary["versions"].values())),
+        "engine": engine, "learner": learner["device"],
     }  # fmt: skip
     passed = (
         len(rows) == steps
-        and len(set(summary["versions"].values())) == len(summary["versions"]) >= steps
+        and figures["different"] == figures["versions"] >= steps
         and figures["mismatch_mean"] <= MISMATCH[config.rollout.dtype]
         and engine["device"] == learner["device"]
         and engine["transport"] == config.rollout.transport
     )
     took = ", ".join(f"{phase} {seconds:.3g}" for phase, seconds in figures["seconds_of_a_step"].items())
     text = (
-        f"{len(rows)} steps in {config.rollout.dtype} on {engine['device']}, weights by {engine['transport']}; "
+        f"{len(rows)} steps in {config.rollout.dtype} on {engine['device']}; {figures['versions']} versions by "
+        f"{engine['transport']}{', asleep while the learner trains' if config.rollout.sleep else ''}, "
+        f"{figures['different']} of them different; "
         f"canary at most {figures['canary_max']:.2g}, mismatch {figures['mismatch_mean']:.2g} (99th percentile "
         f"{figures['mismatch_p99']:.2g}) nats; seconds of a step: {took}; start {summary['seconds']['start']:.0f} s"
     )

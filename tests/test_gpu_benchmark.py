@@ -169,13 +169,14 @@ def finished(monkeypatch, digests, mismatch=1e-4, transport="ipc"):
 def test_a_run_passes_by_new_weights_at_every_step_and_agreement(monkeypatch):
     asked = finished(monkeypatch, ["a", "b"])
     (line,) = gpu_runs.quickstart("ipc", steps=2)
-    assert line.passed and "mismatch 0.0001" in line.text and asked[0].rollout.gpu_memory_utilization == 0.3
+    assert line.passed and "mismatch 0.0001" in line.text and asked[0].rollout.transport == "ipc"
     for how in ({"digests": ["a", "a"]}, {"digests": ["a"]}, {"digests": ["a", "b"], "mismatch": 0.01}):
         finished(monkeypatch, **how)
         (line,) = gpu_runs.quickstart("ipc", steps=2)
         assert not line.passed
     asked = finished(monkeypatch, ["a", "b"], mismatch=0.01)
-    (line,) = gpu_runs.random_policy("tiny", "ipc", steps=2)
-    assert line.passed and [stage.algorithm for stage in asked[0].stages] == ["grpo"]
+    (line,) = gpu_runs.random_policy("tiny", steps=2, overrides=["rollout.sleep=true"])
+    assert line.passed and "asleep" in line.text
+    assert [stage.algorithm for stage in asked[0].stages] == ["grpo"] and asked[0].rollout.sleep
     finished(monkeypatch, ["a", "b"], transport="shm")
     assert not next(gpu_runs.random_policy("tiny", "ipc", steps=2)).passed
