@@ -3,18 +3,24 @@
 Feasibility is decided per node before Ray is asked, so nothing waits for what cannot come.
 """
 
+import math
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from cluster.config import RunConfig
 from cluster.contradictions import unread_here
+from cluster.demand import demands, parameters_of, too_many
 from rollout.config import RolloutConfig
 from rollout.leftovers import sweep
 
+KINDS = ("GPU", "CPU", "memory")
+"""Of resources, in the order in which bundles are placed by size."""
 CPU_SHARE = 0.9
 """Part of the cluster's cores that the roles claim where they take turns on the same cores; the rest is the driver's."""
 
@@ -33,6 +39,8 @@ class Bundle:
     gpus: float
     place: int
     """Number of the placement group's bundle that it is in; actors on the same GPUs are in one."""
+    memory: float = 0.0
+    """Bytes; 0 where they are not counted."""
 
 
 def shares_gpus(config: RunConfig) -> bool:
@@ -72,7 +80,7 @@ def resources(wanted: list[Bundle]) -> list[dict[str, float]]:
     """What each bundle of the placement group holds, for the actors in it together."""
     out: list[dict[str, float]] = [{} for _ in range(1 + max(b.place for b in wanted))]
     for b in wanted:
-        for name, amount in (("CPU", b.cpus), ("GPU", b.gpus)):
+        for name, amount in (("CPU", b.cpus), ("GPU", b.gpus), ("memory", int(b.memory))):
             if amount:
                 out[b.place][name] = out[b.place].get(name, 0.0) + amount
     return out
@@ -80,30 +88,56 @@ def resources(wanted: list[Bundle]) -> list[dict[str, float]]:
 
 def fit(wanted: list[Bundle], nodes: dict[str, dict[str, float]]) -> list[str]:
     """Node of each bundle, largest first into the fullest node that holds it. Raises PlacementError with both tables."""
-    free = {name: [r.get("GPU", 0.0), r.get("CPU", 0.0)] for name, r in nodes.items()}
-    needs = [(r.get("GPU", 0.0), r.get("CPU", 0.0)) for r in resources(wanted)]
+    unlimited = dict.fromkeys(KINDS, 0.0) | {"memory": math.inf}
+    free = {name: [(unlimited | r)[kind] for kind in KINDS] for name, r in nodes.items()}
+    needs = [[r.get(kind, 0.0) for kind in KINDS] for r in resources(wanted)]
     where: dict[int, str] = {}
-    for i in sorted(range(len(needs)), key=lambda i: (-needs[i][0], -needs[i][1])):
+    for i in sorted(range(len(needs)), key=lambda i: [-x for x in needs[i]]):
         rooms = [n for n, room in free.items() if all(a <= b + 1e-6 for a, b in zip(needs[i], room, strict=True))]
         if not rooms:
             together = " with ".join(f"{b.role}-{b.slot}" for b in wanted if b.place == i)
-            table = "\n".join(f"  {b.role}-{b.slot}: {b.cpus:g} CPU, {b.gpus:g} GPU" for b in wanted)
-            have = "\n".join(f"  {n}: {r.get('CPU', 0):g} CPU, {r.get('GPU', 0):g} GPU free" for n, r in nodes.items())
+            table = "\n".join(f"  {b.role}-{b.slot}: {_shown((b.gpus, b.cpus, b.memory))}" for b in wanted)
+            have = "\n".join(f"  {n}: {_shown([(unlimited | r)[kind] for kind in KINDS])} free" for n, r in nodes.items())
             raise PlacementError(f"{together} fits on no node. Wanted:\n{table}\nNodes:\n{have}")
         where[i] = min(rooms, key=lambda n: free[n])
         free[where[i]] = [room - n for room, n in zip(free[where[i]], needs[i], strict=True)]
     return [where[b.place] for b in wanted]
 
 
-def place(config: RunConfig) -> tuple[PlacementGroup, list[Bundle]]:
+def _shown(amounts: Sequence[float]) -> str:
+    gpus, cpus, memory = amounts
+    return f"{cpus:g} CPU, {gpus:g} GPU" + (f", {memory / 1e9:.3g} GB" if 0 < memory < math.inf else "")
+
+
+def on_cpus(config: RunConfig, wanted: list[Bundle], model_dir: Path, cores: float) -> list[Bundle]:
+    """The bundles with their memory. Raises PlacementError for more processes of a role than the cluster has cores."""
+    needed = demands(config, parameters_of(model_dir))
+    if problems := too_many(needed, cores, "the cluster"):
+        raise PlacementError("\n".join(problems))
+    each = {demand.role: demand.bytes for demand in needed}
+    return [replace(b, memory=each[b.role]) for b in wanted]
+
+
+def _nodes() -> dict[str, dict[str, float]]:
+    """What each node has. Ray counts the memory of its object store, which is given out as it is used, apart."""
+    found = {n["NodeID"][:12]: n["Resources"] for n in ray.nodes() if n["Alive"]}
+    return {
+        n: r | {"memory": r["memory"] + r.get("object_store_memory", 0.0)} if "memory" in r else r for n, r in found.items()
+    }
+
+
+def place(config: RunConfig, model_dir: Path) -> tuple[PlacementGroup, list[Bundle]]:
     """Reserve a bundle for every actor. Raises PlacementError when they cannot fit, or do not come before the deadline."""
-    nodes = {n["NodeID"][:12]: n["Resources"] for n in ray.nodes() if n["Alive"]}
     total = ray.cluster_resources()
     if problems := unread_here(config, gpus=total.get("GPU", 0.0) > 0):
         raise PlacementError("\n".join(problems))
     wanted = bundles(config, cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
-    fit(wanted, nodes)
-    group = placement_group(resources(wanted), strategy="PACK")
+    if not total.get("GPU"):
+        wanted = on_cpus(config, wanted, model_dir, total.get("CPU", 0.0))
+    fit(wanted, _nodes())
+    # Memory is counted and not reserved: of a node's, Ray gives out only what its object store leaves.
+    reserved = resources([replace(b, memory=0.0) for b in wanted])
+    group = placement_group(reserved, strategy="PACK")
     if not group.wait(config.cluster.start_deadline_s):
         remove_placement_group(group)
         raise PlacementError(f"not placed in {config.cluster.start_deadline_s:g} s; free now: {ray.available_resources()}")

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import RunConfig
-from cluster.contradictions import supervision, unread_here
+from cluster.contradictions import unread_here
+from cluster.demand import demands, memory_here, too_large, too_many, trained_models
 from cluster.preflight_model import Model, check_model, check_reward_model, on_gpus, read_model
-from learner.algorithms import Need
-from reward.config import RewardModelConfig
 from reward.judges import gold_check, rule_pool, rule_row
 from reward.pool import Judge
 from reward.scorer import formed
@@ -57,6 +56,7 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
         report.problems.append(str(error))
     if model is not None:
         _check_disk(config, model, report)
+        _check_room(config, model, report)
     return report
 
 
@@ -172,14 +172,20 @@ def _check_demonstrations(config: RunConfig, data: Data, model: Model, rule: Jud
 
 
 def _check_disk(config: RunConfig, model: Model, report: Report) -> None:
-    needs = frozenset().union(*(stage.resolved().needs for stage in config.stages if stage.trains_policy))
-    judge = (config.reward.model or RewardModelConfig()).count if supervision(config) else 0
-    copies = 1 + (Need.CRITIC in needs) + judge
-    size = model.parameters * (BYTES_PER_PARAMETER * copies + 4 * (Need.REFERENCE in needs))
+    trained, reference = trained_models(config)
+    size = model.parameters * (BYTES_PER_PARAMETER * trained + 4 * reference)
     needed = size * (config.keep_checkpoints + 1)  # one more while it is written
     free = shutil.disk_usage(_existing(config.output)).free
     sizes = f"checkpoints: {size / 1e9:.2g} GB each, {needed / 1e9:.2g} GB at most, {free / 1e9:.3g} GB free"
     (report.facts if needed < free else report.problems).append(sizes + ("" if needed < free else "; expected room for them"))
+
+
+def _check_room(config: RunConfig, model: Model, report: Report) -> None:
+    """Cores and memory for engines on this machine's CPUs; a cluster elsewhere is asked when the run connects to it."""
+    if on_gpus() is False:
+        needed = demands(config, model.parameters)
+        report.problems += too_many(needed, len(os.sched_getaffinity(0)), "this machine")
+        report.problems += too_large(needed, memory_here(), "this machine")
 
 
 def _existing(path: Path) -> Path:

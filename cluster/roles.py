@@ -43,7 +43,7 @@ class Roles:
         self.nodes: dict[int, str] = {}
         self.judge_nodes: dict[int, str] = {}
         self.info: dict[str, dict[str, Any]] = {}
-        self._spawner = Spawner(config, self.prefix)
+        self._spawner = Spawner(config, model_dir, self.prefix)
         self.rollout_config = settled(config.rollout, gpus=self._spawner.gpus)
         """With the transport that everyone uses."""
         self.shared = shares_gpus(config)

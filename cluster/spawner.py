@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,10 +21,10 @@ ENVIRONMENT = {
 class Spawner:
     """Holds the placement group of a run, and starts actors in it."""
 
-    def __init__(self, config: RunConfig, prefix: str):
+    def __init__(self, config: RunConfig, model_dir: Path, prefix: str):
         """Raises PlacementError where the roles do not fit."""
         self.prefix = prefix
-        self._group, self._bundles = place(config)
+        self._group, self._bundles = place(config, model_dir)
         self._spawned: Counter = Counter()
 
     @property

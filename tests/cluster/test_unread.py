@@ -107,7 +107,7 @@ def test_what_the_clusters_machines_do_not_read_is_refused_when_they_are_known(r
     monkeypatch.setattr(placement.ray, "nodes", lambda: [])
     monkeypatch.setattr(placement.ray, "cluster_resources", lambda: resources)
     with pytest.raises(placement.PlacementError) as caught:
-        placement.place(load(recipe, list(GIVEN.values())))
+        placement.place(load(recipe, list(GIVEN.values())), Path("unread"))
     assert sorted(named(str(caught.value).split("\n"))) == sorted(unread)
 
 

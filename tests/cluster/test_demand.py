@@ -1,0 +1,89 @@
+"""Cores and memory of a run on CPUs, counted before it starts and per node when it connects."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from cluster import placement
+from cluster.config import load
+from cluster.demand import demands, too_large, too_many
+from tests.cluster.test_preflight import QUICKSTART, report  # noqa: F401
+
+GB = 1e9
+
+
+def needed(*overrides, parameters=2_400_000):
+    return demands(load(QUICKSTART, list(overrides)), parameters)
+
+
+def test_what_each_role_needs_worked_by_hand():
+    settings = ["rollout.workers=3", "rollout.kv_cache_gb=0.5", "rollout.tensor_parallel_size=2", "learner.ranks=2"]
+    engine, learner, reward = needed(*settings, "rollout.dtype=bfloat16", parameters=10**9)
+    assert (engine.count, engine.ranks, learner.count, reward.count) == (3, 2, 2, 1)
+    assert engine.bytes == pytest.approx(0.9 * GB + 2 * (0.6 * GB + 0.5 * 2**30) + 3 * 2 * GB)
+    # GRPO holds the policy and a reference in float32: (16 + 4) bytes a parameter over two ranks, and 4 while it is read.
+    assert learner.bytes == pytest.approx(0.45 * GB + 10 * GB + 4 * GB)
+    assert reward.bytes == 0.1 * GB
+
+
+def test_two_of_each_fit_on_two_cores_and_more_processes_of_a_role_than_cores_do_not():
+    assert too_many(needed("rollout.workers=2", "learner.ranks=2", "reward.workers=4"), 2, "here") == []
+    found = too_many(needed("rollout.workers=40", "learner.ranks=64"), 2, "this machine")
+    end = "processes that compute at the same time, and this machine has 2 cores; expected at most one a core"
+    assert found == [f"rollout.workers: 40 {end}", f"learner.ranks: 64 {end}"]
+    assert len(too_many(needed("rollout.tensor_parallel_size=3"), 2, "here")) == 1
+    assert too_many(needed(), 0.5, "here") == [], "half a core runs one process"
+
+
+def test_memory_is_the_sum_of_all_roles_and_the_driver():
+    wanted = needed("rollout.workers=2", "learner.ranks=2")
+    whole = 1.0 * GB + sum(d.count * d.bytes for d in wanted)
+    assert too_large(wanted, whole, "here") == [] and whole < 8 * GB
+    (problem,) = too_large(wanted, whole - 1, "this machine")
+    assert problem.startswith("memory: rollout.workers 2 x 2.") and "and this machine has " in problem
+
+
+def test_check_refuses_what_this_machine_cannot_hold(report, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("cluster.preflight.os.sched_getaffinity", lambda pid: set(range(2)))
+    monkeypatch.setattr("cluster.preflight.memory_here", lambda: 24 * GB)
+    cores, memory = report("rollout.workers=40").problems
+    assert cores.startswith("rollout.workers: 40 processes") and re.match(r"memory: rollout.workers 40 x [\d.]+ GB", memory)
+    assert len(report("learner.ranks=64").problems) == 2
+    assert report("rollout.workers=2", "learner.ranks=2").problems == []
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
+    assert report("rollout.workers=40").problems == [], "the cluster is asked when the run connects"
+
+
+class FakeRay:
+    """A cluster of nodes with this memory (bytes, half of them the object store's) and cores."""
+
+    def __init__(self, *memory, cpus=2.0):
+        self.each = [{"CPU": cpus, "memory": m / 2, "object_store_memory": m / 2} for m in memory]
+
+    def nodes(self):
+        return [{"NodeID": f"node-{i}", "Alive": True, "Resources": each} for i, each in enumerate(self.each)]
+
+    def cluster_resources(self):
+        return {kind: sum(each[kind] for each in self.each) for kind in self.each[0]}
+
+
+def placed(monkeypatch, model_dir, ray, *overrides):
+    """What Ray is asked to reserve."""
+    asked = []
+    monkeypatch.setattr(placement, "ray", ray)
+    monkeypatch.setattr(
+        placement, "placement_group", lambda bundles, strategy: asked.extend(bundles) or SimpleNamespace(wait=lambda s: True)
+    )
+    placement.place(load(QUICKSTART, list(overrides)), model_dir)
+    return asked
+
+
+def test_memory_is_counted_per_node_when_the_run_connects(monkeypatch, tiny_model_dir):
+    small = ["rollout.workers=2", "rollout.kv_cache_gb=0.5"]
+    assert placed(monkeypatch, tiny_model_dir, FakeRay(3 * GB, 3 * GB), *small) == [{"CPU": 0.9}] * 4
+    wanted = r"rollout-1 fits on no node. Wanted:\n  rollout-0: 0.9 CPU, 0 GPU, 2.04 GB\n"
+    with pytest.raises(placement.PlacementError, match=wanted):
+        placed(monkeypatch, tiny_model_dir, FakeRay(3 * GB, 1.8 * GB), *small)
+    with pytest.raises(placement.PlacementError, match="rollout.workers: 3 processes .* the cluster has 2 cores"):
+        placed(monkeypatch, tiny_model_dir, FakeRay(100 * GB), "rollout.workers=3")
