@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster import actors, launch, placement, roles
+from cluster import actors, launch, placement, roles, spawner
 from cluster.config import RunConfig, load
 from cluster.explain import _sections
 from cluster.preflight import check
@@ -149,13 +149,13 @@ def test_the_learners_collectives_wait_as_long_as_the_driver_does(recipe, tmp_pa
     config = load(recipe, ["cluster.train_deadline_s=1234"])
     spawned = []
 
-    def spawn(self, role, slot, cls, *args):
+    def spawn(self, role, slot, cls, *args, **options):
         spawned.append((cls, args))
         if role != "learner":
             raise InterruptedError
 
-    monkeypatch.setattr(roles, "place", lambda config: (None, []))
-    monkeypatch.setattr(roles.Roles, "_spawn", spawn)
+    monkeypatch.setattr(spawner, "place", lambda *_: (None, []))
+    monkeypatch.setattr(spawner.Spawner, "spawn", spawn)
     with pytest.raises(InterruptedError):
         roles.Roles(config, tiny_model_dir, max_model_len=64, incarnation=0).start()
     monkeypatch.setattr(actors, "take_threads", lambda *share: None)
