@@ -48,10 +48,12 @@ def grpo(folder: Path, steps: int, overrides: Sequence[str]) -> Line:
     from cluster.config import load
     from cluster.launch import train
     from cluster.metrics import read_jsonl
+    from cluster.stopping import Stop
 
     run = folder / "run"
     config = load(RECIPE, [f"output={run}", "cluster.dashboard=false", *overrides])
-    summary = train(config)
+    with Stop() as stop:
+        summary = train(config, stop)
     rows = [row for row in read_jsonl(run / "metrics.jsonl") if row["stage"] == "grpo"]
     engine, learner = (summary["actors"][f"{role}-0"] for role in ("rollout", "learner"))
     figures = {

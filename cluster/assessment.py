@@ -38,6 +38,7 @@ class HeldOut:
     def evaluate(self) -> None:
         """Accuracy of the serving version, into evaluations.jsonl and evaluations/."""
         loop, size = self.loop, self.loop.config.evaluation.samples_per_question
+        log.info("evaluating %d held-out questions after step %d", len(self.questions), loop.step)
         result, records, sampled = evaluate(
             self.questions, samples=size, label=LABEL, sampling=self.sampling, generate=self._generate, score=self._judge
         )

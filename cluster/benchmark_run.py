@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from cluster import inputs
 from cluster.config import ConfigError, RunConfig, diff, load, resolved_yaml
-from cluster.launch import cluster, roles, stop_flag
+from cluster.launch import started
 from cluster.metrics import Sinks, read_jsonl
-from cluster.pipeline import Stopped
 from cluster.records import write_rows, write_text
 from cluster.resume import RunDirectory
 from cluster.roles import RoleFailed
-from cluster.sampling import Bound, RunFailed, Sampler
+from cluster.sampling import Bound, Sampler
 from cluster.sources import by_ordinal, leases
+from cluster.stopping import RunFailed, Stop, Stopped
 from reward.judges import gold_check
 from reward.stored import Judged, StoredRow, accuracy, measures
 from reward.types import ScoredSample
@@ -42,7 +42,7 @@ MAY_CHANGE = (
 """Settings that a run which goes on may have otherwise: they do not change its outputs' distribution."""
 
 
-def evaluate_benchmark(config: RunConfig, benchmark: str, ks: Sequence[int]) -> dict:
+def evaluate_benchmark(config: RunConfig, benchmark: str, ks: Sequence[int], stop: Stop) -> dict:
     """Sample and judge what is missing, then sum up. Raises ConfigError, RunFailed, or Stopped after a signal."""
     questions = _questions(config, benchmark)
     with RunDirectory(config.output) as held:
@@ -51,7 +51,12 @@ def evaluate_benchmark(config: RunConfig, benchmark: str, ks: Sequence[int]) -> 
         try:
             if left:
                 log.info("%s: %d questions, %d of them done before", benchmark, len(questions), len(done))
-                _sample(config, held, left, BENCHMARKS[benchmark].breakdown, len(questions))
+                _sample(config, held, left, len(questions), BENCHMARKS[benchmark].breakdown, stop)
+        except KeyboardInterrupt:
+            if not stop.asked:
+                raise
+            kept = f"what was generated is in {held.path}; the same command goes on" if held.stays else "nothing was begun"
+            raise Stopped(f"stopped by a signal; {kept}") from None
         except RoleFailed as error:
             raise RunFailed(str(error)) from error
         rows = read_jsonl(held.path / "generations.jsonl")
@@ -154,24 +159,23 @@ def _kept(config: RunConfig) -> list[dict]:
     return rows
 
 
-def _sample(config: RunConfig, held: RunDirectory, questions: Sequence[Question], breakdown: Sequence[str], total: int) -> None:
-    """Outputs of the questions, judged, into generations.jsonl as they come."""
+def _sample(
+    config: RunConfig, held: RunDirectory, questions: Sequence[Question], total: int, breakdown: Sequence[str], stop: Stop
+) -> None:
+    """Outputs of the questions, judged, into generations.jsonl as they come. Raises KeyboardInterrupt after a signal."""
     size = config.evaluation.samples_per_question
     sampling = Sampling(temperature=config.evaluation.temperature, max_new_tokens=config.rollout.max_new_tokens)
     at_once = max(1, WAVE // size)
-    with (
-        cluster(config, 0),
-        stop_flag() as stopping,
-        roles(config, 0) as actors,
-        (held.path / "generations.jsonl").open("a") as file,
-    ):
+    with started(config, 0, stop) as actors, (held.path / "generations.jsonl").open("a") as file:
         held.begun()
+        stop.hold()
         sampler = Sampler(actors, None, lambda slot: None, Bound(config.reward.max_unscored_share))
         for start in range(0, len(questions), at_once):
             part = questions[start : start + at_once]
             name = f"{config.name} {part[0].ordinal}..{part[-1].ordinal}"
-            samples = sampler.sample(leases(part, config.name, size), sampling, name, version=0)
-            groups = by_ordinal(sampler.judge(part, samples, name, "rule"))
+            with stop.breakable():
+                samples = sampler.sample(leases(part, config.name, size), sampling, name, version=0)
+                groups = by_ordinal(sampler.judge(part, samples, name, "rule"))
             for question in part:
                 row = _row(question, breakdown, groups[question.ordinal])
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -188,8 +192,6 @@ def _sample(config: RunConfig, held: RunDirectory, questions: Sequence[Question]
                 len(scored),
                 lost,
             )
-            if stopping():
-                raise Stopped(f"stopped: what was generated is in {config.output}; the same command goes on")
 
 
 def _row(question: Question, breakdown: Sequence[str], group: Sequence[ScoredSample]) -> dict:

@@ -5,9 +5,7 @@ after saving. Heavy imports stand inside the commands, so that every --help answ
 """
 
 import json
-import logging
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from cluster import cli_judging, installation
+from cluster.stopping import RunFailed, Stop, Stopped
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
 
@@ -51,24 +50,24 @@ def installed(
 @app.command()
 def train(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Check a recipe, then run it: on the cluster of RAY_ADDRESS, or on a local one."""
-    config = _checked(recipe, overrides)
 
-    def work() -> dict:
+    def work(stop: Stop) -> dict:
+        config = _checked(recipe, overrides)
         from cluster.launch import train
 
-        return train(config)
+        return train(config, stop)
 
     _run(work)
 
 
 @app.command()
 def resume(run: RunPath, overrides: Overrides = None) -> None:
-    """Continue a run from its newest complete checkpoint."""
+    """Continue a run from its newest good checkpoint."""
 
-    def work() -> dict:
+    def work(stop: Stop) -> dict:
         from cluster.resume import resume
 
-        return resume(run, overrides or [])
+        return resume(run, overrides or [], stop)
 
     _run(work)
 
@@ -173,17 +172,13 @@ def import_gguf(
 def main() -> None:
     """Entry point of the `cohort` command."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would tear the live display, here and in the actors
-    log = logging.getLogger("cohort")
-    log.setLevel(logging.INFO)
-    log.addHandler(_ToStderr())
+    if "RAY_ADDRESS" not in os.environ:
+        # A local cluster listens on loopback only: Ray has this switch for it, meant for laptops, and reads it at import.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from cluster.console import log_to_stderr
+
+    log_to_stderr()
     app()
-
-
-class _ToStderr(logging.Handler):
-    """Looks sys.stderr up at every line: a live display replaces it while it is shown."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
 
 
 def _checked(recipe: Path, overrides: list[str] | None, benchmarks: Sequence[Path] = (), question: str = ""):
@@ -216,32 +211,36 @@ def _wrong_input() -> Iterator[None]:
         raise typer.Exit(WRONG_INPUT) from error
 
 
-def _run(work: Callable[[], dict], show: Callable[[dict], None] | None = None) -> None:
+def _run(work: Callable[[Stop], dict], show: Callable[[dict], None] | None = None) -> None:
     """Run to the end and show what came of it, a summary by default; every way to end has its exit code."""
     from rich.console import Console
 
-    from cluster.config import ConfigError
-    from cluster.pipeline import Stopped
-    from cluster.report import summary_table
-    from cluster.sampling import RunFailed
+    from cluster.recipe import ConfigError
 
-    try:
-        summary = work()
-    except ConfigError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(WRONG_INPUT) from error
-    except Stopped as error:
-        typer.echo(f"{error}", err=True)
-        raise typer.Exit(STOPPED) from error
-    except RunFailed as error:
-        typer.echo(f"the run failed: {error}", err=True)
-        raise typer.Exit(FAILED) from error
-    except (Exception, KeyboardInterrupt) as error:
-        traceback.print_exc()
-        raise typer.Exit(FAILED) from error
+    with Stop() as stop:
+        try:
+            summary = work(stop)
+        except typer.Exit:
+            raise
+        except ConfigError as error:
+            code, message = WRONG_INPUT, f"error: {error}"
+        except Stopped as error:
+            code, message = STOPPED, f"{error}"
+        except RunFailed as error:
+            code, message = FAILED, f"the run failed: {error}"
+        except (Exception, KeyboardInterrupt) as error:
+            stopped = stop.asked and isinstance(error, KeyboardInterrupt)
+            code, message = (STOPPED, "stopped by a signal; nothing was begun") if stopped else (FAILED, traceback.format_exc())
+        else:
+            code = 0
+    if code:
+        typer.echo(message, err=True)
+        raise typer.Exit(code)
     if show is not None:
         show(summary)
     else:
+        from cluster.report import summary_table
+
         Console().print(summary_table(summary))
 
 

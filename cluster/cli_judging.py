@@ -7,6 +7,8 @@ from typing import Annotated, get_args
 
 import typer
 
+from cluster.stopping import Stop
+
 FAILED = 3
 
 
@@ -75,7 +77,7 @@ def evaluate(
         Path | None, typer.Option(help="By default runs/evaluate-BENCHMARK-MODEL; goes on where it stopped.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> tuple[Callable[[], dict], Callable[[dict], None]]:
+) -> tuple[Callable[[Stop], dict], Callable[[dict], None]]:
     """Sample a model's outputs on a benchmark and judge them: accuracy with its interval, Maj@K, Pass@K."""
     from rollout.benchmarks import BENCHMARKS
 
@@ -101,10 +103,10 @@ def evaluate(
     }  # fmt: skip
     config = _loaded(settings, overrides or [])
 
-    def work() -> dict:
+    def work(stop: Stop) -> dict:
         from cluster.benchmark_run import evaluate_benchmark
 
-        return evaluate_benchmark(config, benchmark, ks)
+        return evaluate_benchmark(config, benchmark, ks, stop)
 
     return work, lambda found: typer.echo(json.dumps(found)) if as_json else _show_benchmark(found)
 

@@ -48,10 +48,12 @@ class ClusterConfig(Strict):
     sync_deadline_s: float = Field(120, gt=0)
     start_deadline_s: float = Field(300, gt=0)
     """For an actor to be ready, its model loaded."""
+    stop_grace_s: float | None = Field(None, gt=0)
+    """Between SIGTERM and SIGKILL: the run ends in order before. By default 30; in a Ray job RAY_JOB_STOP_WAIT_TIME_S or 3."""
     worker_restarts: int = Field(3, ge=0)
     """How many replaced workers a run survives."""
     metrics_port: int | None = Field(None, gt=0, lt=65536)
-    """Ray's Prometheus port, when cohort starts the local cluster."""
+    """Ray's Prometheus port, on loopback, when cohort starts the local cluster."""
     dashboard: bool | None = None
     """Start Ray's dashboard with the local cluster; by default yes."""
 

@@ -2,22 +2,17 @@
 
 import json
 import logging
-import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 
-import ray
-from ray.job_config import JobConfig
-
 from cluster import inputs
 from cluster.checkpoints import FULL, CheckpointFailed, disk_full
 from cluster.config import ConfigError, RunConfig, config_hash, resolved_yaml
+from cluster.connection import cluster
 from cluster.console import ConsoleSink
-from cluster.contradictions import unread_here
 from cluster.ledger import Ledger, incarnations
 from cluster.metrics import JsonlSink, RayMetricsSink, Sinks, TensorBoardSink
 from cluster.pipeline import Loop
@@ -26,40 +21,46 @@ from cluster.records import evaluation_rows, write_rows, write_text
 from cluster.report import plot
 from cluster.resume import RunDirectory, stage_facts
 from cluster.roles import RoleFailed, Roles
-from cluster.sampling import RunFailed
+from cluster.stopping import RunFailed, Stop, Stopped, grace_s
 from cluster.sync import UpdateFailed
+from rollout.leftovers import sweep
 
 log = logging.getLogger("cohort")
 
+STOP_S = 20.0
+"""For engines to end in order before they are killed."""
 
-def train(config: RunConfig) -> dict:
+
+def train(config: RunConfig, stop: Stop) -> dict:
     """A new run. Raises ConfigError when its directory already holds one."""
     with RunDirectory(config.output) as held:
         if (held.path / "config.yaml").exists():
             raise ConfigError([f"{held.path} already holds a run: `cohort resume {held.path}`, or choose another `output`"])
         write_text(held.path / "config.yaml", resolved_yaml(config))
-        return run(config, held)
+        return run(config, held, stop)
 
 
-def run(config: RunConfig, held: RunDirectory, resume_from: tuple[Path, dict] | None = None) -> dict:
+def run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Path, dict] | None = None) -> dict:
     """Run to the end and return the summary. Raises RunFailed, or Stopped after a signal, with everything ended."""
-    from rollout.leftovers import sweep
+    with _named(held, stop):
+        return _run(config, held, stop, resume_from)
 
+
+def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Path, dict] | None) -> dict:
     run_dir, state = held.path, resume_from[1] if resume_from else {}
     began = time.monotonic()
     ledger = sinks = None
     try:
         (run_dir / "summary.json").unlink(missing_ok=True)
         inputs.record(config)
-        for name in sweep():
-            log.info("removed what a dead run left: %s", name)
+        swept()
         incarnation = incarnations(run_dir / "ledger.jsonl")
         ledger = Ledger(run_dir / "ledger.jsonl", incarnation=incarnation, offset=state.get("ledger_offset", 0))
         step = state.get("step", 0)
         for name in ("evaluations.jsonl", "reward_model.jsonl"):
             if (run_dir / name).exists():
                 write_rows(run_dir / name, [r for r in evaluation_rows(run_dir, name) if r["step"] <= step])
-        with cluster(config, incarnation), stop_flag() as stopping, roles(config, incarnation) as actors:
+        with started(config, incarnation, stop) as actors:
             sinks = Sinks(
                 {
                     "the console": lambda: ConsoleSink(sum(s.steps for s in config.stages)),
@@ -68,28 +69,41 @@ def run(config: RunConfig, held: RunDirectory, resume_from: tuple[Path, dict] | 
                     "Ray's metrics": lambda: RayMetricsSink(config.name, run_dir.resolve()),
                 }
             )
+            log.info("reading the data")
             loop = Loop(config, *load_data(config), actors, ledger, sinks)
             loop.seconds["start"] = time.monotonic() - began
             held.begun()
-            loop.run(stopping, resume_from)
+            loop.run(stop, resume_from)
             summary = summarise(loop)
             with sinks.dispensable(run_dir / "summary.json"):
                 write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
         with sinks.dispensable(run_dir / "run.png"):
             plot(run_dir)
         return summary
-    except (RoleFailed, UpdateFailed, CheckpointFailed) as error:
-        raise RunFailed(str(error)) from error
-    except OSError as error:
-        if error.errno in FULL:
-            raise RunFailed(disk_full(run_dir, error)) from error
-        raise
-    except PlacementError as error:
-        raise ConfigError([str(error)]) from error
     finally:
         for each in (sinks, ledger):
             if each is not None:
                 each.close()
+
+
+@contextmanager
+def _named(held: RunDirectory, stop: Stop) -> Iterator[None]:
+    """Failures as what they mean for the run."""
+    try:
+        yield
+    except (RoleFailed, UpdateFailed, CheckpointFailed) as error:
+        raise RunFailed(str(error)) from error
+    except KeyboardInterrupt:
+        if not stop.asked:
+            raise
+        goes_on = f"`cohort resume {held.path}` goes on from the newest checkpoint" if held.stays else "nothing was begun"
+        raise Stopped(f"stopped by a signal; {goes_on}") from None
+    except OSError as error:
+        if error.errno in FULL:
+            raise RunFailed(disk_full(held.path, error)) from error
+        raise
+    except PlacementError as error:
+        raise ConfigError([str(error)]) from error
 
 
 def model_directory(config: RunConfig) -> Path:
@@ -116,54 +130,35 @@ def load_data(config: RunConfig):
 
 
 @contextmanager
-def cluster(config: RunConfig, incarnation: int) -> Iterator[None]:
-    """The cluster of RAY_ADDRESS where that is set, else one of this machine's that ends with the run."""
-    job = JobConfig(metadata={"cohort_run": config.name, "cohort_incarnation": str(incarnation), "config": config_hash(config)})
-    common = {"namespace": "cohort", "log_to_driver": False, "job_config": job, "logging_level": logging.WARNING}
-    address = os.environ.get("RAY_ADDRESS")
-    if problems := unread_here(config, address=address):
-        raise ConfigError(problems)
-    if address:
-        ray.init(address=address, **common)
-    else:
-        ray.init(
-            address="local", include_dashboard=config.cluster.dashboard is not False,
-            _metrics_export_port=config.cluster.metrics_port, **common,
-        )  # fmt: skip
+def started(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[Roles]:
+    """The cluster and all actors, started; ended when the block ends, however it ends, and nothing of them is left."""
+    stop.grace_s = grace_s(config.cluster.stop_grace_s)
     try:
-        yield
+        with cluster(config, incarnation, stop), roles(config, incarnation, stop) as actors:
+            yield actors
     finally:
-        ray.shutdown()
+        swept()
+
+
+def swept() -> None:
+    """Remove from this node what dead processes left."""
+    for name in sweep():
+        log.info("removed what a dead process left: %s", name)
 
 
 @contextmanager
-def roles(config: RunConfig, incarnation: int) -> Iterator[Roles]:
-    """All actors, started; ended when the block ends, however it ends."""
+def roles(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[Roles]:
+    """All actors, started; ended when the block ends, within the time that a stop leaves."""
+    counts = {"engine": config.rollout.workers, "learner rank": config.learner.ranks, "reward actor": config.reward.workers}
+    log.info("starting %s", ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count))
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     actors = Roles(config, model_directory(config), max_model_len=longest, incarnation=incarnation)
     try:
         actors.start()
         yield actors
     finally:
-        actors.stop()
-
-
-@contextmanager
-def stop_flag() -> Iterator:
-    """A callable that says whether SIGTERM or SIGINT came; the second one interrupts at once."""
-    came: list[int] = []
-
-    def handle(number: int, frame) -> None:
-        came.append(number)
-        log.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
-        signal.signal(number, signal.default_int_handler)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        stop.disarm()
+        actors.stop(min(STOP_S, stop.left_s() / 2))
 
 
 def summarise(loop: Loop) -> dict:

@@ -19,12 +19,13 @@ repeated: a stage's reference is the policy that it starts from.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.assessment import HeldOut
+from cluster.boundary import Boundary
 from cluster.buffer import Buffer
 from cluster.checkpoints import Checkpoints
 from cluster.config import RunConfig
@@ -37,6 +38,7 @@ from cluster.sampling import Bound, RunFailed, Sampler, Unscored
 from cluster.serving import Serving
 from cluster.sources import Source, source_of
 from cluster.stages import StageConfig
+from cluster.stopping import Stop, Stopped
 from learner.algorithms import Need, RewardSource
 from reward.types import ScoredSample
 from rollout.data import Data
@@ -46,10 +48,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PHASES = ("generate", "score", "train", "sync")
-
-
-class Stopped(RuntimeError):
-    """A signal ended the run after a checkpoint."""
+BREAKABLE = {"generate", "score", "evaluate"}
+"""Phases that a stop breaks off at once: the learner holds what the last step made of it."""
 
 
 class Loop:
@@ -64,7 +64,7 @@ class Loop:
         self.bound = Bound(config.reward.max_unscored_share)
         self.sampler = Sampler(roles, ledger, self._bring_up, self.bound)
         self.sampling = Sampling(temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens)
-        self.labeller, self.held_out = Labeller(self, tokenizer), HeldOut(self)
+        self.labeller, self.held_out, self.boundary = Labeller(self, tokenizer), HeldOut(self), Boundary(self)
         self.stage, self.done = 0, 0
         """The stage under way, and how many of its steps are finished."""
         self.memory: dict[str, Any] = {}
@@ -78,12 +78,21 @@ class Loop:
         """Finished steps of the run, over all stages."""
         return sum(s.steps for s in self.config.stages[: self.stage]) + self.done
 
-    def run(self, stopping: Callable[[], bool], resume_from: tuple[Path, dict] | None = None) -> None:
-        """Take up the state, then run every stage to its end, evaluating between."""
-        self.stopping = stopping
+    def run(self, stop: Stop, resume_from: tuple[Path, dict] | None = None) -> None:
+        """Take up the state, then run every stage to its end, evaluating between. Raises Stopped after a signal."""
+        self.stop = stop
+        stop.hold()
+        try:
+            self._run(resume_from)
+        except KeyboardInterrupt:
+            if not stop.asked:
+                raise
+            raise Stopped(self.boundary.keep()) from None
+
+    def _run(self, resume_from: tuple[Path, dict] | None) -> None:
         self.serving = Serving(self.roles, self.data.evaluation)
         if resume_from is not None:
-            self._restore(*resume_from)
+            self.boundary.restore(*resume_from)
         if self.step == 0 and (self.config.stages[0].given != "demonstrations" or len(self.config.stages) == 1):
             self.evaluate()
         while True:
@@ -103,6 +112,7 @@ class Loop:
     def run_stage(self, stage: StageConfig) -> None:
         source = source_of(self, stage, self.memory)
         buffer = Buffer(questions_per_step=stage.questions_per_step, done=self.done)
+        self._evaluate_between(stage)
         while buffer.done < stage.steps:
             try:
                 self._step(stage, source, buffer)
@@ -120,6 +130,7 @@ class Loop:
         for ordinal, group in source.groups(buffer.admit()):
             buffer.put(ordinal, group)
         batch = buffer.take()
+        self.boundary.leave()
         examples = batch if stage.trains_policy else self.labeller.examples(stage, batch, source.questions, self.step)
         with self.timed("train"):
             self.roles.rest()
@@ -182,27 +193,9 @@ class Loop:
     def timed(self, phase: str):
         """Adds the block's wall-clock seconds to the phase; time of a phase within it is not counted twice."""
         began, before = time.monotonic(), sum(self.seconds.values())
-        yield
+        with self.stop.breakable() if phase in BREAKABLE else nullcontext():
+            yield
         self.seconds[phase] += time.monotonic() - began - (sum(self.seconds.values()) - before)
-
-    def save(self) -> None:
-        state = {
-            "stage": self.stage, "done": self.done, "step": self.step, "serving": self.serving.state(),
-            "ledger_offset": self.ledger.offset(), "incarnation": self.ledger.incarnation, "seconds": self.seconds,
-            "sampled_tokens": self.sampled_tokens, "memory": self.memory, "labels": self.labeller.state(),
-        }  # fmt: skip
-        self.checkpoints.save(self.step, lambda directory: self.roles.learn("save", directory)[0], state)
-
-    def _restore(self, place: Path, state: dict) -> None:
-        """The learner takes its state, and engines and reward actors the same versions with the same bytes as before."""
-        self.stage, self.done, self.memory = state["stage"], state["done"], state["memory"]
-        self.seconds, self.sampled_tokens = state["seconds"], state["sampled_tokens"]
-        self.labeller.restore(state["labels"])
-        stage = self.config.stages[self.stage]
-        self.roles.learn("load", place / "learner", stage.spec(self.config.reward.model, self.config.seed))
-        with self.timed("sync"):
-            # While a reward model is trained, nobody is judged by it.
-            self.serving.restore(place, state["serving"], judged=stage.trains_policy)
 
     def _finish_reward_model(self, stage: StageConfig) -> None:
         """The trained reward model serves, is measured on held-out outputs, and is written for transformers."""
@@ -227,15 +220,19 @@ class Loop:
             self.serving.bring_up(slot)
 
     def _after_step(self, stage: StageConfig) -> None:
-        last = self.done == stage.steps
-        if not last and stage.trains_policy and self.config.evaluation.every and self.step % self.config.evaluation.every == 0:
+        self.boundary.mark()
+        self._evaluate_between(stage)
+        if self.done == stage.steps or self.step % self.config.checkpoint_every == 0:
+            with self.timed("other"):
+                self.boundary.save()
+        if self.stop.asked:
+            raise KeyboardInterrupt
+
+    def _evaluate_between(self, stage: StageConfig) -> None:
+        every = self.config.evaluation.every
+        if 0 < self.done < stage.steps and stage.trains_policy and every and self.step % every == 0:
             self._publish()
             self.evaluate()
-        if last or self.step % self.config.checkpoint_every == 0 or self.stopping():
-            with self.timed("other"):
-                self.save()
-        if self.stopping():
-            raise Stopped(f"stopped by a signal after step {self.step}; `cohort resume {self.dir}` goes on from here")
 
     def _temperature(self, stage: StageConfig) -> float:
         """A ratio compares with the distribution that outputs were drawn from; what is only fitted, is fitted at 1."""

@@ -13,6 +13,7 @@ from cluster.checkpoints import Checkpoints
 from cluster.config import ConfigError, RunConfig, diff, load, refusals, resolved_yaml
 from cluster.ledger import history
 from cluster.records import write_text
+from cluster.stopping import Stop
 from rollout.config import absolute
 
 log = logging.getLogger("cohort")
@@ -26,12 +27,13 @@ class RunDirectory:
 
     def __init__(self, path: Path):
         self.path = absolute(path)
-        self._unbegun = not self.path.is_dir() or not any(self.path.iterdir())
+        self.stays = self.path.is_dir() and any(self.path.iterdir())
+        """Whether the run has begun."""
         self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
 
     def begun(self) -> None:
         """From here on the directory stays."""
-        self._unbegun = False
+        self.stays = True
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ class RunDirectory:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._unbegun:
+        if not self.stays:
             for inside in self.path.iterdir():
                 shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
             for place in self._made:
@@ -54,7 +56,7 @@ class RunDirectory:
         self._file.close()
 
 
-def resume(run_dir: Path, overrides: list[str]) -> dict:
+def resume(run_dir: Path, overrides: list[str], stop: Stop) -> dict:
     """Continue a run from its newest good checkpoint and return its summary; of a finished run, only that.
 
     Raises ConfigError when the directory is no run or in use, when an override touches what a resumed run may not change, when
@@ -80,7 +82,7 @@ def resume(run_dir: Path, overrides: list[str]) -> dict:
         for line in diff(config, changed):
             log.warning("changed on resume: %s", line)
         write_text(run_dir / "config.yaml", resolved_yaml(changed))
-        return run(changed, held, found)
+        return run(changed, held, stop, found)
 
 
 def stage_facts(config: RunConfig) -> list[dict]:

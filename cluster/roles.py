@@ -87,12 +87,12 @@ class Roles:
     def _described(self, calls: dict[int, Any], role: str) -> dict[str, dict[str, Any]]:
         return {f"{role}-{slot}": info for slot, info in self._all(calls, role).items()}
 
-    def stop(self) -> None:
+    def stop(self, deadline_s: float) -> None:
         """End every actor; engines are asked first so that their processes and memory go in order."""
-        gather({s: h.stop.remote() for s, h in self.rollout.items()}, 20)
-        for handle in (*self.rollout.values(), *self.reward.values(), *self.learner.values()):
-            ray.kill(handle)
-        self._spawner.close()
+        try:
+            gather({s: h.stop.remote() for s, h in self.rollout.items()}, deadline_s)
+        finally:
+            self._spawner.close()
 
     def slots(self) -> list[int]:
         return sorted(self.rollout)

@@ -8,16 +8,13 @@ from cluster.calls import LATE
 from cluster.ledger import Ledger
 from cluster.records import attempts
 from cluster.roles import Roles
+from cluster.stopping import RunFailed
 from learner.algorithms import RewardSource
 from reward.types import ScoredSample, without_score
 from rollout.types import Lease, Question, Sample, Sampling
 
 RECENT = 64
 """Outputs that the bound on those without a score looks at, at least: one of a small step says little."""
-
-
-class RunFailed(RuntimeError):
-    """The run cannot go on; its newest checkpoint stands."""
 
 
 class Unscored(RunFailed):

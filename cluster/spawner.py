@@ -26,6 +26,7 @@ class Spawner:
         self.prefix = prefix
         self._group, self._bundles = place(config, model_dir)
         self._spawned: Counter = Counter()
+        self._handles: list[Any] = []
 
     @property
     def gpus(self) -> bool:
@@ -37,11 +38,16 @@ class Spawner:
         bundle = next(b for b in self._bundles if (b.role, b.slot) == (role, slot))
         number, self._spawned[role, slot] = self._spawned[role, slot], self._spawned[role, slot] + 1
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle.place)
-        return ray.remote(cls).options(
+        handle = ray.remote(cls).options(
             name=f"{self.prefix}/{role}-{slot}" + (f".{number}" if number else ""), namespace="cohort",
             num_cpus=bundle.cpus, num_gpus=bundle.gpus, scheduling_strategy=strategy,
             max_restarts=0, max_task_retries=0, runtime_env={"env_vars": ENVIRONMENT | dict(environment or {})},
         ).remote(*arguments)  # fmt: skip
+        self._handles.append(handle)
+        return handle
 
     def close(self) -> None:
+        """End every actor."""
+        for handle in self._handles:
+            ray.kill(handle)
         remove_placement_group(self._group)

@@ -94,8 +94,7 @@ class Slots:
 def slots(monkeypatch):
     """`evaluate_benchmark` without Ray and engines."""
     here = Slots()
-    monkeypatch.setattr(benchmark_run, "cluster", lambda *_: nullcontext())
-    monkeypatch.setattr(benchmark_run, "roles", lambda *_: nullcontext(here))
+    monkeypatch.setattr(benchmark_run, "started", lambda *_: nullcontext(here))
     return here
 
 

@@ -25,7 +25,7 @@ def ends(monkeypatch):
     resume_module = pytest.importorskip("cluster.resume")
 
     def run(outcome):
-        def resume(run, overrides):
+        def resume(run, overrides, stop):
             if isinstance(outcome, BaseException):
                 raise outcome
             return outcome

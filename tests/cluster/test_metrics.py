@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.console import COLUMNS, ConsoleSink
+from cluster import console
+from cluster.console import COLUMNS, SPARED, ConsoleSink
 from cluster.metrics import METRICS, JsonlSink, RayMetricsSink, Sink, Sinks, TensorBoardSink, read_jsonl
 from cluster.records import batch_metrics
 from reward.types import FAILURES
@@ -138,12 +139,28 @@ def test_a_sink_that_cannot_be_opened_written_or_closed_warns_once_and_the_other
     assert warnings[1].startswith("broken cannot be written") and "No space left" in warnings[1]
 
 
-def test_a_plain_line_shows_stage_step_and_values_and_no_terminal_codes():
+def test_a_plain_line_shows_time_stage_step_what_is_left_and_values_and_no_terminal_codes(monkeypatch):
     out = io.StringIO()
     sink = ConsoleSink(80, Console(file=out, width=40))
-    sink.write(7, STEP)
+    for step, now in ((7, 100.0), (8, 103.0), (9, 105.0)):
+        monkeypatch.setattr(console.time, "monotonic", lambda now=now: now)
+        sink.write(step, STEP)
     sink.close()
-    assert out.getvalue() == "grpo 7/80 reward 0.5 acc 0.25 mism50 1e-05 gen 2\n"
+    first, _, last = out.getvalue().splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d grpo 7/80 reward 0.5 acc 0.25 mism50 1e-05 gen 2", first)
+    # 71 steps of 2.5 s
+    assert last.split(" ", 1)[1] == "grpo 9/80 (about 0:02:58 left) reward 0.5 acc 0.25 mism50 1e-05 gen 2"
+
+
+def test_at_80_columns_the_table_shows_what_matters_most_and_whole():
+    out = io.StringIO()
+    sink = ConsoleSink(490, Console(file=out, force_terminal=True, width=80))
+    sink.write(401, {"stage": "grpo", **dict.fromkeys(COLUMNS.values(), 0.000123456)})
+    sink.close()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert "…" not in text and max(map(len, text.replace("\r", "\n").splitlines())) <= 80
+    assert {"reward", "acc", "len", "train"} <= set(text.split()) and "other" not in text.split()
+    assert "401/490" in text
 
 
 def test_a_terminal_shows_a_table_of_the_last_steps_and_a_bar():
@@ -159,7 +176,7 @@ def test_a_terminal_shows_a_table_of_the_last_steps_and_a_bar():
 
 
 def test_every_column_of_the_console_is_a_metric_with_a_formula_and_a_unit():
-    assert set(COLUMNS.values()) <= set(METRICS)
+    assert set(COLUMNS.values()) <= set(METRICS) and sorted(COLUMNS) == sorted(SPARED)
     assert all(metric.formula and metric.unit and metric.where for metric in METRICS.values())
 
 

@@ -10,9 +10,10 @@ from cluster.checkpoints import Checkpoints
 from cluster.config import RunConfig
 from cluster.ledger import Ledger, history, incarnations
 from cluster.metrics import JsonlSink, Sinks, read_jsonl
-from cluster.pipeline import Loop, Stopped
+from cluster.pipeline import Loop
 from cluster.records import evaluation_rows
 from cluster.sampling import RunFailed
+from cluster.stopping import Stop
 from reward.config import RewardConfig
 from reward.judges import gold_check
 from reward.pool import Outcome
@@ -65,6 +66,9 @@ class FakeRoles:
 
     def slots(self):
         return [0, 1]
+
+    def rest(self):
+        pass
 
     def generate(self, waves, sampling, name):
         self.calls += 1
@@ -120,9 +124,9 @@ class FakeRoles:
         self.held[slot] = 0
 
 
-def drive(config, data, roles, stopping=lambda: False):
+def drive(config, data, roles, stop=None):
     """One driver's life, from the newest checkpoint if there is one."""
-    run_dir = config.output
+    run_dir, roles.config = config.output, config
     run_dir.mkdir(exist_ok=True)
     found = Checkpoints(run_dir, keep=2).newest()
     state = found[1] if found else {}
@@ -134,7 +138,7 @@ def drive(config, data, roles, stopping=lambda: False):
     sinks = Sinks({"metrics": lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=state.get("step", 0))})
     loop = Loop(config, data, roles.tokenizer, roles, ledger, sinks)
     try:
-        loop.run(stopping, found)
+        loop.run(stop or Stop(), found)
     finally:
         sinks.close()
         ledger.close()
@@ -209,15 +213,6 @@ def test_an_engine_that_dies_in_a_wave_changes_nothing_but_the_attempt(tmp_path,
         assert sample_files(loop.dir) == sample_files(unbroken.dir)
         assert trained(loop.dir) == trained(unbroken.dir)
         assert loop.serving.digests == unbroken.serving.digests
-
-
-def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint_to_resume_from(tmp_path, data, tokenizer, unbroken):
-    config = configuration(tmp_path / "run", checkpoint_every=100)
-    roles = FakeRoles(tokenizer)
-    with pytest.raises(Stopped, match="after step 4"):
-        drive(config, data, roles, stopping=lambda: roles.steps >= 4)
-    assert Checkpoints(config.output, keep=2).steps() == [2, 4]
-    assert sample_files(drive(config, data, FakeRoles(tokenizer)).dir) == sample_files(unbroken.dir)
 
 
 def test_a_finished_run_resumes_to_nothing(tmp_path, data, tokenizer):

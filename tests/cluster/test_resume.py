@@ -12,6 +12,7 @@ from cluster.config import load, resolved_yaml
 from cluster.ledger import Ledger
 from cluster.recipe import ConfigError
 from cluster.resume import RunDirectory, resume, stage_facts
+from cluster.stopping import Stop
 from tests.cluster.test_checkpoints import break_file, learner
 from tests.cluster.test_config import SMALL
 
@@ -39,7 +40,7 @@ def runs(monkeypatch):
     """The configurations that were started, and from which step."""
     started = []
 
-    def run(config, held, found=None, *rest):
+    def run(config, held, stop, found=None):
         started.append((config, found and found[1]["step"]))
         return {"stages": stage_facts(config)}
 
@@ -51,9 +52,9 @@ def test_a_live_runs_configuration_is_left_alone(run_dir, runs):
     at(run_dir, 1, 2)
     before = (run_dir / "config.yaml").read_text()
     with RunDirectory(run_dir), pytest.raises(ConfigError, match="in use by another cohort process"):
-        resume(run_dir, ["rollout.workers=2"])
+        resume(run_dir, ["rollout.workers=2"], Stop())
     assert (run_dir / "config.yaml").read_text() == before and runs == []
-    resume(run_dir, ["rollout.workers=2"])
+    resume(run_dir, ["rollout.workers=2"], Stop())
     assert load(run_dir / "config.yaml").rollout.workers == 2
 
 
@@ -66,7 +67,7 @@ def test_the_configuration_is_replaced_whole_or_not_at_all(run_dir, runs, monkey
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        resume(run_dir, ["rollout.workers=2"])
+        resume(run_dir, ["rollout.workers=2"], Stop())
     assert (run_dir / "config.yaml").read_text() == before
 
 
@@ -74,7 +75,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again(run_dir, run
     for place in (at(run_dir, 0, 4), at(run_dir, 1, 2)):
         break_file(place)
     with pytest.raises(ConfigError) as refused:
-        resume(run_dir, [])
+        resume(run_dir, [], Stop())
     assert all(f"step_{n}: learner/__1_0.distcp does not have the content" in str(refused.value) for n in (4, 6))
     assert runs == []
 
@@ -91,13 +92,13 @@ def trained(run_dir, steps):
 def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(run_dir, runs, caplog):
     trained(run_dir, 3)
     with pytest.raises(ConfigError, match="found no checkpoint, and the ledger shows 3 steps, the first checkpoint after 2"):
-        resume(run_dir, [])
+        resume(run_dir, [], Stop())
     assert runs == []
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_again_and_says_so(run_dir, runs, caplog):
     trained(run_dir, 2)
-    resume(run_dir, [])
+    resume(run_dir, [], Stop())
     assert [found for _, found in runs] == [None]
     assert "the run begins again, its 2 steps are lost" in caplog.text
 
@@ -116,11 +117,11 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again_and_says_so(ru
 def test_the_steps_of_what_is_done_stay(run_dir, runs, place, override, refused):
     at(run_dir, *place)
     if refused is None:
-        resume(run_dir, [override])
+        resume(run_dir, [override], Stop())
         assert len(runs) == 1
         return
     with pytest.raises(ConfigError) as error:
-        resume(run_dir, [override])
+        resume(run_dir, [override], Stop())
     assert str(error.value) == refused and runs == []
 
 
@@ -129,14 +130,14 @@ def test_a_finished_run_says_so_and_starts_nothing(run_dir, runs, caplog):
     summary = {"stages": stage_facts(load(run_dir / "config.yaml")), "accuracy_after": 0.5}
     (run_dir / "summary.json").write_text(json.dumps(summary))
     caplog.set_level("INFO", "cohort")
-    assert resume(run_dir, []) == summary
-    assert resume(run_dir, ["rollout.workers=2"]) == summary
+    assert resume(run_dir, [], Stop()) == summary
+    assert resume(run_dir, ["rollout.workers=2"], Stop()) == summary
     assert "is finished" in caplog.text and runs == []
     assert load(run_dir / "config.yaml").rollout.workers == 1
     longer = load(run_dir / "config.yaml")
     third = longer.stages[0].model_copy(update={"name": "third"})
     (run_dir / "config.yaml").write_text(resolved_yaml(longer.model_copy(update={"stages": (*longer.stages, third)})))
-    resume(run_dir, [])
+    resume(run_dir, [], Stop())
     assert [found for _, found in runs] == [10]
 
 

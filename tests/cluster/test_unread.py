@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster import actors, launch, placement, roles, spawner
+from cluster import actors, connection, placement, roles, spawner
 from cluster.config import RunConfig, load
 from cluster.explain import _sections
 from cluster.preflight import check
 from cluster.recipe import ConfigError
+from cluster.stopping import Stop
 from learner.algorithms import Algorithm, RewardModelRow
 from rollout.config import RolloutConfig
 from tests.cluster.test_config import SMALL, problems
@@ -97,8 +98,11 @@ def test_what_a_running_cluster_does_not_read_is_refused_by_the_check(recipe, mo
 
 def test_a_resumed_run_is_told_before_it_connects(recipe, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(launch.ray, "init", lambda **options: pytest.fail("it connected"))
-    with pytest.raises(ConfigError, match="cluster.metrics_port: given"), launch.cluster(load(recipe, [GIVEN[LOCAL[0]]]), 0):
+    monkeypatch.setattr(connection.ray, "init", lambda **options: pytest.fail("it connected"))
+    with (
+        pytest.raises(ConfigError, match="cluster.metrics_port: given"),
+        connection.cluster(load(recipe, [GIVEN[LOCAL[0]]]), 0, Stop()),
+    ):
         pass
 
 

@@ -1,0 +1,217 @@
+"""Signals in every phase of a run: what is felt at once, what is saved, and that the run goes on as if there had been none."""
+
+import os
+import signal
+import time
+from contextlib import contextmanager
+
+import pytest
+
+import cluster.launch
+import cluster.preflight
+from cluster.checkpoints import Checkpoints
+from cluster.metrics import read_jsonl
+from cluster.placement import PlacementError
+from cluster.stopping import Stop, Stopped, grace_s
+from reward.config import RewardConfig
+from reward.judges import gold_check
+from rollout.data import load_data
+from rollout.tasks import character_tokenizer
+from tests.cluster.test_cli import invoke
+from tests.cluster.test_pipeline import FakeRoles, configuration, drive, sample_files, trained
+from tests.cluster.test_preflight import QUICKSTART, SMALL
+
+pytestmark = pytest.mark.timeout(120)
+FOREVER_S = 60
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Signalled(FakeRoles):
+    """Gets a signal in the n-th call of a method, which then takes its time if it is one that waits."""
+
+    def __init__(self, tokenizer, method, at, takes=0.0):
+        super().__init__(tokenizer)
+        self.method, self.at, self.takes = method, at, takes
+
+    def _count(self, method):
+        self.at -= method == self.method
+        if method == self.method and self.at == 0:
+            kill()
+            time.sleep(self.takes)
+
+    def generate(self, *args):
+        self._count("generate")
+        return super().generate(*args)
+
+    def judge(self, *args):
+        self._count("judge")
+        return super().judge(*args)
+
+    def publish(self, *args):
+        self._count("publish")
+        return super().publish(*args)
+
+    def learn(self, method, *args, **options):
+        self._count(method)
+        return super().learn(method, *args, **options)
+
+
+def settings(path):
+    return configuration(path, checkpoint_every=100, evaluation={"samples_per_question": 2, "every": 2})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return character_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer):
+    return load_data(configuration("unused").data, tokenizer, 0, gold_check(RewardConfig()))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, data, tokenizer):
+    return drive(settings(tmp_path_factory.mktemp("runs") / "undisturbed"), data, FakeRoles(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("method", "at", "takes", "kept"),
+    [
+        ("generate", 4, FOREVER_S, 3),  # the second step of GRPO is being sampled; two calls an evaluation
+        ("judge", 4, FOREVER_S, 3),
+        ("generate", 5, FOREVER_S, 4),  # the evaluation after step 4
+        ("step", 4, 0.0, 4),
+        ("publish", 3, 0.0, 4),
+        ("save", 1, 0.0, 2),
+    ],
+)
+def test_a_stop_is_felt_at_once_or_after_the_update_and_the_run_goes_on_as_undisturbed(
+    tmp_path, data, tokenizer, undisturbed, method, at, takes, kept
+):
+    config, began = settings(tmp_path / "run"), time.monotonic()
+    with Stop() as stop, pytest.raises(Stopped, match=f"after step {kept};"):
+        drive(config, data, Signalled(tokenizer, method, at, takes), stop)
+    assert time.monotonic() - began < FOREVER_S / 2
+    assert Checkpoints(config.output, keep=2).newest()[1]["step"] == kept
+    loop = drive(config, data, FakeRoles(tokenizer))
+    assert sample_files(loop.dir) == sample_files(undisturbed.dir)
+    assert trained(loop.dir) == trained(undisturbed.dir)
+    assert loop.serving.digests == undisturbed.serving.digests
+    rows = [
+        [{k: v for k, v in r.items() if k != "time"} for r in read_jsonl(x.dir / "evaluations.jsonl")]
+        for x in (loop, undisturbed)
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("method", ["step", "save"])
+def test_what_outlasts_the_grace_period_is_abandoned_and_the_last_checkpoint_stands(
+    tmp_path, data, tokenizer, undisturbed, method
+):
+    config, began = settings(tmp_path / "run"), time.monotonic()
+    stuck = Signalled(tokenizer, method, 4 if method == "step" else 1, FOREVER_S)
+    with Stop() as stop:
+        stop.grace_s = 1.0
+        with pytest.raises(
+            Stopped, match=rf"after step {2 if method == 'step' else 0} \(finished steps lost: {1 if method == 'step' else 2};"
+        ):
+            drive(config, data, stuck, stop)
+        assert stop.left_s() > 0, "there is time to end the actors in order"
+    assert time.monotonic() - began < FOREVER_S / 2
+    assert not list((config.output / "checkpoints").glob(".*"))
+    assert sample_files(drive(config, data, FakeRoles(tokenizer)).dir) == sample_files(undisturbed.dir)
+
+
+def test_a_second_signal_breaks_off_anything(tmp_path, data, tokenizer):
+    class Twice(Signalled):
+        def _count(self, method):
+            if method == "step" and self.steps == 3:
+                kill()
+            super()._count(method)
+
+    with Stop() as stop, pytest.raises(Stopped, match="after step 2"):
+        drive(settings(tmp_path / "run"), data, Twice(tokenizer, "step", 4, FOREVER_S), stop)
+
+
+def test_the_grace_period_is_that_of_whoever_stops_the_run(monkeypatch):
+    for name in ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_JOB_STOP_WAIT_TIME_S"):
+        monkeypatch.delenv(name, raising=False)
+    assert (grace_s(None), grace_s(7.5)) == (30, 7.5)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert (grace_s(None), grace_s(7.5)) == (3, 7.5)
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "120")
+    assert grace_s(None) == 120
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """`cohort train` on the quickstart, its check left out."""
+    from reward.selftest import Report
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster.preflight, "check", lambda *_: Report())
+    return lambda *overrides: invoke("train", QUICKSTART, *SMALL, "output=runs/here", *overrides)
+
+
+def one_line(done, tmp_path):
+    """What it says; nothing is left of a run that never began."""
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in done.output
+    return done.stderr.splitlines()[-1]
+
+
+@contextmanager
+def connected(*_):
+    yield
+
+
+def stuck(*_, **options):
+    kill()
+    time.sleep(FOREVER_S)
+
+
+@pytest.mark.parametrize(
+    "place", ["cluster.preflight.check", "cluster.launch.cluster", "cluster.launch.Roles", "cluster.launch.load_data"]
+)
+def test_a_signal_before_the_first_step_is_felt_at_once_and_leaves_nothing(start, tmp_path, monkeypatch, place):
+    class Started:
+        def __init__(self, *_, **options):
+            self.start, self.stop = (lambda: None), (lambda deadline_s: None)
+
+    monkeypatch.setattr("cluster.launch.cluster", connected)
+    monkeypatch.setattr("cluster.launch.Roles", Started)
+    monkeypatch.setattr(place, stuck)
+    began = time.monotonic()
+    done = start()
+    assert done.exit_code == 4 and time.monotonic() - began < FOREVER_S / 2
+    assert one_line(done, tmp_path) == "stopped by a signal; nothing was begun"
+
+
+def test_a_wrong_placement_exits_with_2_and_leaves_nothing(start, tmp_path, monkeypatch):
+    def refuse(*_, **options):
+        raise PlacementError("rollout-0 fits on no node.")
+
+    monkeypatch.setattr("cluster.launch.cluster", connected)
+    monkeypatch.setattr("cluster.launch.Roles", refuse)
+    done = start()
+    assert (done.exit_code, one_line(done, tmp_path)) == (2, "error: rollout-0 fits on no node.")
+
+
+def test_a_folder_of_temporary_files_too_deep_for_sockets_is_refused(start, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("TMPDIR", "/" + "x" * 149)
+    done = start()
+    assert done.exit_code == 2
+    assert one_line(done, tmp_path).startswith("error: TMPDIR: found a path of 150 bytes; expected at most 35")
+
+
+def test_a_dead_cluster_is_given_up_in_time(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    began = time.monotonic()
+    done = start("cluster.start_deadline_s=2")
+    assert done.exit_code == 2 and time.monotonic() - began < 30
+    assert one_line(done, tmp_path).startswith("error: RAY_ADDRESS: found 127.0.0.1:1, where no Ray cluster answers within 2 s")
