@@ -34,10 +34,15 @@ class Spawner:
         return any(bundle.gpus for bundle in self._bundles)
 
     def spawn(self, role: str, slot: int, cls: type, *arguments: Any, environment: Mapping[str, str] | None = None):
-        """A remote instance in the role's bundle. A replacement's name carries its number: Ray frees names late."""
+        """A remote instance in the role's bundle. A replacement's name carries its number: Ray frees names late.
+
+        One whose bundle has no GPU sees none, unless `environment` says which.
+        """
         bundle = next(b for b in self._bundles if (b.role, b.slot) == (role, slot))
         number, self._spawned[role, slot] = self._spawned[role, slot], self._spawned[role, slot] + 1
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle.place)
+        if not environment and not bundle.gpus:
+            environment = {"CUDA_VISIBLE_DEVICES": ""}  # Ray would let it see all of its node's
         handle = ray.remote(cls).options(
             name=f"{self.prefix}/{role}-{slot}" + (f".{number}" if number else ""), namespace="cohort",
             num_cpus=bundle.cpus, num_gpus=bundle.gpus, scheduling_strategy=strategy,

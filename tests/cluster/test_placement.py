@@ -1,19 +1,45 @@
 """Where roles run, as far as it can be told without a cluster."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
-import cluster.placement
+from cluster import placement, spawner
 from cluster.actors import LearnerActor, RewardActor, RolloutActor
 
 
 @pytest.mark.parametrize("actor", [RolloutActor, RewardActor, LearnerActor])
 def test_every_actor_sweeps_its_node_before_it_is_started_there(monkeypatch, actor):
     swept = []
-    monkeypatch.setattr(cluster.placement, "sweep", lambda: swept.append("node") or [])
-    monkeypatch.setattr(cluster.placement, "node_id", lambda: "this node")
+    monkeypatch.setattr(placement, "sweep", lambda: swept.append("node") or [])
+    monkeypatch.setattr(placement, "node_id", lambda: "this node")
     found = actor.locate(object.__new__(actor))
     if actor is RolloutActor:
         found = asyncio.run(found)
     assert swept == ["node"] and "this node" in found
+
+
+def test_an_actor_without_a_gpu_sees_none_and_an_engine_sees_its_learners(monkeypatch):
+    """Ray hides no GPU from an actor that asks for none: a reward model would be put onto the learner's."""
+    wanted = [
+        placement.Bundle(role=role, slot=0, cpus=1, gpus=gpus, place=0)
+        for role, gpus in (("rollout", 0.0), ("learner", 1.0), ("reward", 0.0))
+    ]
+    asked = {}
+
+    def remote(cls):
+        def options(**how):
+            asked[cls] = how["runtime_env"]["env_vars"]
+            return SimpleNamespace(remote=lambda *arguments: None)
+
+        return SimpleNamespace(options=options)
+
+    monkeypatch.setattr(spawner, "place", lambda *_: (None, wanted))
+    monkeypatch.setattr(spawner, "ray", SimpleNamespace(remote=remote))
+    made = spawner.Spawner(None, None, "run")
+    made.spawn("rollout", 0, "engine", environment=placement.shared_devices({0: "5"}, 0, 1))
+    made.spawn("learner", 0, "learner")
+    made.spawn("reward", 0, "judge")
+    assert asked["judge"]["CUDA_VISIBLE_DEVICES"] == "" and "CUDA_VISIBLE_DEVICES" not in asked["learner"]
+    assert asked["engine"]["CUDA_VISIBLE_DEVICES"] == "5"
