@@ -11,7 +11,7 @@ from reward.config import RewardConfig
 from reward.scorer import RuleScorer
 from rollout.tasks import character_tokenizer
 from rollout.types import FinishReason, Question, Sample
-from tests.reward.builders import judge_here
+from tests.reward.builders import HANGS, judge_here
 
 TOKENIZER = character_tokenizer()
 QUESTION = Question(ordinal=4, id="q:4", text="19 + 4 - 2", gold="21", prompt_ids=(1, 5, 6))
@@ -134,7 +134,7 @@ def test_the_rule_labels_steps_from_the_first_mistake_on_as_wrong():
 def test_an_output_whose_steps_take_for_ever_to_label_has_none_and_too_many_of_them_end_the_run():
     tokenizer, driver = character_tokenizer(string.printable), Driver({})
     asked = Question(ordinal=4, id="q:4", text="How many?", gold="<<2+5=7>>\n#### 7", prompt_ids=(1,))
-    texts = ("<<2+5=7>>\n#### 7", "<<2+5=7>>\n#### " + "|x|" * 99, "<<2+5=8>>\n#### 7")
+    texts = ("<<2+5=7>>\n#### 7", f"<<2+5=7>>\n#### {HANGS}", "<<2+5=8>>\n#### 7")
     outputs = [output(text, i, tokenizer=tokenizer) for i, text in enumerate(texts)]
     scored = RuleScorer(RewardConfig(), lambda rows: judge_here([row | {"output": ""} for row in rows])).score([asked], outputs)
     driver.config.reward = RewardConfig(judge_seconds=1.0)

@@ -8,6 +8,9 @@ from reward.rules import judge
 from reward.types import RewardEvent, ScoredSample, Verdict
 from rollout.types import FinishReason, Question, Sample
 
+HANGS = r"\{" + ",".join(f"x+{i}" for i in range(500)) + r"\}"
+"""An answer that takes long to read: every member is compared with every other."""
+
 
 def judge_here(rows):
     """As a pool judges by the rule, in this process and without limits."""

@@ -10,10 +10,8 @@ from reward.config import RewardConfig
 from reward.judges import function_of, function_pool, gold_check, rule_pool
 from reward.pool_process import KEPT
 from reward.selftest import Report, try_rule
-from tests.reward.builders import question
+from tests.reward.builders import HANGS, question
 
-HANGS = "|x|" * 99
-"""An answer that takes minutes to read."""
 SHORT = {"judge_seconds": 1.0}
 
 
