@@ -25,6 +25,9 @@ def init_distributed(rank: int, world_size: int, rendezvous: str, timeout_second
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(rank % torch.cuda.device_count())
+        # On Hopper torch prefers cuDNN's attention, which builds a plan for every new shape, forward and backward: tens of
+        # milliseconds each, and packed rows have all widths.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         init_method=rendezvous,

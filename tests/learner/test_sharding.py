@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
+from learner import sharding
 from tests.learner.builders import new_worker
 from tests.learner.ranks import continue_stages, resume, run_ranks, script
 from tests.learner.stages import assert_close, assert_equal
@@ -27,6 +29,19 @@ def out(tmp_path_factory):
 def two(tied_dir, out):
     """The script on two ranks: what each returned."""
     return run_ranks(script, tied_dir, out)
+
+
+def test_on_a_gpu_attention_is_not_the_one_that_builds_a_plan_for_every_width(monkeypatch):
+    calls = {torch.cuda: ("is_available", "device_count", "set_device"), dist: ("init_process_group",)}
+    for module, names in (calls | {sharding: ("init_device_mesh",)}).items():
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *_, **__: 1)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        sharding.init_distributed(0, 1, "tcp://nowhere:1", 60)
+        assert before and not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_parameters_are_sharded_dtensors(two):
