@@ -9,6 +9,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Literal
@@ -82,10 +83,12 @@ def check(
     contamination_question: Annotated[
         str, typer.Option(metavar="TEMPLATE", help="The question of the benchmark's rows.")
     ] = "{question}",
+    as_json: AsJson = False,
 ) -> None:
     """Check a recipe, its model and all of its data, without starting anything."""
-    _checked(recipe, overrides, contamination or [], contamination_question)
-    typer.echo("ok")
+    _checked(recipe, overrides, contamination or [], contamination_question, as_json)
+    if not as_json:
+        typer.echo("ok")
 
 
 @app.command()
@@ -181,22 +184,17 @@ def main() -> None:
     app()
 
 
-def _checked(recipe: Path, overrides: list[str] | None, benchmarks: Sequence[Path] = (), question: str = ""):
-    """The recipe's configuration after the preflight check, which is printed. Exits with 2 when something is wrong."""
-    with _wrong_input():
-        from cluster.config import load
+def _checked(recipe: Path, overrides: list[str] | None, benchmarks: Sequence[Path] = (), question="", as_json=False):
+    """The recipe's configuration after the preflight check, whose report is printed. Exits with 2 when something is wrong."""
+    from cluster.preflight import check_recipe
 
-        config = load(recipe, overrides)
-        from cluster.preflight import check
-        from rollout.config import SourceConfig
-
-        found = check(config, [SourceConfig(file=file, question=question) for file in benchmarks])
-    for line in found.facts:
-        typer.echo(line)
-    for line in found.warnings:
-        typer.echo(f"warning: {line}", err=True)
-    for line in found.problems:
-        typer.echo(f"error: {line}", err=True)
+    config, found = check_recipe(recipe, overrides, benchmarks, question)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), ensure_ascii=False, indent=1))
+    else:
+        for kind, lines in (("", found.facts), ("warning: ", found.warnings), ("error: ", found.problems)):
+            for line in lines:
+                typer.echo(kind + line, err=bool(kind))
     if found.problems:
         raise typer.Exit(WRONG_INPUT)
     return config

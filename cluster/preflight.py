@@ -10,10 +10,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.config import RunConfig
+from cluster.config import RunConfig, load
 from cluster.contradictions import unread_here
 from cluster.demand import demands, memory_here, too_large, too_many, trained_models
 from cluster.preflight_model import Model, check_model, check_reward_model, on_gpus, read_model
+from cluster.recipe import ConfigError
 from reward.judges import gold_check, rule_pool, rule_row
 from reward.pool import Judge
 from reward.scorer import formed
@@ -29,6 +30,20 @@ from rollout.templates import fill_questions, text_of
 
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: float32 weights and Adam's two moments. A frozen reference adds four."""
+
+
+def check_recipe(
+    recipe: Path, overrides: list[str] | None, benchmarks: Sequence[Path], question: str
+) -> tuple[RunConfig | None, Report]:
+    """The recipe's configuration, where it has one, and what is found of it; `question` is the template of benchmarks' rows."""
+    try:
+        config = load(recipe, overrides)
+        sources = [SourceConfig(file=file, question=question) for file in benchmarks]
+    except ConfigError as error:
+        return None, Report(problems=[str(problem) for problem in error.problems])
+    except ValueError as error:
+        return None, Report(problems=[str(error)])
+    return config, check(config, sources)
 
 
 def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:

@@ -168,3 +168,17 @@ def test_a_path_that_is_not_there_exits_with_2(tmp_path, monkeypatch, args, mess
     assert done.exit_code == 2
     assert f"error: {message}" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_answers_in_json_with_the_same_exit_code(tmp_path):
+    small = ["data.questions.rows=64", "data.demonstrations.rows=256", f"output={tmp_path}/run", "--json"]
+    done = invoke("check", QUICKSTART, *small)
+    found = json.loads(done.stdout)
+    assert done.exit_code == 0 and found["problems"] == [] and any(fact.startswith("model: ") for fact in found["facts"])
+    done = invoke("check", QUICKSTART, "rollout.max_new_tokens=9999", *small)
+    found = json.loads(done.stdout)
+    assert done.exit_code == 2 and len(found["problems"]) == 1 and "9999" in found["problems"][0]
+    done = invoke("check", QUICKSTART, "stages.grpo.stepps=3", *small)
+    found = json.loads(done.stdout)
+    assert done.exit_code == 2 and found["facts"] == [] and "did you mean 'steps'?" in found["problems"][0]
+    assert invoke("check", tmp_path / "absent.yaml", "--json").exit_code == 2
