@@ -12,7 +12,7 @@ from reward.config import member_directories
 from reward.selftest import Report
 from reward.tokenizer import check_tokenizer
 from rollout.config import PromptConfig
-from rollout.prompts import stop_token_ids
+from rollout.prompts import stop_token_ids, turns_differ
 from rollout.settings import CPU_HEAD_SIZES
 
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ def check_model(config: RunConfig, model: Model, report: Report) -> None:
     else:
         ends = (f"{model.tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in model.stops)
         report.facts.append(f"an output ends with any of: {', '.join(ends)}")
+    if config.data.prompt.template == "chat" and (how := turns_differ(model.tokenizer)):
+        report.warnings.append(f"data.prompt.template: {how}; demonstrations are trained as outputs are sampled")
 
 
 def _short_positions(shape: "PreTrainedConfig") -> int:

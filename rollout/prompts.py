@@ -7,6 +7,7 @@ tokenizer, so a tokenizer is not to be changed after its first use here.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -107,6 +108,17 @@ def template_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
         if ends := [token for token in after if token in _control_tokens(tokenizer)]:
             return ends[0]
     return None
+
+
+def turns_differ(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """How a chat template shows an assistant's turn otherwise than it begins one for an output; empty where it does not."""
+    asked = [{"role": "user", "content": "the user's words"}]
+    begun = _apply(tokenizer, asked, add_generation_prompt=True)
+    shown = _apply(tokenizer, [*asked, {"role": "assistant", "content": "the assistant's words"}], add_generation_prompt=False)
+    if shown.startswith(begun):
+        return ""
+    same = len(os.path.commonprefix([begun, shown]))
+    return f"an output follows {begun[same:]!r}, where the template shows {shown[same:]!r} for a turn that is over"
 
 
 def declared_ends(model_dir: Path, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
