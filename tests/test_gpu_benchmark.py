@@ -152,7 +152,7 @@ def finished(monkeypatch, digests, mismatch=1e-4, transport="ipc"):
     """A run's end without the run: what it wrote and returned."""
     asked = []
 
-    def train(config):
+    def train(config, stop):
         asked.append(config)
         config.output.mkdir(parents=True)
         phases = {f"seconds_{phase}": 1.0 for phase in ("generate", "score", "train", "sync")}
