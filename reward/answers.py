@@ -6,11 +6,10 @@ from functools import lru_cache
 from reward.compound import Ratio
 from reward.config import READING, AnswerFormat, Reading
 from reward.mentions import Mention, mentions
-from reward.statements import LAST_WORDS, MATHS, Statement, answer_in, chosen, headed, plainly
+from reward.statements import LAST_WORDS, LONGEST_TAIL, MATHS, Statement, answer_in, chosen, headed, plainly
 from reward.values import Words, parse
 
 LONGEST_BARE = 300
-LONGEST_TAIL = 2000
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
 _BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?:(\{)|(?<=\s)([^\s${}\\.,;]+))")
 _BETWEEN = re.compile(

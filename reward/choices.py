@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from reward.units import TEXT
+from reward.units import LONGEST, TEXT
 
 _LETTER = "[A-J]"
 _WORD = r"(?i:(?:options?|choices?|statements?|the\s+letter|选项|选择|选)\s*[:：]?\s*)?"
@@ -11,10 +11,8 @@ _TRUE = r"(?i:(?:is|are)\s+(?:the\s+)?(?:correct|right|best|true)(?:\s+(?:one|op
 _BEHIND = rf"\s*(?:选?项|(?i:options?|choices?))?\s*(?:正确|对|{_TRUE})?"
 _BARE = rf"[(\[{{<【]?\s*({_LETTER})\s*[)\]}}>】]?"
 _ONE = re.compile(rf"{_WORD}{_BARE}\s*[.．、:：]?{_BEHIND}")
-_AND = r"\s*(?:,\s*and|[,，、;；&]|\band\b|和|与|及|\\text\s*\{\s*and\s*\})\s*"
-_SEVERAL = re.compile(
-    rf"{_WORD}(?:{_BARE}(?:{_AND}{_BARE})+|(?:[(\[]\s*{_LETTER}\s*[)\]]\s*){{2,}}|{_LETTER}(?:\s*{_LETTER})+){_BEHIND}"
-)
+_AROUND = re.compile(rf"^{_WORD}|{_BEHIND}$")
+_SEPARATOR = re.compile(r"[\s,，、;；&()\[\]]|\band\b|和|与|及")
 _LABEL = re.compile(
     rf"{_WORD}(?:[(\[]\s*(?P<bracketed>{_LETTER})\s*[)\]]\s*[.:：、]?|(?P<plain>{_LETTER})"
     r"(?:(?P<mark>[)）、．：]|\.(?![a-z])|:(?=\s|[0-9\\$-])|(?=\s+\())|\s+[-–—](?=\s+[A-Z\u4e00-\u9fff])))\s*(?P<content>\S.*)",
@@ -39,15 +37,17 @@ class Choice:
 
 def choice(text: str) -> Choice | None:
     """The option that an answer names, or the options: where others are labelled behind the first, all of them."""
+    if len(text) > LONGEST:
+        return None
     text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", text).replace("*", "").strip()
     if one := _ONE.fullmatch(text):
         return Choice(one[1], "")
-    if _SEVERAL.fullmatch(text):
-        letters = re.findall(rf"(?<![A-Za-z]){_LETTER}+(?![a-z])", text)
-        joined = "".join(letters)
+    parts = _SEPARATOR.sub(" ", _AROUND.sub("", text)).split()
+    if parts and all(re.fullmatch(f"{_LETTER}+", part) for part in parts):
+        joined = "".join(parts)
         # Letters side by side are options in alphabetical order only: AB, not BA.
-        ordered = all("".join(sorted(set(part))) == part for part in letters)
-        return Choice("".join(sorted(joined)), "") if ordered and len(set(joined)) == len(joined) else None
+        ordered = all("".join(sorted(part)) == part for part in parts)
+        return Choice("".join(sorted(joined)), "") if ordered and len(set(joined)) == len(joined) > 1 else None
     if (named := _NAMED.fullmatch(text)) and not re.search(r"[.;:()]", named["content"]):
         return Choice(named[2], named["content"])
     label = _LABEL.fullmatch(text)

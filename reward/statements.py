@@ -13,6 +13,7 @@ from reward.units import changes
 from reward.values import Words, parse
 
 LONGEST = 300
+LONGEST_TAIL = 2000
 _OPTION_IS = r"(?:correct|right|best|true|final)\s+(?:option|choice|statement|selection|response)"
 _OF = r"(?:\s+(?:to|for|of|in|here)\b[^.:=\n]{0,60}?)?"
 _LINK = (
@@ -29,7 +30,7 @@ _VALUE = (
     r"(\\\[[^\[\]]*\\\]|\$\$[^$]*\$\$|\\begin\{(?s:.*?)\\end\{[a-z]+\}|[^\n]*?)\s*(?=</answer>|\n|\Z)"
 )
 _NO_STATEMENT = re.compile(r"(?:in)?correct\b|right\b|wrong\b|clear\b|reasonable\b|as follows|below|above", re.IGNORECASE)
-_LETTERS = r"(?:[(\[{*]*\s*[A-J](?![A-Za-z'])[\s,、和与&)\]}*]*(?:and\s+)?)+"
+_LETTERS = r"(?>[(\[{*]*[A-J](?![A-Za-z'])[\s,、和与&)\]}*(\[{]*+(?:and\s++)?)++"
 _TRUE = r"\s*(?:is|are)\s+(?:the\s+)?(?:correct|right|best)"
 CHOSEN = (
     (
@@ -40,9 +41,9 @@ CHOSEN = (
         rf"(?i:\b(?:it's|it is|it must be|option|choice)\s+(?:option\s+)?)({_LETTERS})(?:[.!。]?\s*\Z|(?i:{_TRUE}))",
         "so it's B.",
     ),
-    (rf"(?:\A|\n|[.;:,]\s|(?i:\b(?:so|thus|hence|therefore),?\s))\s*({_LETTERS})(?i:{_TRUE})", "Thus B is correct."),
+    (rf"(?:\A|\n|[.;:,]\s|(?i:\b(?:so|thus|hence|therefore),?\s))\s?({_LETTERS})(?i:{_TRUE})", "Thus B is correct."),
     (rf"(?:选择?|选项|選)\s*(?:项|是|为)?\s*[:：]?\s*({_LETTERS}|[A-J]+)(?!\s*(?:选?项)?\s*[错误不点])", "选项B正确"),
-    (rf"(?:\A|\n)\s*({_LETTERS})[.。]?\s*(?:\Z|\n)", "It fits.\n(B)"),
+    (rf"(?:\A|\n)[ \t]?({_LETTERS})(?<=[\s)\]}}*A-J])[.。]?[ \t]*(?:\Z|\n|(?<=\n))", "It fits.\n(B)"),
 )
 """What says that an option is right in other words, and an example of B."""
 _CHOSEN = re.compile("|".join(pattern for pattern, _ in CHOSEN))
@@ -66,25 +67,25 @@ class Statement(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _heading(reading: Reading) -> re.Pattern:
+def _headings(reading: Reading) -> tuple[re.Pattern, re.Pattern]:
+    """What finds a heading with what stands behind it, and a heading alone."""
     bracketed = "|".join(re.escape(name) for name in reading.headings if name[0] in "【[")
     names = "|".join([re.escape(name) for name in reading.headings if name[0] not in "【["]) or "(?!)"
     name = rf"(?<![A-Za-z解问])(?<!\bif the )(?:{names}|{_OPTION_IS})s?(?![A-Za-z])"
-    return re.compile(
+    heading = (
         rf"(?:[【\[]\s*[^【】\[\]\n]{{0,6}}(?:{names})\s*[】\]]{f'|{bracketed}' if bracketed else ''}|<answer>"
         rf"|{name}(?:(?<=[：:选])|{_OF}[\s*_]*{_LINK})"
-        rf"|(?:\A|\n)[ \t]*(?:[#*_]+[ \t]*(?:the )?)?(?:final )?{name}[ \t*_]*\n){_VALUE}",
-        re.IGNORECASE,
+        rf"|(?:\A|\n)[ \t]*(?:[#*_]+[ \t]*(?:the )?)?(?:final )?{name}[ \t*_]*\n)"
     )
+    return re.compile(heading + _VALUE, re.IGNORECASE), re.compile(heading, re.IGNORECASE)
 
 
 def headed(text: str, reading: Reading) -> list[Statement]:
     """What stands behind headings, in order: of several in a line, behind the last."""
-    heading, out = _heading(reading), []
-    for match in heading.finditer(text):
-        words = match[1]
-        while inner := heading.search(words):
-            words = inner[1]
+    (stating, heading), out = _headings(reading), []
+    for match in stating.finditer(text):
+        inner = max(heading.finditer(match[1]), key=re.Match.end, default=None)
+        words = match[1][inner.end() :].strip(" *_:：") if inner else match[1]
         if not _NO_STATEMENT.match(words):
             out.append(Statement(match.start(), match.end(), words))
     return out
@@ -92,10 +93,14 @@ def headed(text: str, reading: Reading) -> list[Statement]:
 
 def chosen(text: str) -> Statement | None:
     """The last option that is said to be right. Numbers behind it are what the text is about: there is none then."""
-    last = max(_CHOSEN.finditer(text), key=re.Match.start, default=None)
-    if last is None or next(mentions(text[last.end() :]), None):
-        return None
-    return Statement(last.start(), last.end(), next(group for group in last.groups() if group).strip())
+    first = max(0, len(text) - LONGEST_TAIL)
+    places = [text[first:], text[:LONGEST].partition("\n")[0] + "\n"] if "\n" in text[:LONGEST] else [text[first:]]
+    for offset, part in zip((first, 0), places, strict=False):
+        last = max(_CHOSEN.finditer(part), key=re.Match.start, default=None)
+        if last and not next(mentions(part[last.end() :]), None):
+            words = next(group for group in last.groups() if group).strip()
+            return Statement(offset + last.start(), offset + last.end(), words)
+    return None
 
 
 def plainly(sentence: str) -> str:

@@ -13,9 +13,10 @@ _METRIC = r"(?:[kMGTdcmunpfμµ]?(?:m|g|s|A|K|N|J|W|C|V|F|H|T|L|l|B|Pa|Hz|eV|Wh|
 _NEAR_METRIC = r"(?:[kMG](?:Hz|N|Pa|J|W|V|A|eV|cal)|m[AVW]|[dnμµ]m|[kd]?Pa|eV|dB|[kM]?Ω)"
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3℃]"
 _POWER = r"(?:\s?\^?\{?-?[1-4]\}?|[²³]|⁻[¹²³])?"
-_UNIT_WORD = rf"(?:(?:(?:[A-Za-z]{{3,}}|{_ABBREVIATION}|{_METRIC})(?![A-Za-z])|{_CJK}+){_POWER})"
+# Atomic: a word that can be read in two ways would double the time with each.
+_UNIT_WORD = rf"(?>(?:(?:[A-Za-z]{{3,}}|{_ABBREVIATION}|{_METRIC})(?![A-Za-z])|{_CJK}+){_POWER})"
 _NEAR_UNIT = rf"(?:(?:{_NEAR_METRIC}(?![A-Za-z])|(?![mghslL](?![A-Za-z])){_ABBREVIATION}(?![A-Za-z])|{_CJK}+){_POWER})"
-_MORE_WORDS = rf"(?:[\s/.,·*⋅&'-]+(?:(?:[0-9]+-)?{_UNIT_WORD}|(?:of|per|in|an?)(?![A-Za-z])))*"
+_MORE_WORDS = rf"(?>[\s/.,·*⋅&'-]+(?:(?:[0-9]+-)?{_UNIT_WORD}|(?:of|per|in|an?)(?![A-Za-z])))*+"
 _UNITS = re.compile(rf"(?P<number>.*[0-9%])(?:\s+(?P<far>{_UNIT_WORD}{_MORE_WORDS})|(?P<near>{_NEAR_UNIT}{_MORE_WORDS}))\.?")
 IN_BRACKETS = rf"[(\[]\s*((?:[0-9]+-|in |per )?{_UNIT_WORD}{_MORE_WORDS})\s*[)\]]"
 _NOT_UNITS = re.compile(

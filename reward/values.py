@@ -185,9 +185,12 @@ def _expanded(items: list[str]) -> tuple[Value | None, ...]:
 
 def _split(text: str, separator: str) -> list[str]:
     """The parts between separators that stand outside all brackets."""
-    parts, start = [], 0
+    parts, start, seen, depth = [], 0, 0, 0
     for match in re.finditer(separator, text):
-        if closed(text[: match.start()]) and match.start() >= start:
+        between = text[seen : match.start()]
+        depth += sum(map(between.count, "([{")) - sum(map(between.count, ")]}"))
+        seen = match.start()
+        if depth == 0 and match.start() >= start:
             parts.append(text[start : match.start()].strip())
             start = match.end()
     return [*parts, text[start:].strip()]

@@ -121,3 +121,22 @@ def test_formulas_below_these_limits_are_read():
 @pytest.mark.parametrize("text", [r"\frac{1}{0}", r"\frac{3}{2-2}", "0^{-1}", r"\frac{0}{0}"])
 def test_what_is_not_finite_equals_nothing(text):
     assert not same(r"\frac{2}{0}", text) and not same("12:00", text) and not formulas.readable(r"\frac{1}{0}")
+
+
+REPEATED = [
+    "5 " + "cm/" * 300 + "!", "5 " + "cm " * 5000, "A, " * 5000, "A " * 5000, "答案：" * 3000, "answer is " * 3000,
+    "【答案】" * 3000,
+    "3 and " * 3000, "1," * 9000, "x" * 20000, "\n" * 20000 + "x", "twenty " * 2000, "the square root of " * 600,
+    "(A) x " * 2000,
+    r"\text{a b}" * 1500 + "!", "Step 1 " * 3000, "\n1." * 3000, "三个" * 4000, "3 to " * 4000, "9 (" + "apples " * 900 + ")",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REPEATED, ids=lambda text: text[:12].strip())
+def test_texts_that_repeat_what_the_rules_look_for_are_read_in_one_pass(text):
+    start = time.process_time()
+    for output in (text, f"#### {text}", rf"\boxed{{{text}}}", f"The answer is {text}"):
+        judge(output, "77", "auto")
+    judge("77", text, "auto")
+    # About a second, where it was for ever.
+    assert time.process_time() - start < 20
