@@ -68,7 +68,7 @@ class Fleet:
         self.reward = RewardWorker(config.reward)
         self.learner = LearnerWorker(config.learner, model_dir, rendezvous=f"tcp://127.0.0.1:{free_port()}")
 
-    def stop(self):
+    def stop(self, deadline_s):
         self.reward.close()
         self.learner.close()
 
@@ -80,6 +80,9 @@ class Fleet:
 
     def judge(self, questions, samples, name, reward):
         return self.reward.score([replace(q, gold=self.engine.gold(self.engine.wave, q.gold)) for q in questions], samples)
+
+    def rest(self):
+        pass
 
     def learn(self, method, *args, **options):
         if method == "step":
