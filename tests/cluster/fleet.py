@@ -58,6 +58,7 @@ class Fleet:
 
     def __init__(self, engine, config, model_dir, *, max_model_len, incarnation):
         self.deaths, self.info, self.reward_version = 0, {}, 0
+        self.config = config
         self.engine, self._arguments = engine, (config, model_dir, max_model_len)
 
     def start(self):
