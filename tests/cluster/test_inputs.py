@@ -8,6 +8,7 @@ from cluster import inputs
 from cluster.config import load, resolved_yaml
 from cluster.recipe import ConfigError
 from cluster.resume import resume
+from cluster.stopping import Stop
 
 RECIPE = """\
 name: small
@@ -58,27 +59,27 @@ def begun(tmp_path, monkeypatch):
 def test_an_edited_file_is_named_and_the_run_does_not_go_on(begun, tmp_path, name, key):
     (tmp_path / name).write_text("edited")
     with pytest.raises(ConfigError) as caught:
-        resume(tmp_path / "run", [])
+        resume(tmp_path / "run", [], Stop())
     expected = "since the run began; expected what it was begun with, or a new run"
     assert str(caught.value) == f"{key}: {tmp_path / name} has changed {expected}" and begun == []
     (tmp_path / name).unlink()
     with pytest.raises(ConfigError, match=f"{name} is missing since the run began"):
-        resume(tmp_path / "run", [])
+        resume(tmp_path / "run", [], Stop())
     (tmp_path / name).write_text(name)
-    resume(tmp_path / "run", [])
+    resume(tmp_path / "run", [], Stop())
     assert begun == [tmp_path / "run"]
 
 
 def test_a_file_that_changes_the_prompts_is_not_added(begun, tmp_path):
     (tmp_path / "model/generation_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="model/generation_config.json is new since the run began"):
-        resume(tmp_path / "run", [])
+        resume(tmp_path / "run", [], Stop())
 
 
 def test_weights_and_a_mended_reward_function_do_not_stop_a_run(begun, tmp_path, caplog):
     (tmp_path / "model/weights.safetensors").write_text("checkpoints hold others")
     (tmp_path / "rewards.py").write_text("mended")
-    resume(tmp_path / "run", [])
+    resume(tmp_path / "run", [], Stop())
     assert begun == [tmp_path / "run"] and "rewards.py has changed since the run began" in caplog.text
 
 
