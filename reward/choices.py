@@ -37,7 +37,7 @@ class Choice:
 
 def choice(text: str) -> Choice | None:
     """The option that an answer names, or the options: where others are labelled behind the first, all of them."""
-    if len(text) > LONGEST:
+    if len(text) > LONGEST or not re.search(_LETTER, text):
         return None
     text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", text).replace("*", "").strip()
     if one := _ONE.fullmatch(text):

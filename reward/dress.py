@@ -102,6 +102,7 @@ PLAIN = Rewrites(
     (r"\\frac\s*([0-9])\s*\{", r"\\frac{\1}{", r"\frac4{3}", r"\frac{4}{3}", "an argument without brackets"),
     (r"\\sqrt\s*([0-9a-z])", r"\\sqrt{\1}", r"\sqrt3", r"\sqrt{3}", "an argument without brackets"),
 )  # fmt: skip
+_BARE = re.compile(r"[-+]?[0-9][0-9,]*(?:\.[0-9]+)?")
 _SEPARATED = re.compile(r"(?<![0-9,.(\[{])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
 
 
@@ -122,6 +123,9 @@ def written(text: str, named: bool = False) -> str:
     text = plain_characters(text).strip()
     if len(text) > 20 * LONGEST_NUMBER:
         return ""
+    # Most answers: nothing to undress.
+    if _BARE.fullmatch(text):
+        return text
     text = TYPED(text)
     if len(text) <= LONGEST_NUMBER:
         text = in_symbols(text)
