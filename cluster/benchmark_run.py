@@ -10,14 +10,13 @@ from collections.abc import Sequence
 
 from cluster import inputs
 from cluster.config import ConfigError, RunConfig, diff, load, resolved_yaml
-from cluster.launch import started
+from cluster.launch import named, started
 from cluster.metrics import Sinks, read_jsonl
 from cluster.records import write_rows, write_text
 from cluster.resume import RunDirectory
-from cluster.roles import RoleFailed
 from cluster.sampling import Bound, Sampler
 from cluster.sources import by_ordinal, leases
-from cluster.stopping import RunFailed, Stop, Stopped
+from cluster.stopping import Stop
 from reward.judges import gold_check
 from reward.stored import Judged, StoredRow, accuracy, measures
 from reward.types import ScoredSample
@@ -48,17 +47,10 @@ def evaluate_benchmark(config: RunConfig, benchmark: str, ks: Sequence[int], sto
     with RunDirectory(config.output) as held:
         done = {row["ordinal"]: row for row in _kept(config)}
         left = [question for question in questions if question.ordinal not in done]
-        try:
-            if left:
-                log.info("%s: %d questions, %d of them done before", benchmark, len(questions), len(done))
+        if left:
+            log.info("%s: %d questions, %d of them done before", benchmark, len(questions), len(done))
+            with named(held, stop, f"what was generated is in {held.path}; the same command goes on"):
                 _sample(config, held, left, len(questions), BENCHMARKS[benchmark].breakdown, stop)
-        except KeyboardInterrupt:
-            if not stop.asked:
-                raise
-            kept = f"what was generated is in {held.path}; the same command goes on" if held.stays else "nothing was begun"
-            raise Stopped(f"stopped by a signal; {kept}") from None
-        except RoleFailed as error:
-            raise RunFailed(str(error)) from error
         rows = read_jsonl(held.path / "generations.jsonl")
         results = {"benchmark": benchmark, "model": str(config.model.path)} | summarise(
             rows, ks, BENCHMARKS[benchmark].breakdown

@@ -42,7 +42,7 @@ def train(config: RunConfig, stop: Stop) -> dict:
 
 def run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Path, dict] | None = None) -> dict:
     """Run to the end and return the summary. Raises RunFailed, or Stopped after a signal, with everything ended."""
-    with _named(held, stop):
+    with named(held, stop, f"`cohort resume {held.path}` goes on from the newest checkpoint"):
         return _run(config, held, stop, resume_from)
 
 
@@ -87,8 +87,8 @@ def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[P
 
 
 @contextmanager
-def _named(held: RunDirectory, stop: Stop) -> Iterator[None]:
-    """Failures as what they mean for the run."""
+def named(held: RunDirectory, stop: Stop, goes_on: str) -> Iterator[None]:
+    """Failures as what they mean for the run; `goes_on` tells how a stopped one is taken up again."""
     try:
         yield
     except (RoleFailed, UpdateFailed, CheckpointFailed) as error:
@@ -96,8 +96,7 @@ def _named(held: RunDirectory, stop: Stop) -> Iterator[None]:
     except KeyboardInterrupt:
         if not stop.asked:
             raise
-        goes_on = f"`cohort resume {held.path}` goes on from the newest checkpoint" if held.stays else "nothing was begun"
-        raise Stopped(f"stopped by a signal; {goes_on}") from None
+        raise Stopped(f"stopped by a signal; {goes_on if held.stays else 'nothing was begun'}") from None
     except OSError as error:
         if error.errno in FULL:
             raise RunFailed(disk_full(held.path, error)) from error
