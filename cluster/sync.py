@@ -139,7 +139,7 @@ def differences(engine: list[list[float]], learner: list[list[float]]) -> list[f
 
 
 class Fleet(Protocol):
-    """What a weight update needs of the roles; `cluster.actors.Roles` is the real one."""
+    """What a weight update needs of the roles; `cluster.roles.Roles` is the real one."""
 
     def slots(self) -> list[int]: ...
 
