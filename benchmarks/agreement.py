@@ -9,11 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from reward.pool import Pool
-from reward.stored import StoredRow, judge_stored
+from reward.judging.pool import Pool
+from reward.judging.stored import StoredRow, judge_stored
 from rollout.config import SourceConfig
-from rollout.rows import load_rows
-from rollout.templates import column, fill
+from rollout.data.rows import load_rows
+from rollout.data.templates import column, fill
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
         StoredRow(where=row.where, question=row.where, gold=gold, responses=(response,), scores=None)
         for row, gold, response in zip(rows, golds, responses, strict=True)
     ]
-    with Pool("reward.rules:judge", workers=2, seconds=10, memory_gb=2) as pool:
+    with Pool("reward.judging.rule:judge", workers=2, seconds=10, memory_gb=2) as pool:
         judged = [found for (found,) in judge_stored(stored, pool, args.answer_format, lambda count: None)]
     agree = 0
     for row, found, label in zip(stored, judged, labels, strict=True):

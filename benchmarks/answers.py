@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from reformattings import changed, kept
 
-from reward.answers import reference
-from reward.comparison import same
-from reward.values import parse
+from reward.answers.equality import same
+from reward.answers.extract import reference
+from reward.answers.values import parse
 
 SETS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "gsm8k": ("gsm8k/test.jsonl", lambda row: row["answer"]),

@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.metrics import read_jsonl
+from cluster.records.metrics import read_jsonl
 from runs import COHORT, finished
 
 
@@ -149,7 +149,7 @@ def fails(place: Path, does: str | None, cause: str) -> bool:
     """A short run in which every output is rejected (its model knows more tokens than its tokenizer) or fails its judge."""
     from transformers import AutoModelForCausalLM
 
-    from rollout.tasks import make_small_llama
+    from rollout.tasks.arithmetic import make_small_llama
 
     shutil.rmtree(place, ignore_errors=True)
     make_small_llama(place / "model", 0)

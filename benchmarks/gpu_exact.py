@@ -13,10 +13,10 @@ from gpu import Line
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from learner.algorithms import TABLE
-from learner.reward_stage import bootstrap, outputs, pairs
+from learner.algorithms.table import TABLE
+from learner.training.reward_model_stage import bootstrap, outputs, pairs
 from learner.worker import LearnerWorker
-from reward import model as scalar_models
+from reward.models import scalar_model as scalar_models
 from tests.learner.builders import adamw, grpo, new_worker, plain_logprobs, random_batch, write_model
 from tests.learner.ranks import MEMBERS, OPTIMIZER, REWARD_MODEL_BATCHES, all_gradients
 from tests.learner.slow import HEAD_SEED, batch_of, label_gradients, policy_gradients, ranking_gradients

@@ -45,9 +45,9 @@ def worth(output: str) -> float:
 def grpo(folder: Path, steps: int, overrides: Sequence[str]) -> Line:
     """Trains in this process. Passed: every step took place on the asked device and transport, every version was another
     and was served as the canary expects (the run fails otherwise), and engine and learner agree on what was sampled."""
-    from cluster.config import load
-    from cluster.launch import train
-    from cluster.metrics import read_jsonl
+    from cluster.config.run_config import load
+    from cluster.records.metrics import read_jsonl
+    from cluster.run.launch import train
     from cluster.stopping import Stop
 
     run = folder / "run"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
-from rollout.tasks import character_tokenizer
+from rollout.tasks.arithmetic import character_tokenizer
 
 QWEN = {"num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}
 SHAPES: dict[str, dict[str, Any]] = {

@@ -13,15 +13,15 @@ from gpu import Line
 from gpu_shapes import build, config_of
 from torch.distributed.device_mesh import DeviceMesh
 
-from learner.algorithms import TABLE
+from learner.algorithms.credit import Ones
+from learner.algorithms.table import TABLE
+from learner.batch.packing import pack
 from learner.config import LearnerConfig, OptimizerConfig
-from learner.credit import Ones
-from learner.objectives import PolicyObjective
-from learner.packing import pack
-from learner.policy import PolicyModel, visible
-from learner.sharding import decoder_layers, init_distributed, shard
-from learner.supported import sequence
-from learner.trainer import Trainer
+from learner.models.policy import PolicyModel, visible
+from learner.models.sharding import decoder_layers, init_distributed, shard
+from learner.models.supported import sequence
+from learner.training.objectives import PolicyObjective
+from learner.training.trainer import Trainer
 from learner.types import PackedBatch
 from tests.learner.builders import free_address
 

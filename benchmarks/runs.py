@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.metrics import read_jsonl
-from learner.algorithms import TABLE
+from cluster.records.metrics import read_jsonl
+from learner.algorithms.table import TABLE
 
 RECIPES = Path(__file__).resolve().parents[1] / "deploy" / "recipes"
 COHORT = Path(sys.executable).with_name("cohort")

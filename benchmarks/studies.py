@@ -20,9 +20,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cluster.metrics import read_jsonl
+from cluster.records.metrics import read_jsonl
 from plots import draw
-from rollout.tasks import items
+from rollout.tasks.arithmetic import items
 from runs import Runs, accuracy, by_length, curve, evaluations, gain, minutes, spread, summary, windows
 
 HERE = Path(__file__).resolve().parent

@@ -15,8 +15,8 @@ from pathlib import Path
 from answers import read
 from reformattings import changed, kept
 
-from reward.answers import reference
-from reward.pool import Pool
+from reward.answers.extract import reference
+from reward.judging.pool import Pool
 
 LEAST = {"gsm8k": 5000, "math500": 500}
 
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     args = parser.parse_args()
     passed = True
-    with Pool("reward.rules:judge", workers=args.workers, seconds=10, memory_gb=2) as pool:
+    with Pool("reward.judging.rule:judge", workers=args.workers, seconds=10, memory_gb=2) as pool:
         pool([{"output": r"#### \sqrt{8}", "gold": r"2\sqrt{2}", "answer_format": "hash"}] * 64 * args.workers)
         for name, least in LEAST.items():
             asked = rows(args.data, name)

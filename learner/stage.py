@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from learner.algorithms import Algorithm, Need, RewardModelRow
+from learner.algorithms.table import Algorithm, Need, RewardModelRow
 from learner.config import OptimizerConfig
 from rollout.config import Strict
 

@@ -8,22 +8,23 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from learner import checkpoint, reward_stage
-from learner.algorithms import Algorithm, Need, RewardModelRow
+from learner.algorithms.credit import Advantages, Ones
+from learner.algorithms.table import Algorithm, Need, RewardModelRow
+from learner.batch.packing import pack
 from learner.config import LearnerConfig
-from learner.credit import Advantages, Ones
-from learner.packing import pack
-from learner.policy import DTYPES, PolicyModel, load_policy
-from learner.policy_stage import PolicyStage
-from learner.reward_stage import RewardModelStage
-from learner.scalars import load_given, take_backbone, zero_heads
-from learner.sharding import gather_by_slot, init_distributed, score, shard
+from learner.models.policy import DTYPES, PolicyModel, load_policy
+from learner.models.scalars import load_given, take_backbone, zero_heads
+from learner.models.sharding import gather_by_slot, init_distributed, score, shard
+from learner.models.supported import check_packing, sequence
+from learner.models.weights import ModelWeights
 from learner.stage import StageSpec
-from learner.supported import check_packing, sequence
+from learner.training import checkpoint
+from learner.training import reward_model_stage as reward_stage
+from learner.training.policy_stage import PolicyStage
+from learner.training.reward_model_stage import RewardModelStage
 from learner.types import PackedBatch, StepReport
-from learner.weights import ModelWeights
-from reward import model as scalar_models
-from reward.model import ScalarModel
+from reward.models import scalar_model as scalar_models
+from reward.models.scalar_model import ScalarModel
 from reward.types import ScoredSample
 
 

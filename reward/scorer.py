@@ -13,15 +13,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reward.config import RewardConfig, RewardModelConfig
-from reward.judges import Function, rule_row
-from reward.pool import Judge, Outcome, Row
+from reward.judging.judges import Function, rule_row
+from reward.judging.pool import Judge, Outcome, Row
 from reward.types import Judgement, RewardEvent, ScoredSample, Verdict, no_score
-from rollout.episode import without_tool_output
+from rollout.tools.episode import without_tool_output
 from rollout.types import FinishReason, Question, Sample
 
 if TYPE_CHECKING:
-    from reward.model import ScalarModel
-    from reward.steps import StepFinder
+    from reward.labels.steps import StepFinder
+    from reward.models.scalar_model import ScalarModel
 
 NO_TOKENS = "the output has no tokens, so there is none to reward"
 
@@ -30,7 +30,7 @@ class RuleScorer:
     """Correctness of the final answer and well-formedness, weighted; one event at the last output token."""
 
     def __init__(self, config: RewardConfig, judge: Judge):
-        """`judge` is a pool's that runs `reward.rules.judge`."""
+        """`judge` is a pool's that runs `reward.judging.rule.judge`."""
         self._config, self._judge = config, judge
 
     def score(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]:
@@ -129,7 +129,7 @@ class ModelScorer:
 
     def _scalars(self, samples: Sequence[Sample], positions: Sequence[Sequence[int]]) -> list[list[list[float]]]:
         # Here, so that a worker which judges by the rule alone never loads torch.
-        from reward.model import score
+        from reward.models.scalar_model import score
 
         sequences = [sample.prompt_ids + sample.output_ids for sample in samples]
         places = [[len(s.prompt_ids) + place for place in mine] for s, mine in zip(samples, positions, strict=True)]

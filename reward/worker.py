@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reward.config import RewardConfig, RewardModelConfig, member_directories
-from reward.judges import function_of, function_pool, rule_pool
+from reward.judging.judges import function_of, function_pool, rule_pool
+from reward.models.tokenizer import check_tokenizer
 from reward.scorer import FunctionScorer, ModelScorer, RuleScorer
-from reward.tokenizer import check_tokenizer
 from reward.types import ScoredSample
 from rollout.types import Question, Sample
 
 if TYPE_CHECKING:
-    from reward.model import ScalarModel
-    from reward.steps import StepFinder
-    from rollout.staging import Staging
+    from reward.labels.steps import StepFinder
+    from reward.models.scalar_model import ScalarModel
+    from rollout.weights.staging import Staging
 
 
 class RewardWorker:
@@ -50,8 +50,8 @@ class RewardWorker:
         import torch
         from transformers import AutoTokenizer
 
-        from reward import model as models
-        from reward.steps import StepFinder
+        from reward.labels.steps import StepFinder
+        from reward.models import scalar_model as models
 
         config = self._config.model or RewardModelConfig()
         if config.cores_per_worker is not None:
@@ -86,7 +86,7 @@ class RewardWorker:
 
     def init_transfer(self, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
         """What every update will carry. Raises ValueError unless it is every parameter of the model."""
-        from rollout.staging import Staging
+        from rollout.weights.staging import Staging
 
         sent = dict(zip(names, map(tuple, shapes), strict=True))
         held = {name: tuple(p.shape) for name, p in self._loaded().named_parameters(remove_duplicate=False)}
@@ -103,7 +103,7 @@ class RewardWorker:
 
     def update_weights(self, manifest: Mapping[str, Any]) -> str:
         """Stage and verify; the digest of the bytes as received. Raises TransferError, and the old version serves on."""
-        from rollout.transfer import Manifest
+        from rollout.weights.transfer import Manifest
 
         staging = self._receiver()
         staging.receive(Manifest.from_dict(manifest))
@@ -154,7 +154,7 @@ class RewardWorker:
 
 def _digest(model: "ScalarModel") -> str:
     """Of the weights as they serve, made as a manifest's is."""
-    from rollout.transfer import as_bytes, digest_of, dtype_name, sha256_of
+    from rollout.weights.transfer import as_bytes, digest_of, dtype_name, sha256_of
 
     parameters = model.named_parameters(remove_duplicate=False)
     return digest_of((name, dtype_name(p.dtype), p.shape, sha256_of(as_bytes(p))) for name, p in parameters)

@@ -13,9 +13,9 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from rollout.config import PromptConfig, RolloutConfig
-from rollout.engine import Engine
-from rollout.episode import ToolLoop
-from rollout.prompts import stop_token_ids
+from rollout.data.prompts import stop_token_ids
+from rollout.engine.engine import Engine
+from rollout.tools.episode import ToolLoop
 from rollout.types import Completion, GenerateFn, Lease, Sample, Sampling, TokenRequest, sample_seed
 
 

@@ -92,7 +92,7 @@ def engine_loop():
 def start_engine(engine_loop):
     """Start an engine on a model directory; the caller shuts it down."""
     from rollout.config import RolloutConfig
-    from rollout.engine import Engine
+    from rollout.engine.engine import Engine
 
     def start(model_dir: Path, **options):
         config = RolloutConfig(**{"kv_cache_gb": 0.125, "max_concurrent_samples": 32, "transport": "shm", **options})

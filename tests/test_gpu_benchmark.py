@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from cluster import launch
-from learner.algorithms import TABLE
+from cluster.run import launch
+from learner.algorithms.table import TABLE
 from rollout.leftovers import running
 from tests.learner import ranks
 

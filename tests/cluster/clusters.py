@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.metrics import read_jsonl
+from cluster.records.metrics import read_jsonl
 
 COHORT = Path(sys.executable).with_name("cohort")
 RAY = Path(sys.executable).with_name("ray")

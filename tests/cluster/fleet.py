@@ -6,7 +6,7 @@ import random
 from contextlib import nullcontext
 from dataclasses import replace
 
-from cluster import launch
+from cluster.run import launch
 from learner.worker import LearnerWorker
 from reward.worker import RewardWorker
 from rollout.types import Completion, FinishReason
@@ -54,7 +54,7 @@ def cut_off(made):
 
 
 class Fleet:
-    """What the driver calls of `cluster.roles.Roles`, with one slot each."""
+    """What the driver calls of `cluster.fleet.roles.Roles`, with one slot each."""
 
     def __init__(self, engine, config, model_dir, *, max_model_len, incarnation):
         self.deaths, self.info, self.reward_version = 0, {}, 0

@@ -13,12 +13,12 @@ import torch
 from vllm.distributed.weight_transfer import ipc_engine, nccl_common, nccl_engine, packed_tensor
 from vllm.model_executor.model_loader import reload
 
-from cluster import actors, calls, publisher, roles, spawner
-from cluster.config import RunConfig
-from cluster.placement import bundles
+from cluster.config.run_config import RunConfig
+from cluster.fleet import actors, calls, publisher, roles, spawner
+from cluster.fleet.placement import bundles
 from learner import worker as learner_worker
 from rollout import worker as rollout_worker
-from rollout.engine import Engine
+from rollout.engine.engine import Engine
 from tests.cluster.local_engines import LLM, TENSORS, Worker, current
 from tests.cluster.local_ray import FakeRay
 

@@ -9,7 +9,7 @@ from torch import nn
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
-from rollout.weights import WorkerExtension
+from rollout.weights.receivers import WorkerExtension
 
 TENSORS = {"embed": torch.arange(6.0).reshape(2, 3), "norm": torch.tensor([1.5, -2.0]), "head": torch.ones(4, 3)}
 current = threading.local()

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from cluster.assessment import outcome_quality, process_quality
+from cluster.evaluation.held_out import outcome_quality, process_quality
 from reward.config import RewardModelConfig
 from reward.types import RewardEvent, ScoredSample, Verdict
 from rollout.types import FinishReason, Sample

@@ -8,13 +8,13 @@ from contextlib import nullcontext
 
 import pytest
 
-from cluster import benchmark_run
-from cluster.benchmark_run import summarise
-from cluster.metrics import read_jsonl
+from cluster.records.metrics import read_jsonl
+from cluster.run import benchmark_run
+from cluster.run.benchmark_run import summarise
 from reward.config import RewardConfig
 from reward.scorer import RuleScorer
-from rollout.benchmarks import BENCHMARKS
-from rollout.tasks import items, make_small_llama
+from rollout.data.benchmarks import BENCHMARKS
+from rollout.tasks.arithmetic import items, make_small_llama
 from tests.cluster.clusters import COHORT
 from tests.cluster.test_cli import invoke
 from tests.cluster.test_evaluation import sample
@@ -131,7 +131,7 @@ def test_an_output_without_a_verdict_counts_as_wrong_and_too_many_end_with_3(tmp
 def test_an_evaluation_is_not_lost_for_want_of_a_picture(tmp_path, slots, monkeypatch, caplog):
     make_small_llama(tmp_path / "model", 0)
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "1 + 0", "answer": "1"}\n' * 2)
-    monkeypatch.setattr("cluster.report.plot_at_k", lambda *_: (tmp_path / "no font").read_text())
+    monkeypatch.setattr("cluster.records.report.plot_at_k", lambda *_: (tmp_path / "no font").read_text())
     options = ("--benchmark", "gsm8k", "--data", tmp_path / "gsm8k.jsonl", "--k", "1,2", "--out", tmp_path / "out")
     done = invoke("evaluate", tmp_path / "model", 'data.prompt.suffix=""', "data.max_prompt_tokens=32", *options)
     assert done.exit_code == 0 and "accuracy" in done.output, done.output

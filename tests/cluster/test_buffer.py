@@ -1,6 +1,6 @@
 import pytest
 
-from cluster.buffer import Buffer
+from cluster.run.buffer import Buffer
 
 
 def scored(ordinal):

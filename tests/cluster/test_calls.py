@@ -3,8 +3,8 @@
 import pytest
 import ray
 
-from cluster.calls import gather
-from rollout.engine import EngineError
+from cluster.fleet.calls import gather
+from rollout.engine.engine import EngineError
 
 TRACE = '\x1b[36mray::rollout-0.generate()\x1b[39m (pid=7)\n  File "/x/learner/worker.py", line 88, in step\n    raise it\n'
 

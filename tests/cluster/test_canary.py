@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.sync import FLOOR, Canary, CanaryFailed, differences
-from rollout.engine import EngineError
-from rollout.transfer import release, write_buckets
+from cluster.fleet.weight_update import FLOOR, Canary, CanaryFailed, differences
+from rollout.engine.engine import EngineError
+from rollout.weights.transfer import release, write_buckets
 from tests.rollout.engines import sums_of
 
 pytestmark = pytest.mark.engine

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster.cli import app
-from rollout.tasks import make_small_llama
+from cluster.cli.main import app
+from rollout.tasks.arithmetic import make_small_llama
 
 CASES = Path(__file__).parents[2].parent / "shared/cases/data"
 RECIPE = """\

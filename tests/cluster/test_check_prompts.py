@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cluster.config import load
-from cluster.preflight import check
+from cluster.config.run_config import load
+from cluster.run.preflight import check
 from tests.cluster.test_preflight import QUICKSTART
 from tests.rollout.test_prompts import TURNS, tokenizer_with
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.checkpoints import CheckpointFailed, Checkpoints, damage
-from cluster.recipe import ConfigError
+from cluster.config.recipe import ConfigError
+from cluster.run.checkpoints import CheckpointFailed, Checkpoints, damage
 
 SHARDS = {"__0_0.distcp": 40, "__1_0.distcp": 40, ".metadata": 1}
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster import cli, installation
-from cluster.recipe import ConfigError
+from cluster.cli import installation
+from cluster.cli import main as cli
+from cluster.config.recipe import ConfigError
 
 QUICKSTART = Path(__file__).parents[2] / "deploy/recipes/quickstart.yaml"
 COMMANDS = ["train", "resume", "check", "describe", "report", "export", "score", "evaluate", "import-gguf"]
@@ -22,7 +23,7 @@ def invoke(*args):
 @pytest.fixture
 def ends(monkeypatch):
     """Runs `resume` with a stand-in that ends in the given way."""
-    resume_module = pytest.importorskip("cluster.resume")
+    resume_module = pytest.importorskip("cluster.run.resume")
 
     def run(outcome):
         def resume(run, overrides, stop):
@@ -50,7 +51,7 @@ def test_help_imports_nothing_but_what_the_command_line_needs(command):
 
 
 def test_describe_prints_every_row_of_the_table():
-    from learner.algorithms import REWARD_MODELS, TABLE
+    from learner.algorithms.table import REWARD_MODELS, TABLE
 
     tables = json.loads(invoke("describe", "--json").stdout)
     rows = tables["algorithms"]
@@ -126,8 +127,8 @@ def test_a_run_that_ends_well_prints_its_summary_and_exits_with_0(ends):
 
 
 def test_every_other_end_has_its_exit_code(ends):
-    from cluster.pipeline import Stopped
-    from cluster.sampling import RunFailed
+    from cluster.fleet.sampler import RunFailed
+    from cluster.run.loop import Stopped
 
     endings = [
         (ConfigError(["seed: 0 -> 1"]), 2, "error: seed: 0 -> 1", False),

@@ -5,9 +5,9 @@ from contextlib import nullcontext
 
 import pytest
 
-from cluster.metrics import read_jsonl
-from cluster.records import sample_rows, write_rows
-from reward.pool import Outcome
+from cluster.records.metrics import read_jsonl
+from cluster.records.samples import sample_rows, write_rows
+from reward.judging.pool import Outcome
 from reward.types import without_score
 from rollout.types import FinishReason, Question, Sample
 from tests.cluster.test_cli import invoke
@@ -84,7 +84,7 @@ def test_the_rows_of_a_runs_samples_are_read_as_they_are(tmp_path):
 
 def test_a_judge_that_fails_too_often_ends_with_3_and_says_so(file, monkeypatch):
     killed = Outcome(status="killed", value=None, reason="killed: no answer within 10 s", seconds=10.0)
-    monkeypatch.setattr("reward.judges.rule_pool", lambda config: nullcontext(lambda rows: [killed] * len(rows)))
+    monkeypatch.setattr("reward.judging.judges.rule_pool", lambda config: nullcontext(lambda rows: [killed] * len(rows)))
     done = invoke("score", file, *NAMES, "--json")
     assert done.exit_code == 3 and "4 without a score, the first at" in done.output and "no answer within 10 s" in done.output
     assert "the judge failed on 4 of 4 responses" in done.output and json.loads(done.stdout)["accuracy"] == 0.0

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import RunConfig, config_hash, diff, load, refusals, resolved_yaml
-from cluster.recipe import ConfigError
+from cluster.config.recipe import ConfigError
+from cluster.config.run_config import RunConfig, config_hash, diff, load, refusals, resolved_yaml
 
 RECIPES = Path(__file__).parents[2] / "deploy/recipes"
 SMALL = """\

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.config import load
+from cluster.config.run_config import load
 from tests.cluster.test_config import SMALL, problems
 
 

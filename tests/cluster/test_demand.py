@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import placement
-from cluster.config import load
-from cluster.demand import demands, too_large, too_many
+from cluster.config.run_config import load
+from cluster.fleet import placement
+from cluster.fleet.demand import demands, too_large, too_many
 from tests.cluster.test_preflight import QUICKSTART, report  # noqa: F401
 
 GB = 1e9
@@ -45,8 +45,8 @@ def test_memory_is_the_sum_of_all_roles_and_the_driver():
 
 
 def test_check_refuses_what_this_machine_cannot_hold(report, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("cluster.preflight.os.sched_getaffinity", lambda pid: set(range(2)))
-    monkeypatch.setattr("cluster.preflight.memory_here", lambda: 24 * GB)
+    monkeypatch.setattr("cluster.run.preflight.os.sched_getaffinity", lambda pid: set(range(2)))
+    monkeypatch.setattr("cluster.run.preflight.memory_here", lambda: 24 * GB)
     cores, memory = report("rollout.workers=40").problems
     assert cores.startswith("rollout.workers: 40 processes") and re.match(r"memory: rollout.workers 40 x [\d.]+ GB", memory)
     assert len(report("learner.ranks=64").problems) == 2

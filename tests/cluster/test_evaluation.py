@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 
-from cluster.evaluation import evaluate
+from cluster.evaluation.measures import evaluate
 from reward.config import RewardConfig
 from reward.scorer import RuleScorer
 from reward.types import without_score

@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from cluster.ledger import history
-from cluster.metrics import read_jsonl
-from rollout.tasks import character_tokenizer
+from cluster.records.ledger import history
+from cluster.records.metrics import read_jsonl
+from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.clusters import sample_files, steps
 from tests.cluster.fleet import Engine, cut_off, install, without_numbers
 from tests.cluster.test_cli import invoke
@@ -136,7 +136,7 @@ def test_what_is_neither_a_checkpoint_nor_the_ledger_warns_once_and_the_run_goes
     def cannot(*args, **options):
         raise ImportError("No module named 'tensorboard'")
 
-    monkeypatch.setattr("cluster.launch.TensorBoardSink", cannot)
+    monkeypatch.setattr("cluster.run.launch.TensorBoardSink", cannot)
     done, run_dir = train(tmp_path, Engine(obstruct), stage("grpo", **RULE, questions_per_step=2))
     assert done.exit_code == 0, done.output
     assert "unjudged" in done.output and len(steps(run_dir)) == 2 and list((run_dir / "checkpoints").iterdir())

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from cluster import inputs
-from cluster.config import load, resolved_yaml
-from cluster.recipe import ConfigError
-from cluster.resume import resume
+from cluster.config.recipe import ConfigError
+from cluster.config.run_config import load, resolved_yaml
+from cluster.run import inputs
+from cluster.run.resume import resume
 from cluster.stopping import Stop
 
 RECIPE = """\
@@ -43,7 +43,7 @@ def begun(tmp_path, monkeypatch):
     (config.output / "config.yaml").write_text(resolved_yaml(config))
     inputs.record(config)
     started = []
-    monkeypatch.setattr("cluster.launch.run", lambda config, *rest: started.append(config.output))
+    monkeypatch.setattr("cluster.run.launch.run", lambda config, *rest: started.append(config.output))
     return started
 
 

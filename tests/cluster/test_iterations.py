@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.checkpoints import Checkpoints
-from cluster.config import RunConfig, load
-from cluster.labelling import HISTORY
-from cluster.metrics import read_jsonl
-from cluster.records import evaluation_rows
-from cluster.sampling import RunFailed
-from learner.algorithms import RewardModelRow
+from cluster.config.run_config import RunConfig, load
+from cluster.fleet.sampler import RunFailed
+from cluster.records.metrics import read_jsonl
+from cluster.records.samples import evaluation_rows
+from cluster.run.checkpoints import Checkpoints
+from cluster.run.labelling import HISTORY
+from learner.algorithms.table import RewardModelRow
 from reward.config import RewardConfig
-from reward.judges import gold_check
-from rollout.data import load_data
-from rollout.tasks import character_tokenizer
+from reward.judging.judges import gold_check
+from rollout.data.datasets import load_data
+from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.test_pipeline import FakeRoles, drive, sample_files, trained
 
 JUDGE = {"algorithm": "outcome_model", "steps": 3, "questions_per_step": 9, "samples_per_question": 4}

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.labelling import Labeller, used
-from cluster.sampling import Bound, Unscored
-from cluster.stages import StageConfig
+from cluster.config.stages import StageConfig
+from cluster.fleet.sampler import Bound, Unscored
+from cluster.run.labelling import Labeller, used
 from reward.config import RewardConfig
 from reward.scorer import RuleScorer
-from rollout.tasks import character_tokenizer
+from rollout.tasks.arithmetic import character_tokenizer
 from rollout.types import FinishReason, Question, Sample
 from tests.reward.builders import HANGS, judge_here
 
@@ -102,7 +102,7 @@ def test_completions_are_asked_for_in_waves_and_each_finds_its_step(monkeypatch)
     whole, waves = Driver(CHANCES), Driver(CHANCES)
     cell = stage(labels={"cell": "monte_carlo", "completions": 4, "soft": True})
     expected = labels(Labeller(whole, TOKENIZER).examples(cell, batch(whole), {4: QUESTION}, 0))
-    monkeypatch.setattr("cluster.labelling.WAVE", 7)
+    monkeypatch.setattr("cluster.run.labelling.WAVE", 7)
     assert labels(Labeller(waves, TOKENIZER).examples(cell, batch(waves), {4: QUESTION}, 0)) == expected
     assert (whole.calls, waves.calls) == (1, 4)
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from cluster.ledger import Ledger, LedgerError, history, incarnations
+from cluster.records.ledger import Ledger, LedgerError, history, incarnations
 
 GROUP = {"grpo/0": [0, 1]}
 

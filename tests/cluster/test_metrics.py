@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster import console
-from cluster.console import COLUMNS, SPARED, ConsoleSink
-from cluster.metrics import METRICS, JsonlSink, RayMetricsSink, Sink, Sinks, TensorBoardSink, read_jsonl
-from cluster.records import batch_metrics
+from cluster.records import console
+from cluster.records.console import COLUMNS, SPARED, ConsoleSink
+from cluster.records.metrics import METRICS, JsonlSink, RayMetricsSink, Sink, Sinks, TensorBoardSink, read_jsonl
+from cluster.records.samples import batch_metrics
 from reward.types import FAILURES
 from tests.learner.builders import scored
 

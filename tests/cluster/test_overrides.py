@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import RunConfig, load
-from cluster.explain import ELSEWHERE, _paths
-from learner.algorithms import TABLE
+from cluster.config.explain import ELSEWHERE, _paths
+from cluster.config.run_config import RunConfig, load
+from learner.algorithms.table import TABLE
 from tests.cluster.test_config import SMALL, problems
 
 

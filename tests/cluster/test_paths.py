@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import RunConfig, load, resolved_yaml
-from cluster.explain import _sections
-from cluster.recipe import ConfigError
-from cluster.resume import resume, run_config
+from cluster.config.explain import _sections
+from cluster.config.recipe import ConfigError
+from cluster.config.run_config import RunConfig, load, resolved_yaml
+from cluster.run.resume import resume, run_config
 from cluster.stopping import Stop
 from rollout.config import AbsolutePath, absolute
 from tests.cluster.test_config import SMALL, problems
@@ -89,7 +89,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is(recipe, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert run_config(Path("after")) == begun.model_copy(update={"output": place})
     started = []
-    monkeypatch.setattr("cluster.launch.run", lambda config, *rest: started.append(config.output))
+    monkeypatch.setattr("cluster.run.launch.run", lambda config, *rest: started.append(config.output))
     resume(Path("after"), [], Stop())
     assert started == [place]
     with pytest.raises(ConfigError, match="output: .*/after.* -> .*/other.*: a resumed run cannot change it"):

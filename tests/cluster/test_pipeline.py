@@ -6,20 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.checkpoints import Checkpoints
-from cluster.config import RunConfig
-from cluster.ledger import Ledger, history, incarnations
-from cluster.metrics import JsonlSink, Sinks, read_jsonl
-from cluster.pipeline import Loop
-from cluster.records import evaluation_rows
-from cluster.sampling import RunFailed
+from cluster.config.run_config import RunConfig
+from cluster.fleet.sampler import RunFailed
+from cluster.records.ledger import Ledger, history, incarnations
+from cluster.records.metrics import JsonlSink, Sinks, read_jsonl
+from cluster.records.samples import evaluation_rows
+from cluster.run.checkpoints import Checkpoints
+from cluster.run.loop import Loop
 from cluster.stopping import Stop
 from reward.config import RewardConfig
-from reward.judges import gold_check
-from reward.pool import Outcome
+from reward.judging.judges import gold_check
+from reward.judging.pool import Outcome
 from reward.scorer import RuleScorer
-from rollout.data import load_data
-from rollout.tasks import character_tokenizer
+from rollout.data.datasets import load_data
+from rollout.tasks.arithmetic import character_tokenizer
 from rollout.types import FinishReason, Sample, sample_seed
 from tests.reward.builders import judge_here
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import placement, spawner
-from cluster.actors import LearnerActor, RewardActor, RolloutActor
+from cluster.fleet import placement, spawner
+from cluster.fleet.actors import LearnerActor, RewardActor, RolloutActor
 
 
 @pytest.mark.parametrize("actor", [RolloutActor, RewardActor, LearnerActor])

@@ -6,8 +6,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from cluster.config import load
-from cluster.preflight import check
+from cluster.config.run_config import load
+from cluster.run.preflight import check
 from rollout.config import SourceConfig
 
 QUICKSTART = Path(__file__).parents[2] / "deploy/recipes/quickstart.yaml"
@@ -155,7 +155,7 @@ def test_heads_divide_among_the_ranks_and_have_a_size_that_a_cpu_engine_knows(gi
     (problem,) = (p for p in given("rollout.tensor_parallel_size=3").problems if "tensor" in p)
     assert problem == "rollout.tensor_parallel_size: 3 does not divide the model's 2 attention heads"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cluster.preflight_model.CPU_HEAD_SIZES", (64,))
+        patch.setattr("cluster.run.preflight_model.CPU_HEAD_SIZES", (64,))
         (problem,) = given().problems
         assert problem == "model.path: attention heads of size 32; vLLM on the CPU has kernels for 64"
         patch.setenv("RAY_ADDRESS", "elsewhere:1")

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cluster.launch import installed
-from cluster.report import plot, read_summary, summary_table
+from cluster.records.report import plot, read_summary, summary_table
+from cluster.run.launch import installed
 
 FULL = {"reward": 0.5, "accuracy": 0.5, "kl": 0.01, "clip_fraction": 0.0, "response_length": 30.0, "mismatch_p50": 1e-5}
 SECONDS = {f"seconds_{phase}": 1.0 for phase in ("generate", "score", "train", "sync", "other")}

@@ -6,12 +6,12 @@ import os
 
 import pytest
 
-import cluster.launch
-from cluster.checkpoints import Checkpoints
-from cluster.config import load, resolved_yaml
-from cluster.ledger import Ledger
-from cluster.recipe import ConfigError
-from cluster.resume import RunDirectory, resume, stage_facts
+import cluster.run.launch
+from cluster.config.recipe import ConfigError
+from cluster.config.run_config import load, resolved_yaml
+from cluster.records.ledger import Ledger
+from cluster.run.checkpoints import Checkpoints
+from cluster.run.resume import RunDirectory, resume, stage_facts
 from cluster.stopping import Stop
 from tests.cluster.test_checkpoints import break_file, learner
 from tests.cluster.test_config import SMALL

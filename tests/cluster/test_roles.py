@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import roles
-from cluster.calls import LATE
-from cluster.roles import Roles
+from cluster.fleet import roles
+from cluster.fleet.calls import LATE
+from cluster.fleet.roles import Roles
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig
 from rollout.types import Lease, Sampling

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ledger import history
+from cluster.records.ledger import history
 from tests.cluster.clusters import (
     COHORT,
     RAY,

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from cluster.metrics import read_jsonl
+from cluster.records.metrics import read_jsonl
 from tests.cluster.clusters import RECIPE, cohort, killed_and_resumed, listed, sample_files, started, steps, summary, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]

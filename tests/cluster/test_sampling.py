@@ -1,7 +1,7 @@
 import pytest
 
-from cluster.ledger import Ledger, history
-from cluster.sampling import Bound, Sampler, Unscored
+from cluster.fleet.sampler import Bound, Sampler, Unscored
+from cluster.records.ledger import Ledger, history
 from reward.types import FAILURES, without_score
 from rollout.types import FinishReason, Lease, Question, Sample, Sampling
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.records import evaluation_rows
+from cluster.records.samples import evaluation_rows
 from reward.config import RewardConfig
-from reward.judges import gold_check
-from rollout.data import load_data
-from rollout.tasks import character_tokenizer
+from reward.judging.judges import gold_check
+from rollout.data.datasets import load_data
+from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.test_iterations import GRPO, Judged, configuration
 from tests.cluster.test_pipeline import FakeRoles, drive, sample_files, trained
 

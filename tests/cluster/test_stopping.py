@@ -7,16 +7,16 @@ from contextlib import contextmanager
 
 import pytest
 
-import cluster.launch
-import cluster.preflight
-from cluster.checkpoints import Checkpoints
-from cluster.metrics import read_jsonl
-from cluster.placement import PlacementError
+import cluster.run.launch
+import cluster.run.preflight
+from cluster.fleet.placement import PlacementError
+from cluster.records.metrics import read_jsonl
+from cluster.run.checkpoints import Checkpoints
 from cluster.stopping import Stop, Stopped, grace_s
 from reward.config import RewardConfig
-from reward.judges import gold_check
-from rollout.data import load_data
-from rollout.tasks import character_tokenizer
+from reward.judging.judges import gold_check
+from rollout.data.datasets import load_data
+from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.test_cli import invoke
 from tests.cluster.test_pipeline import FakeRoles, configuration, drive, sample_files, trained
 from tests.cluster.test_preflight import QUICKSTART, SMALL
@@ -150,7 +150,7 @@ def test_the_grace_period_is_that_of_whoever_stops_the_run(monkeypatch):
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """`cohort train` on the quickstart, its check left out."""
-    from reward.selftest import Report
+    from reward.judging.selftest import Report
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cluster.preflight, "check", lambda *_: Report())
@@ -182,8 +182,8 @@ def test_a_signal_before_the_first_step_is_felt_at_once_and_leaves_nothing(start
         def __init__(self, *_, **options):
             self.start, self.stop = (lambda: None), (lambda deadline_s: None)
 
-    monkeypatch.setattr("cluster.launch.cluster", connected)
-    monkeypatch.setattr("cluster.launch.Roles", Started)
+    monkeypatch.setattr("cluster.run.launch.cluster", connected)
+    monkeypatch.setattr("cluster.run.launch.Roles", Started)
     monkeypatch.setattr(place, stuck)
     began = time.monotonic()
     done = start()
@@ -195,8 +195,8 @@ def test_a_wrong_placement_exits_with_2_and_leaves_nothing(start, tmp_path, monk
     def refuse(*_, **options):
         raise PlacementError("rollout-0 fits on no node.")
 
-    monkeypatch.setattr("cluster.launch.cluster", connected)
-    monkeypatch.setattr("cluster.launch.Roles", refuse)
+    monkeypatch.setattr("cluster.run.launch.cluster", connected)
+    monkeypatch.setattr("cluster.run.launch.Roles", refuse)
     done = start()
     assert (done.exit_code, one_line(done, tmp_path)) == (2, "error: rollout-0 fits on no node.")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.sync import CEILING, FLOOR, Canary, CanaryFailed, FanOut, Moved, UpdateFailed, publish, transact
+from cluster.fleet.weight_update import CEILING, FLOOR, Canary, CanaryFailed, FanOut, Moved, UpdateFailed, publish, transact
 
 SEQUENCES = [[1, 2, 3], [4, 5]]
 TRUTH = [[-1.0, -2.0], [-3.0]]

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster import actors, connection, placement, roles, spawner
-from cluster.config import RunConfig, load
-from cluster.explain import _sections
-from cluster.preflight import check
-from cluster.recipe import ConfigError
+from cluster.config.explain import _sections
+from cluster.config.recipe import ConfigError
+from cluster.config.run_config import RunConfig, load
+from cluster.fleet import actors, connection, placement, roles, spawner
+from cluster.run.preflight import check
 from cluster.stopping import Stop
-from learner.algorithms import Algorithm, RewardModelRow
+from learner.algorithms.table import Algorithm, RewardModelRow
 from rollout.config import RolloutConfig
 from tests.cluster.test_config import SMALL, problems
 
@@ -71,7 +71,7 @@ def keys(model, prefix=""):
 
 
 def test_every_key_of_a_recipe_is_read_by_some_code():
-    checks = {ROOT / "cluster/contradictions.py", ROOT / "cluster/preflight.py"}
+    checks = {ROOT / "cluster/config/contradictions.py", ROOT / "cluster/run/preflight.py"}
     read = {name for path in SOURCES if path not in checks for name in reads(ast.parse(path.read_text(encoding="utf-8")))}
     every = [*keys(RunConfig), *keys(Algorithm), *keys(RewardModelRow)]
     assert len(every) > 150 and {"rollout.tools.max_programs", "credit.whiten"} <= set(every)

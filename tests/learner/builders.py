@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from learner.algorithms import Algorithm, resolve
+from learner.algorithms.table import Algorithm, resolve
 from learner.config import LearnerConfig, OptimizerConfig
 from learner.worker import LearnerWorker
 from reward.types import RewardEvent, ScoredSample, Verdict

@@ -8,9 +8,9 @@ import torch
 import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM
 
-from learner.algorithms import TABLE, Need, resolve, resolve_reward_model
-from learner.weights import ModelWeights
-from reward.model import build
+from learner.algorithms.table import TABLE, Need, resolve, resolve_reward_model
+from learner.models.weights import ModelWeights
+from reward.models.scalar_model import build
 from tests.learner.builders import adamw, free_address, grpo, new_worker, random_batch, scored
 from tests.learner.slow import HEAD_SEED, batch_of, labelled_batch
 from tests.learner.stages import fill, gradients, stage, weights

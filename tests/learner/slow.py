@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from reward.model import ScalarModel, build
+from reward.models.scalar_model import ScalarModel, build
 from reward.types import ScoredSample
 from tests.learner import textbook
 from tests.learner.builders import VOCABULARY, plain_logprobs, scored

@@ -3,7 +3,7 @@
 import torch
 from torch.distributed.tensor import distribute_tensor
 
-from learner.algorithms import Algorithm, RewardModelRow
+from learner.algorithms.table import Algorithm, RewardModelRow
 from learner.config import OptimizerConfig
 from learner.stage import StageSpec
 

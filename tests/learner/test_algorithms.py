@@ -6,7 +6,16 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from learner.algorithms import REWARD_MODELS, TABLE, Algorithm, DataSource, Need, RewardModelRow, resolve, resolve_reward_model
+from learner.algorithms.table import (
+    REWARD_MODELS,
+    TABLE,
+    Algorithm,
+    DataSource,
+    Need,
+    RewardModelRow,
+    resolve,
+    resolve_reward_model,
+)
 
 DEMONSTRATIONS, POLICY_SAMPLES = DataSource.DEMONSTRATIONS, DataSource.POLICY_SAMPLES
 INITIAL_SAMPLES, PAIRS = DataSource.INITIAL_SAMPLES, DataSource.PAIRS

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner.algorithms import resolve, resolve_reward_model
-from reward import model as scalar_models
+from learner.algorithms.table import resolve, resolve_reward_model
+from reward.models import scalar_model as scalar_models
 from tests.learner.builders import adamw, grpo, random_batch
 from tests.learner.slow import batch_of, labelled_batch
 from tests.learner.stages import assert_equal, stage, weights

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from learner.credit import Accepted, GroupRelative, LeaveOneOut, Ones, Signed
-from learner.decoupled import DecoupledGroupRelative
-from learner.denoised import DenoisedGroupRelative
+from learner.algorithms.credit import Accepted, GroupRelative, LeaveOneOut, Ones, Signed
+from learner.algorithms.decoupled import DecoupledGroupRelative
+from learner.algorithms.denoised import DenoisedGroupRelative
 from rollout.types import FinishReason
 from tests.learner.builders import scored
 

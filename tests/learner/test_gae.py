@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from learner.gae import GAE, Signals
+from learner.algorithms.gae import GAE, Signals
 from rollout.types import FinishReason
 from tests.learner.builders import scored
 

@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from learner.algorithms import TABLE
-from learner.reward_stage import bootstrap, outputs, pairs
-from reward.model import build
+from learner.algorithms.table import TABLE
+from learner.training.reward_model_stage import bootstrap, outputs, pairs
+from reward.models.scalar_model import build
 from tests.learner.builders import new_worker
 from tests.learner.ranks import MEMBERS, REWARD_MODEL_BATCHES, all_gradients, run_ranks
 from tests.learner.slow import HEAD_SEED, batch_of, label_gradients, policy_gradients, ranking_gradients

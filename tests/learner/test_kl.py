@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from learner.gae import GAE, Signals
+from learner.algorithms.gae import GAE, Signals
+from learner.algorithms.weighting import Clipped
 from learner.types import MicroBatch
-from learner.weighting import Clipped
 from tests.learner.builders import scored
 
 

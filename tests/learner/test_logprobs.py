@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learner.logprobs import selected_logprobs
+from learner.models.logprobs import selected_logprobs
 
 
 def problem(count=11, width=6, vocabulary=17, dtype=torch.float64):

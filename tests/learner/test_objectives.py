@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from learner import objectives
-from learner.objectives import LabelObjective, RankingObjective, ValueObjective, policy_loss
+from learner.training import objectives
+from learner.training.objectives import LabelObjective, RankingObjective, ValueObjective, policy_loss
 from learner.types import MicroBatch, PackedBatch
 
 F64 = torch.float64

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from learner.credit import GroupRelative, Ones
-from learner.packing import by_sample, by_slot, pack
-from learner.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
+from learner.algorithms.credit import GroupRelative, Ones
+from learner.algorithms.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
+from learner.batch.packing import by_sample, by_slot, pack
 from tests.learner.builders import random_batch, scored
 
 

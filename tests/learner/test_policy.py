@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learner.credit import GroupRelative, Ones
-from learner.objectives import PolicyObjective
-from learner.packing import pack
-from learner.policy import load_policy
-from learner.weighting import Clipped
+from learner.algorithms.credit import GroupRelative, Ones
+from learner.algorithms.weighting import Clipped
+from learner.batch.packing import pack
+from learner.models.policy import load_policy
+from learner.training.objectives import PolicyObjective
 from tests.learner.builders import plain_logprobs, random_batch, scored
 
 

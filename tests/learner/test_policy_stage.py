@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from learner.algorithms import resolve, resolve_reward_model
-from learner.scalars import explained_variance
-from learner.weights import ModelWeights
+from learner.algorithms.table import resolve, resolve_reward_model
+from learner.models.scalars import explained_variance
+from learner.models.weights import ModelWeights
 from rollout.types import FinishReason
 from tests.learner.builders import VOCABULARY, adamw, grpo, random_batch, scored
 from tests.learner.slow import batch_of

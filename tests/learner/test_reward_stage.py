@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learner.algorithms import resolve, resolve_reward_model
-from learner.reward_stage import at_labels, bootstrap, labelled, outputs, pairs, ranked
-from reward import model as scalar_models
+from learner.algorithms.table import resolve, resolve_reward_model
+from learner.training.reward_model_stage import at_labels, bootstrap, labelled, outputs, pairs, ranked
+from reward.models import scalar_model as scalar_models
 from tests.learner.builders import adamw, grpo, random_batch, scored, write_model
 from tests.learner.slow import batch_of, labelled_batch
 from tests.learner.stages import assert_equal, stage, weights

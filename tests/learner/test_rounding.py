@@ -7,13 +7,13 @@ from fractions import Fraction
 
 import pytest
 
-from cluster.records import batch_metrics
-from learner.credit import GroupRelative, LeaveOneOut, Signed, has_spread
-from learner.decoupled import DecoupledGroupRelative
-from learner.gae import GAE, Signals
-from reward.labels import pairs
+from cluster.records.samples import batch_metrics
+from learner.algorithms.credit import GroupRelative, LeaveOneOut, Signed, has_spread
+from learner.algorithms.decoupled import DecoupledGroupRelative
+from learner.algorithms.gae import GAE, Signals
+from reward.labels.examples import pairs
+from rollout.data.selection import Prioritised
 from rollout.rounding import apart
-from rollout.selection import Prioritised
 from tests.learner.builders import scored
 
 SUMS = [0.1 + 0.2, 0.3, sum([0.1] * 3), 0.7 - 0.4, 1.1 - 0.8]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from learner.scalars import check_scalar_packing
-from reward.model import build
+from learner.models.scalars import check_scalar_packing
+from reward.models.scalar_model import build
 from tests.learner.builders import write_model
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from learner import sharding
+from learner.models import sharding
 from tests.learner.builders import new_worker
 from tests.learner.ranks import continue_stages, resume, run_ranks, script
 from tests.learner.stages import assert_close, assert_equal

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from learner.algorithms import resolve, resolve_reward_model
+from learner.algorithms.table import resolve, resolve_reward_model
 from tests.learner.builders import adamw
 from tests.learner.stages import stage
 

@@ -26,12 +26,12 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from learner.credit import Ones
-from learner.packing import pack
-from learner.policy import load_causal_lm, load_policy, visible
-from learner.scalars import check_scalar_packing
-from learner.supported import check_architecture, check_packing
-from reward.model import build
+from learner.algorithms.credit import Ones
+from learner.batch.packing import pack
+from learner.models.policy import load_causal_lm, load_policy, visible
+from learner.models.scalars import check_scalar_packing
+from learner.models.supported import check_architecture, check_packing
+from reward.models.scalar_model import build
 from tests.learner.builders import plain_logprobs, random_batch, scored, write_model
 from tests.learner.test_policy import packed_logprobs
 
@@ -120,7 +120,7 @@ def test_a_window_that_is_not_kept_is_seen_by_the_check(windowed_dir, monkeypatc
     window = policy.causal_lm.config.sliding_window
     check_packing(policy)
     assert policy.causal_lm.config.sliding_window == window
-    monkeypatch.setattr("learner.policy.visible", lambda micro, dtype, config: everything(micro, config))
+    monkeypatch.setattr("learner.models.policy.visible", lambda micro, dtype, config: everything(micro, config))
     with pytest.raises(ValueError, match="share a row differ by"):
         check_packing(policy)
 

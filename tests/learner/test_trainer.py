@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learner.algorithms import resolve
-from learner.credit import GroupRelative
-from learner.trainer import learning_rate
+from learner.algorithms.credit import GroupRelative
+from learner.algorithms.table import resolve
+from learner.training.trainer import learning_rate
 from tests.learner.builders import adamw, grpo, random_batch, scored, slow_gradients
 from tests.learner.stages import assert_close, assert_equal, fill, gradients, stage, weights
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from learner.algorithms import TABLE, Algorithm, Need, resolve
-from learner.gae import Signals
-from learner.objectives import policy_loss
+from learner.algorithms.gae import Signals
+from learner.algorithms.table import TABLE, Algorithm, Need, resolve
+from learner.algorithms.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
+from learner.training.objectives import policy_loss
 from learner.types import MicroBatch
-from learner.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
 from tests.learner import textbook
 from tests.learner.builders import scored
 from tests.learner.textbook import LOSSES, Output

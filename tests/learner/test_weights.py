@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learner.algorithms import resolve, resolve_reward_model
-from reward.model import build
+from learner.algorithms.table import resolve, resolve_reward_model
+from reward.models.scalar_model import build
 from tests.learner.builders import adamw, random_batch
 from tests.learner.stages import assert_equal, stage
 

@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from learner.algorithms import resolve
-from learner.credit import GroupRelative
+from learner.algorithms.credit import GroupRelative
+from learner.algorithms.table import resolve
 from tests.learner.builders import VOCABULARY, adamw, grpo, random_batch, scored
 from tests.learner.stages import stage
 

@@ -3,8 +3,8 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from reward.pool import Outcome
-from reward.rules import judge
+from reward.judging.pool import Outcome
+from reward.judging.rule import judge
 from reward.types import RewardEvent, ScoredSample, Verdict
 from rollout.types import FinishReason, Question, Sample
 

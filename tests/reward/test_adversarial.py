@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from reward import formulas
-from reward.comparison import canonical, same
-from reward.rules import judge
+from reward.answers import formulas
+from reward.answers.equality import canonical, same
+from reward.judging.rule import judge
 
 WRONG = [
     # Variables are no units, and words that compute are none either.

@@ -3,9 +3,9 @@ import time
 
 import pytest
 
-from reward.answers import extract, reference
-from reward.comparison import same
-from reward.values import parse
+from reward.answers.equality import same
+from reward.answers.extract import extract, reference
+from reward.answers.values import parse
 
 
 @pytest.mark.parametrize(

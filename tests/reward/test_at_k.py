@@ -2,8 +2,8 @@ from itertools import combinations, product
 
 import pytest
 
-from reward.at_k import maj_at_k, pass_at_k, rm_at_k
-from reward.comparison import canonical, same
+from reward.answers.equality import canonical, same
+from reward.statistics.at_k import maj_at_k, pass_at_k, rm_at_k
 
 
 def vote(answers, gold, k, seed=0):

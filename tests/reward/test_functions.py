@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from reward.config import RewardConfig
-from reward.functions import Wants, adapt
-from reward.judges import Function
-from reward.pool import Outcome, Pool
+from reward.judging.judges import Function
+from reward.judging.pool import Outcome, Pool
+from reward.judging.user_function import Wants, adapt
 from reward.scorer import FunctionScorer
 from reward.worker import RewardWorker
 from rollout.types import FinishReason
@@ -189,7 +189,7 @@ def score_all(outputs, golds):
 def test_a_function_of_a_file_in_the_pool(tmp_path, name):
     file = tmp_path / "mine.py"
     file.write_text(MINE)
-    with Pool(f"{file}:{name}", workers=1, seconds=2, memory_gb=1, adapter="reward.functions:adapt") as pool:
+    with Pool(f"{file}:{name}", workers=1, seconds=2, memory_gb=1, adapter="reward.judging.user_function:adapt") as pool:
         outcomes = pool([{"question": "", "output": text, "gold": "7", "columns": {}} for text in ("7", "hang", "abc")])
     assert [o.value for o in outcomes] == [{"correct": 1.0, "length": 1.0}, None, {"correct": 0.0, "length": 3.0}]
     assert outcomes[1].status == "killed"

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from reward.config import RewardConfig
-from reward.judges import function_of, function_pool, gold_check, rule_pool
-from reward.pool_process import KEPT
-from reward.selftest import Report, try_rule
+from reward.judging.judges import function_of, function_pool, gold_check, rule_pool
+from reward.judging.pool_process import KEPT
+from reward.judging.selftest import Report, try_rule
 from tests.reward.builders import HANGS, question
 
 SHORT = {"judge_seconds": 1.0}

@@ -1,6 +1,6 @@
 """Kinds of outputs that were judged wrongly, each with answers that are right and answers that are wrong: (output, gold)."""
 
-from reward.rules import judge
+from reward.judging.rule import judge
 
 COMPOUND_RIGHT = [
     (r"\boxed{12:00}", "12:00"), ("The answer is 7:45.", "7:45"), ("It starts at 9:15 AM.", "9:15 AM"),

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from reward.labels import from_completions, outcome_labels, pairs, step_labels, with_step_labels
-from reward.step_rules import rule_labels
-from reward.steps import StepFinder
+from reward.labels.examples import from_completions, outcome_labels, pairs, step_labels, with_step_labels
+from reward.labels.step_rules import rule_labels
+from reward.labels.steps import StepFinder
 from reward.types import RewardEvent
-from rollout.tasks import character_tokenizer
+from rollout.tasks.arithmetic import character_tokenizer
 from tests.reward.builders import judged, sample
 
 

@@ -3,7 +3,7 @@ from statistics import fmean
 
 import pytest
 
-from reward.measures import auroc, balanced_accuracy, expected_calibration_error, pair_accuracy
+from reward.statistics.classification import auroc, balanced_accuracy, expected_calibration_error, pair_accuracy
 
 
 def draws(seed):

@@ -17,7 +17,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from reward.model import ScalarModel, build, load, member_directories, save, score
+from reward.models.scalar_model import ScalarModel, build, load, member_directories, save, score
 from tests.reward.builders import random_ids, write_gpt2
 
 F32 = torch.float32

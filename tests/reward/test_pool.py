@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from reward.pool import KILLED, Pool
+from reward.judging.pool import KILLED, Pool
 
 JUDGES = "tests/reward/judges.py"
 
@@ -103,7 +103,7 @@ def test_a_judge_that_cannot_be_loaded_is_refused_with_the_traceback(target, fou
 
 OWNER = """
 import sys, time
-from reward.pool import Pool
+from reward.judging.pool import Pool
 pool = Pool(sys.argv[1], workers=2, seconds=60, memory_gb=1)
 print(*[p._process.pid for p in pool._processes], flush=True)
 pool([{"do": "hang"}, {"do": "power"}])
@@ -148,7 +148,7 @@ def test_judging_does_not_depend_on_the_locale_or_the_thread(monkeypatch):
     found = []
 
     def work():
-        with Pool("reward.rules:judge", workers=1, seconds=20, memory_gb=2) as pool:
+        with Pool("reward.judging.rule:judge", workers=1, seconds=20, memory_gb=2) as pool:
             found.extend(outcome.value["correct"] for outcome in pool(rows))
 
     thread = threading.Thread(target=work)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from reward.answers import extract
+from reward.answers.extract import extract
 from reward.config import Reading, RewardConfig
-from reward.rules import judge
+from reward.judging.rule import judge
+from reward.judging.selftest import Report, try_rule
+from reward.judging.stored import StoredRow, judge_stored
 from reward.scorer import RuleScorer
-from reward.selftest import Report, try_rule
-from reward.stored import StoredRow, judge_stored
 from tests.reward.builders import judge_here, question, sample
 
 CASES = Path(__file__).parents[2].parent / "shared" / "cases" / "judge"

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from reward.replay import Replay
+from reward.labels.replay import Replay
 from tests.reward.builders import judged
 
 

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from reward.answers import extract
-from reward.comparison import same, same_with_units
-from reward.dress import PLAIN, TYPED
-from reward.phrases import WORDS
-from reward.statements import CHOSEN, chosen
+from reward.answers.dress import PLAIN, TYPED
+from reward.answers.equality import same, same_with_units
+from reward.answers.extract import extract
+from reward.answers.phrases import WORDS
+from reward.answers.statements import CHOSEN, chosen
 
 
 @pytest.mark.parametrize("row", [*TYPED.rows, *PLAIN.rows, *WORDS.rows], ids=lambda row: row[2])

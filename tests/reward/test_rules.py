@@ -1,6 +1,6 @@
 import pytest
 
-from reward.rules import judge
+from reward.judging.rule import judge
 from reward.scorer import formed
 from rollout.types import FinishReason
 from tests.reward.builders import sample

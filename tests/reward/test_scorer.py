@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from reward.config import RewardConfig, RewardModelConfig
-from reward.judges import gold_check
-from reward.pool import KILLED, Outcome
+from reward.judging.judges import gold_check
+from reward.judging.pool import KILLED, Outcome
 from reward.scorer import ModelScorer, RuleScorer, probability
 from reward.types import RewardEvent
 from rollout.types import FinishReason
@@ -63,7 +63,7 @@ def test_an_exception_in_judging_is_an_error_with_its_traceback_and_spares_the_o
     def fail_on_eight(gold, extracted):
         return bool(1.0 / (int(extracted) - 8))
 
-    monkeypatch.setattr("reward.rules.same", fail_on_eight)
+    monkeypatch.setattr("reward.judging.rule.same", fail_on_eight)
     good, bad = score(sample("#### 9"), sample("#### 8", index=1))
     assert good.verdict.reward == 1.0
     assert (bad.verdict.status, bad.verdict.reward, bad.events) == ("error", None, ())

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from reward.config import RewardConfig
-from reward.judges import Function, rule_pool
-from reward.selftest import Report, self_test, try_function, try_rule
+from reward.judging.judges import Function, rule_pool
+from reward.judging.selftest import Report, self_test, try_function, try_rule
 from tests.reward.builders import judge_here, question
 
 QUESTIONS = [question(i, gold) for i, gold in enumerate(["7", "#### 8", "1/2", "7.0", r"\boxed{\sqrt{2}}"])]
@@ -95,7 +95,7 @@ def tried(function, **config):
 
 
 def changed_into(function):
-    from reward.pool import Outcome
+    from reward.judging.pool import Outcome
 
     return lambda rows: [Outcome(status="score", value=function(row), reason="", seconds=0.0) for row in rows]
 
@@ -156,8 +156,8 @@ def test_a_function_that_hangs_is_told_after_the_first_row(tmp_path):
 
 
 def test_a_slow_function_is_tried_on_as_many_questions_as_there_is_time_for(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("reward.selftest.TRIAL_SECONDS", 1.5)
-    monkeypatch.setattr("reward.selftest.PROGRESS_SECONDS", 0.3)
+    monkeypatch.setattr("reward.judging.selftest.TRIAL_SECONDS", 1.5)
+    monkeypatch.setattr("reward.judging.selftest.PROGRESS_SECONDS", 0.3)
     code = "import time\ndef score(output):\n    time.sleep(0.05)\n    return float(len(output))\n"
     with caplog.at_level("INFO", "cohort"):
         report = of_file(tmp_path, code, [question(i, str(i)) for i in range(400)])

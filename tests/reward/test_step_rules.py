@@ -3,8 +3,8 @@ from fractions import Fraction
 
 import pytest
 
-from reward.step_rules import arithmetic_steps, calculator_steps, evaluate, rule_labels
-from rollout.tasks import demonstration, items
+from reward.labels.step_rules import arithmetic_steps, calculator_steps, evaluate, rule_labels
+from rollout.tasks.arithmetic import demonstration, items
 
 SUM = "17 + 8 - 9"
 

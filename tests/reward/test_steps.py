@@ -5,8 +5,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from reward import steps
-from rollout.tasks import Item, character_tokenizer
+from reward.labels import steps
+from rollout.tasks.arithmetic import Item, character_tokenizer
 
 
 class StepFinder(steps.StepFinder):

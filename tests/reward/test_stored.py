@@ -6,7 +6,7 @@ import math
 import pytest
 
 from reward.config import RewardConfig
-from reward.stored import WITHOUT, Judged, StoredRow, accuracy, judge_stored, measures, read
+from reward.judging.stored import WITHOUT, Judged, StoredRow, accuracy, judge_stored, measures, read
 from tests.reward.builders import judge_here
 
 COLUMNS = {"question": "q", "response": "r", "gold": "g", "score": None}

@@ -4,8 +4,8 @@ import shutil
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from reward.tokenizer import check_tokenizer, copy_tokenizer, padding_id, set_padding, tokenizer_hash
-from rollout.tasks import character_tokenizer
+from reward.models.tokenizer import check_tokenizer, copy_tokenizer, padding_id, set_padding, tokenizer_hash
+from rollout.tasks.arithmetic import character_tokenizer
 from tests.reward.builders import write_gpt2
 from tests.rollout.test_prompts import tokenizer_with
 

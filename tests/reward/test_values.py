@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from reward.answers import extract, reference
-from reward.chinese import chinese_number
-from reward.comparison import same
-from reward.compound import Time
-from reward.values import Percent, parse
+from reward.answers.chinese import chinese_number
+from reward.answers.compound import Time
+from reward.answers.equality import same
+from reward.answers.extract import extract, reference
+from reward.answers.values import Percent, parse
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"

@@ -6,12 +6,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from reward.config import RewardConfig, RewardModelConfig
-from reward.model import ScalarModel, build, save
+from reward.labels.steps import StepFinder
+from reward.models.scalar_model import ScalarModel, build, save
 from reward.scorer import RuleScorer
-from reward.steps import StepFinder
 from reward.worker import RewardWorker
-from rollout.tasks import make_small_llama
-from rollout.transfer import TransferError, release, write_buckets
+from rollout.tasks.arithmetic import make_small_llama
+from rollout.weights.transfer import TransferError, release, write_buckets
 from tests.reward.builders import judge_here, question, random_ids, sample
 
 CLASSES = {"outcome": AutoModelForSequenceClassification, "process": AutoModelForTokenClassification}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rollout.held import sum_of_bits
-from rollout.transfer import release, write_buckets
 from rollout.types import Sampling, TokenRequest
+from rollout.weights.held import sum_of_bits
+from rollout.weights.transfer import release, write_buckets
 
 PROMPTS = [(1, 5, 6, 7), (1, 9), (1, 2, 2, 40, 41, 3), (1, *range(10, 90), *range(20, 95))]
 

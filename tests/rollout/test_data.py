@@ -9,9 +9,9 @@ import pytest
 from pyarrow import parquet
 
 from rollout.config import DataConfig, DemonstrationsConfig, PromptConfig, QuestionsConfig
-from rollout.data import load_data
-from rollout.rows import load_rows
-from rollout.tasks import character_tokenizer
+from rollout.data.datasets import load_data
+from rollout.data.rows import load_rows
+from rollout.tasks.arithmetic import character_tokenizer
 from rollout.types import FinishReason
 
 SHARED = Path(__file__).parents[2] / "../shared/data"

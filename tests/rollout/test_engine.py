@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rollout.engine import EngineError
+from rollout.engine.engine import EngineError
 from rollout.types import FinishReason
 from tests.rollout.engines import PROMPTS, constant, reference, requests, serves
 

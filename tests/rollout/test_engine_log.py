@@ -10,7 +10,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollout.config import RolloutConfig
-from rollout.engine import Engine, EngineError
+from rollout.engine.engine import Engine, EngineError
 from tests.rollout.test_engine_logic import FakeLLM
 
 LATER = "\x1b[0;36m(EngineCore pid=11)\x1b[0;0m ERROR 01-31 12:00:01 [core.py:7] RuntimeError: Worker failed, see above\n"

@@ -8,10 +8,10 @@ import torch
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from rollout.engine import Engine, EngineError
-from rollout.requests import completion
-from rollout.settings import CPU_HEAD_SIZES
-from rollout.weights import WorkerExtension
+from rollout.engine.engine import Engine, EngineError
+from rollout.engine.requests import completion
+from rollout.engine.settings import CPU_HEAD_SIZES
+from rollout.weights.receivers import WorkerExtension
 
 
 class FakeLLM:

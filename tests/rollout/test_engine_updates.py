@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rollout.engine import EngineError
-from rollout.senders import make_trainer
+from rollout.engine.engine import EngineError
+from rollout.weights.senders import make_trainer
 from tests.rollout.engines import PROMPTS, Updates, flip_a_byte, load, other, reference, requests, serves, sums_of
 from tests.rollout.test_weights import segments
 

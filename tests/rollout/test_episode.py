@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from rollout.config import RolloutConfig, ToolsConfig
-from rollout.episode import ToolLoop, without_tool_output
-from rollout.sandbox import Ran, SandboxError
+from rollout.tools.episode import ToolLoop, without_tool_output
+from rollout.tools.sandbox import Ran, SandboxError
 from rollout.types import Completion, FinishReason, Sampling, TokenRequest
 
 END = 1

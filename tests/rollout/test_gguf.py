@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from rollout.config import PromptConfig
-from rollout.gguf import import_gguf
-from rollout.prompts import end_token_id, render
+from rollout.data.prompts import end_token_id, render
+from rollout.models.gguf import import_gguf
 
 
 def test_a_source_that_is_no_gguf_file_is_refused_before_anything_is_loaded(tmp_path):

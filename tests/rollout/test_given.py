@@ -3,8 +3,8 @@ import json
 import pytest
 
 from rollout.config import DataConfig
-from rollout.data import load_data
-from rollout.tasks import character_tokenizer
+from rollout.data.datasets import load_data
+from rollout.tasks.arithmetic import character_tokenizer
 
 
 @pytest.fixture(scope="module")

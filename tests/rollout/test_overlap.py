@@ -2,7 +2,7 @@
 
 import pytest
 
-from rollout.overlap import Overlap, overlaps, words
+from rollout.data.contamination import Overlap, overlaps, words
 
 LONG = "Natalia sold clips to 48 of her friends in April, and then she sold half as many in May."
 

@@ -7,8 +7,8 @@ import pytest
 
 from rollout.config import PromptConfig, RolloutConfig, ToolsConfig
 from rollout.patience import Patience, longest
-from rollout.sandbox import Ran, Sandbox
-from rollout.tasks import make_small_llama
+from rollout.tasks.arithmetic import make_small_llama
+from rollout.tools.sandbox import Ran, Sandbox
 from rollout.types import Completion, FinishReason, Lease, Question, Sampling, sample_seed
 from rollout.worker import RolloutWorker
 

@@ -4,8 +4,8 @@ import string
 import pytest
 
 from rollout.config import PromptConfig
-from rollout.prompts import encode_response, end_token_id, render, stop_token_ids
-from rollout.tasks import character_tokenizer
+from rollout.data.prompts import encode_response, end_token_id, render, stop_token_ids
+from rollout.tasks.arithmetic import character_tokenizer
 
 CHAT, PLAIN = PromptConfig(), PromptConfig(template="plain")
 TURNS = (

@@ -5,7 +5,7 @@ import pytest
 from pyarrow import parquet
 
 from rollout.config import SourceConfig
-from rollout.rows import Row, load_rows
+from rollout.data.rows import Row, load_rows
 
 
 def written(tmp_path, data, name="train.jsonl"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.sandbox import Sandbox, SandboxConfig, SandboxError
+from rollout.tools.sandbox import Sandbox, SandboxConfig, SandboxError
 
 LIMITS = SandboxConfig(seconds=3, memory_gb=0.5, output_characters=500)
 
@@ -179,10 +179,10 @@ def test_programs_run_beside_each_other():
 
 
 def test_a_missing_protection_refuses_unless_it_may_be_missing(monkeypatch, tmp_path):
-    child = Path(__file__).parents[2] / "rollout" / "sandbox_child.py"
+    child = Path(__file__).parents[2] / "rollout/tools/sandbox_child.py"
     (tmp_path / "sandbox_child.py").write_text(child.read_text().replace("confine.no_network()", "False"))
     (tmp_path / "confine.py").write_text(child.with_name("confine.py").read_text())
-    monkeypatch.setattr("rollout.sandbox.__file__", str(tmp_path / "sandbox.py"))
+    monkeypatch.setattr("rollout.tools.sandbox.__file__", str(tmp_path / "sandbox.py"))
     with pytest.raises(SandboxError, match="lacks a protection: network; to do without, name it in `without`"):
         run("print(1)")
     assert run("print(1)", LIMITS.model_copy(update={"without": ("network",)})).output == "1\n"
@@ -190,6 +190,6 @@ def test_a_missing_protection_refuses_unless_it_may_be_missing(monkeypatch, tmp_
 
 def test_a_sandbox_that_fails_is_an_error_and_no_output(monkeypatch, tmp_path):
     (tmp_path / "sandbox_child.py").write_text("raise SystemExit(1)")
-    monkeypatch.setattr("rollout.sandbox.__file__", str(tmp_path / "sandbox.py"))
+    monkeypatch.setattr("rollout.tools.sandbox.__file__", str(tmp_path / "sandbox.py"))
     with pytest.raises(SandboxError, match="said nothing"):
         run("print(1)")

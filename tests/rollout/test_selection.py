@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from rollout.selection import ByDifficulty, Prioritised, Selector
+from rollout.data.selection import ByDifficulty, Prioritised, Selector
 
 
 def test_the_same_step_and_state_choose_the_same_rows_and_another_step_others():

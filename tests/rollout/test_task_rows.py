@@ -3,8 +3,8 @@
 import pytest
 
 from rollout.config import DataConfig, DemonstrationsConfig, QuestionsConfig
-from rollout.data import load_data
-from rollout.tasks import SMALL_MODELS, character_tokenizer, is_held_out
+from rollout.data.datasets import load_data
+from rollout.tasks.arithmetic import SMALL_MODELS, character_tokenizer, is_held_out
 from tests.rollout.test_data import accept
 
 

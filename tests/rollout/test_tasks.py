@@ -5,9 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rollout.calculator import Calculation, calculations, program_demonstration
-from rollout.calculator import questions as calculator_questions
-from rollout.tasks import (
+from rollout.tasks.arithmetic import (
     LARGEST,
     SMALL_MODELS,
     SMALLEST,
@@ -19,6 +17,8 @@ from rollout.tasks import (
     make_small_llama,
     questions,
 )
+from rollout.tasks.calculator import Calculation, calculations, program_demonstration
+from rollout.tasks.calculator import questions as calculator_questions
 
 
 def sum_of(question):

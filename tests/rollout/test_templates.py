@@ -4,8 +4,8 @@ from decimal import Decimal
 
 import pytest
 
-from rollout.rows import Row
-from rollout.templates import column, fill, fill_questions, text_of
+from rollout.data.rows import Row
+from rollout.data.templates import column, fill, fill_questions, text_of
 
 
 def rows_of(*columns):

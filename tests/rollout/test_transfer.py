@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rollout import leftovers
-from rollout.staging import Staging
-from rollout.transfer import Manifest, TransferError, read_bucket, release, write_bucket, write_buckets
+from rollout.weights.staging import Staging
+from rollout.weights.transfer import Manifest, TransferError, read_bucket, release, write_bucket, write_buckets
 
 TENSORS = {
     "embed": torch.arange(600, dtype=torch.float32).reshape(20, 30),

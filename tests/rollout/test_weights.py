@@ -17,11 +17,12 @@ from vllm.distributed.weight_transfer import (
     nccl_engine,
 )
 
-from rollout import senders, transfer, weights
-from rollout.held import differing, sum_of_bits
-from rollout.senders import init_infos, make_trainer, rank_offsets
-from rollout.staging import Staging
-from rollout.transfer import Manifest, TransferError
+from rollout.weights import receivers as weights
+from rollout.weights import senders, transfer
+from rollout.weights.held import differing, sum_of_bits
+from rollout.weights.senders import init_infos, make_trainer, rank_offsets
+from rollout.weights.staging import Staging
+from rollout.weights.transfer import Manifest, TransferError
 
 TENSORS = {"embed": torch.arange(6.0).reshape(2, 3), "norm": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
 

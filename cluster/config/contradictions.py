@@ -1,0 +1,179 @@
+"""The rules that hold between the settings of a run: what excludes each other, and what nothing would read."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from cluster.config import stages
+from cluster.config.explain import Loc, nearest
+from cluster.config.stages import StageConfig
+from learner.algorithms.decoupled import DecoupledGroupRelative
+from learner.algorithms.denoised import DenoisedGroupRelative
+from learner.config import LearnerConfig
+from reward.config import RewardModelConfig
+
+if TYPE_CHECKING:
+    from cluster.config.run_config import RunConfig
+
+
+def contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
+    """Pairs of settings that exclude each other, each with the reason."""
+    data, names = config.data, [stage.name for stage in config.stages]
+    out: list[tuple[Loc, str]] = []
+    if bool(config.stages) != bool(config.learner.ranks):
+        found = f"found {len(config.stages)} stages and {config.learner.ranks} learner.ranks"
+        out.append((("stages",), f"{found}; expected at least one of each (an evaluation has neither)"))
+    for i, stage in enumerate(config.stages):
+        for key, why in stages.contradictions(stage, data):
+            out.append((("stages", i, key), why))
+        if stage.name in names[:i]:
+            out.append(
+                (("stages", i, "name"), f"'{stage.name}' is stage {names.index(stage.name)} too; expected different names")
+            )
+    for name in ("demonstrations", "preferences", "labelled_steps"):
+        if getattr(data, name) and all(stage.given != name for stage in config.stages):
+            out.append((("data", name), "given, but no stage trains on them"))
+    out += _reward_model_contradictions(config) + _unread_rewards(config) + _unread_without_training(config)
+    binary = config.reward.correct == 1 and config.reward.format == 0
+    for i, stage in enumerate(config.stages):
+        if stage.trains_policy and isinstance(stage.resolved().credit, DenoisedGroupRelative) and not binary:
+            why = "estimates flips of 0/1 rewards; expected reward.correct: 1 and reward.format: 0"
+            out.append((("stages", i, "credit"), why))
+        out += [(("stages", i, "credit", "weights"), why) for why in _unknown_components(stage, config)]
+    sharing, engines = config.rollout, config.rollout.workers * config.rollout.tensor_parallel_size
+    if (sharing.sleep or sharing.transport == "ipc") and config.learner.ranks not in (0, engines):
+        found = f"{config.learner.ranks}, and the engines that share GPUs with the ranks have {engines}"
+        out.append((("learner", "ranks"), f"found {found}; expected as many ranks"))
+    if data.prompt.system is not None and data.prompt.template == "plain":
+        out.append((("data", "prompt", "system"), "given, but template: plain has no system message; expected template: chat"))
+    if config.model.init:
+        sources = {"questions": data.questions, "demonstrations": data.demonstrations, "evaluation": data.evaluation}
+        for name, source in sources.items():
+            if source and source.task is None:
+                why = f"model.init {config.model.init} reads built-in tasks only; expected `task`, or a model.path instead"
+                out.append((("data", name), why))
+    return out
+
+
+def unread_here(config: "RunConfig", *, gpus: bool | None = None, address: str | None = None) -> list[str]:
+    """Settings that a machine or cluster would not read: `gpus` says whether it has any (None: not known), `address` is that
+    of a cluster which runs already."""
+    rollout, local = config.rollout, {"metrics_port": config.cluster.metrics_port, "dashboard": config.cluster.dashboard}
+    cpu = {"kv_cache_gb": rollout.kv_cache_gb, "cores_per_worker": rollout.cores_per_worker}
+    gpu = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
+    given = [(f"rollout.{name}", "it is for CPU engines, and there are GPUs") for name, x in cpu.items() if gpus and x]
+    given += [(f"rollout.{name}", "it is for GPUs, and there are none") for name, x in gpu.items() if gpus is False and x]
+    given += [
+        (f"cluster.{name}", f"the cluster at RAY_ADDRESS {address} runs already")
+        for name, x in local.items()
+        if address and x is not None
+    ]
+    out = [f"{key}: given, but {why}; expected to be left out" for key, why in given]
+    if gpus is False and rollout.sleep:
+        out.append("rollout.sleep: given, but there are no GPUs to share; expected to be left out")
+    if gpus is False and rollout.transport in ("nccl", "ipc"):
+        out.append(f"rollout.transport: {rollout.transport} is between GPUs, and there are none; expected auto or shm")
+    return out
+
+
+def _reward_model_contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
+    """A reward model must be there before it judges, and a run has one kind of it."""
+    out: list[tuple[Loc, str]] = []
+    there, kind = config.reward.model is not None and bool(config.reward.model.path), supervision(config)
+    for i, stage in enumerate(config.stages):
+        asked = _supervision(stage)
+        if asked not in (None, kind):
+            why = f"has a reward model for {asked} supervision, an earlier stage one for {kind}; expected one kind"
+            out.append((("stages", i, "algorithm"), why))
+        there = there or not stage.trains_policy
+        if asked and not there:
+            expected = "expected reward.model.path, an earlier stage that trains one, or reward: rule"
+            why = f"the reward is '{stage.resolved().reward}'; {expected}"
+            out.append((("stages", i, "algorithm"), why))
+    if config.reward.model is not None and kind is None:
+        out.append((("reward", "model"), "given, but no stage trains a reward model or is rewarded by one"))
+    if kind is not None and config.reward.model is not None and _given(config.reward.model, "process_reward"):
+        asked = [stage.resolved().reward for stage in config.stages if stage.trains_policy]
+        if kind == "outcome" or "process_model" not in asked:
+            why = (
+                "the reward model is for outcome supervision"
+                if kind == "outcome"
+                else "no stage is rewarded by a process model"
+            )
+            out.append((("reward", "model", "process_reward"), f"given, but {why}"))
+    boundary = config.reward.model.step_boundary if config.reward.model else "newline"
+    if config.data.labelled_steps and boundary != "newline":
+        why = f"found '{boundary}', but the steps of data.labelled_steps end with a newline; expected newline"
+        out.append((("reward", "model", "step_boundary"), why))
+    return out
+
+
+def _unread_rewards(config: "RunConfig") -> list[tuple[Loc, str]]:
+    """Settings of the reward that no stage reads."""
+    reward, model = config.reward, config.reward.model or RewardModelConfig()
+    by_rule = [s for s in config.stages if not s.given and s.reward_source == "rule"]
+    # Single outputs are labelled with their correctness alone, steps by a rule of their own.
+    of_reward = [s for s in by_rule if s.trains_policy or s.pairs]
+    of_flips = [s for s in by_rule if s.trains_policy or s.resolved().supervision == "outcome"]
+    trained = [s for s in config.stages if not s.trains_policy]
+    read = {
+        ("correct",): bool(of_reward), ("format",): bool(of_reward), ("flip_share",): bool(of_flips),
+        ("model", "replay_share"): len(trained) + len(model.path) > 1 and bool(trained),
+        ("model", "replay_groups"): len(trained) + len(model.path) > 1 and bool(trained),
+        ("model", "step_boundary"): supervision(config) == "process",
+    }  # fmt: skip
+    why = {
+        "correct": "no stage is rewarded by the rule", "format": "no stage is rewarded by the rule",
+        "flip_share": "no stage is rewarded by the rule or learns from its rewards",
+        "step_boundary": "the reward model does not judge steps",
+    }  # fmt: skip
+    out: list[tuple[Loc, str]] = []
+    for key, used in read.items():
+        if not used and _given(reward if len(key) == 1 else model, key[-1]):
+            reason = why.get(key[-1], "no reward model is trained on after another stage or run")
+            out.append((("reward", *key), f"given, but {reason}"))
+    return out
+
+
+def _unknown_components(stage: StageConfig, config: "RunConfig") -> list[str]:
+    """Components that a credit would look for in vain among the rule's; those of a user's function are not known."""
+    credit = stage.resolved().credit if stage.trains_policy else None
+    if not isinstance(credit, DecoupledGroupRelative) or config.reward.function is not None:
+        return []
+    known = ("correct", "format", *(("observed",) if config.reward.flip_share else ()))
+    unknown = [name for name in credit.weights if name not in known]
+    return [f"found '{name}'; expected components of the rule: {', '.join(known)}{nearest(name, known)}" for name in unknown]
+
+
+def _unread_without_training(config: "RunConfig") -> list[tuple[Loc, str]]:
+    """Settings that runs do not read which sample no outputs to train on, or which train nothing."""
+    out: list[tuple[Loc, str]] = []
+    if all(stage.given for stage in config.stages) and _given(config.rollout, "temperature"):
+        why = "given, but no stage samples outputs to train on; those of evaluations are sampled at evaluation.temperature"
+        out.append((("rollout", "temperature"), why))
+    if not config.stages:
+        held_out = [(("data", name), config.data) for name in ("hold_out", "evaluation")]
+        trained = [(("learner", name), config.learner) for name in LearnerConfig.model_fields if name != "ranks"]
+        paced = [(("evaluation", "every"), config.evaluation), (("rollout", "transport"), config.rollout)]
+        paced += [((name,), config) for name in ("checkpoint_every", "keep_checkpoints")]
+        out += [(loc, "given, but nothing is trained") for loc, holder in held_out + trained + paced if _given(holder, loc[-1])]
+    return out
+
+
+def _given(section: BaseModel, name: str) -> bool:
+    """Whether a setting is not its default's: a resolved configuration that is read back gives every key."""
+    return getattr(section, name) != type(section).model_fields[name].default
+
+
+SUPERVISION = {"outcome_model": "outcome", "process_model": "process"}
+"""What the model behind a reward judges."""
+
+
+def _supervision(stage: StageConfig) -> str | None:
+    row = stage.resolved()
+    return SUPERVISION.get(row.reward) if stage.trains_policy else row.supervision
+
+
+def supervision(config: "RunConfig") -> str | None:
+    """What the run's reward model judges, outcome or process; None for a run without one."""
+    return next((kind for stage in config.stages if (kind := _supervision(stage))), None)

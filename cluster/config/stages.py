@@ -1,0 +1,184 @@
+"""One stage of a run: a row of the tables, how long, on how much per step, and what must be true of it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from cluster.config.explain import nearest, sentence
+from learner.algorithms.table import (
+    REWARD_MODELS,
+    TABLE,
+    Algorithm,
+    DataSource,
+    Need,
+    Ranking,
+    RewardModelRow,
+    RewardSource,
+    resolve,
+    resolve_reward_model,
+)
+from learner.algorithms.weighting import Ratio
+from learner.config import OptimizerConfig
+from learner.stage import StageSpec
+from reward.config import RewardModelConfig
+from rollout.config import DataConfig, Strict, refusal
+from rollout.data.selection import Selection, Uniform
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
+"""A letter, then letters, digits, `-` and `_`: it becomes a folder, part of a group id and of an override."""
+
+
+class StageConfig(Strict):
+    """One stage of a run: a row of the tables, how long, and on how much per step."""
+
+    name: Name | None = None
+    """By default the algorithm's name; `<algorithm>-<place from 1>` where unnamed stages repeat it."""
+    algorithm: str
+    """A row of the tables: `cohort describe` prints them."""
+    steps: int = Field(gt=0)
+    questions_per_step: int = Field(gt=0)
+    samples_per_question: int = Field(1, gt=0)
+    """The group size G."""
+    updates_per_batch: int = Field(1, gt=0)
+    """Optimiser updates on each step's outputs (the paper's mu)."""
+    selection: Selection = Uniform()
+    """Which questions are asked."""
+    max_refills: int = Field(0, ge=0)
+    """How often a group whose rewards are all equal is replaced by another question's (dynamic sampling, DAPO)."""
+    offline_questions: int | None = Field(None, gt=0)
+    """For outputs that are made once: on how many questions; by default as many as the stage's steps take."""
+    pairs_per_question: int = Field(1, gt=0)
+    """Where pairs are built from a group: at most this many."""
+    from_file: bool = False
+    """Pairs are read from data.preferences, labelled steps from data.labelled_steps, instead of being sampled and judged."""
+    reward: RewardSource | None = None
+    """Replaces the row's reward."""
+    credit: dict[str, Any] = {}
+    """Fields of the row's credit cell to replace."""
+    weighting: dict[str, Any] = {}
+    """Fields of the row's weighting cell to replace."""
+    labels: dict[str, Any] = {}
+    """For a reward model: fields of its labels cell to replace."""
+    objective: dict[str, Any] = {}
+    """For a reward model: fields of its objective cell to replace."""
+    optimizer: OptimizerConfig
+    critic_optimizer: OptimizerConfig | None = None
+    """For a row with a critic."""
+    value_clip: float = Field(0.2, gt=0.0)
+    """For a row with a critic: how far from the old value its loss follows it."""
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        rows = [*TABLE, *REWARD_MODELS]
+        if value not in rows:
+            raise ValueError(f"unknown algorithm '{value}'; expected one of {', '.join(rows)}{nearest(value, rows)}")
+        return value
+
+    @model_validator(mode="after")
+    def _cells(self):
+        try:
+            self.resolved()
+        except ValidationError as error:
+            # A place such as ("credit", "group_relative", "ddof") names the kind of the cell, which no recipe writes.
+            row = REWARD_MODELS.get(self.algorithm) or TABLE[self.algorithm]
+            places = [(*e["loc"][:1], *e["loc"][2:]) for e in error.errors()]
+            raise refusal([(place, sentence(e, type(row))) for place, e in zip(places, error.errors(), strict=True)]) from error
+        return self
+
+    def resolved(self) -> Algorithm | RewardModelRow:
+        """The stage's row with its overrides applied."""
+        if self.algorithm in TABLE:
+            return resolve(self.algorithm, self.credit, self.weighting, reward=self.reward)
+        if not self.from_file:
+            return resolve_reward_model(self.algorithm, self.labels, self.objective)
+        outcome = REWARD_MODELS[self.algorithm].supervision == "outcome"
+        source = DataSource.PAIRS if outcome else DataSource.DEMONSTRATIONS
+        return resolve_reward_model(self.algorithm, {"cell": "file"}, self.objective, data_source=source)
+
+    @property
+    def trains_policy(self) -> bool:
+        return isinstance(self.resolved(), Algorithm)
+
+    @property
+    def given(self) -> Literal["demonstrations", "preferences", "labelled_steps", ""]:
+        """The source of the data that its outputs are read from, if they are not sampled."""
+        if self.from_file:
+            return "preferences" if self.resolved().data_source is DataSource.PAIRS else "labelled_steps"
+        return "demonstrations" if self.resolved().data_source is DataSource.DEMONSTRATIONS else ""
+
+    @property
+    def reward_source(self) -> RewardSource:
+        """Who judges its outputs; a reward model in training learns from the rule."""
+        return self.resolved().reward if self.trains_policy else "rule"
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it trains on pairs of a better and a worse output."""
+        row = self.resolved()
+        return row.data_source is DataSource.PAIRS or (not self.trains_policy and isinstance(row.objective, Ranking))
+
+    @property
+    def follows_policy(self) -> bool:
+        """Whether each step's outputs come from the policy that the last step made."""
+        return self.trains_policy and self.resolved().data_source is DataSource.POLICY_SAMPLES
+
+    def spec(self, model: RewardModelConfig | None, seed: int) -> StageSpec:
+        """What the learner needs to know of the stage; `model` is the run's reward.model."""
+        model = model or RewardModelConfig()
+        return StageSpec(
+            row=self.resolved(), optimizer=self.optimizer, total_updates=self.steps * self.updates_per_batch,
+            critic_optimizer=self.critic_optimizer, value_clip=self.value_clip,
+            members=model.count, reward_model=model.path, seed=seed,
+        )  # fmt: skip
+
+
+def contradictions(stage: StageConfig, data: DataConfig) -> list[tuple[str, str]]:
+    """(key, why) of what a stage asks for that it cannot have."""
+    row, out, group = stage.resolved(), [], stage.samples_per_question
+    if isinstance(row, Algorithm) and group < row.credit.smallest_group and not stage.pairs:
+        why = "found 1; expected 2 or more: credit relative to the group is 0 in a group of one, so nothing is learned"
+        out.append(("samples_per_question", why))
+    if stage.given and group > 1:
+        out.append(("samples_per_question", f"found {group}; expected 1: '{stage.algorithm}' trains on {stage.given}"))
+    if not stage.given and stage.pairs and group == 1:
+        out.append(("samples_per_question", "found 1; expected 2 or more: a pair is two outputs of one question"))
+    if stage.given and (name := stage.given) and data.model_dump()[name] is None:
+        key = "from_file" if stage.from_file else "algorithm"
+        out.append((key, f"'{stage.algorithm}' trains on {name}; expected data.{name}, found none"))
+    if stage.max_refills and not isinstance(stage.selection, Uniform):
+        out.append(
+            ("max_refills", f"given with selection {stage.selection.cell}; expected uniform: refills ignore what it learns")
+        )
+    if stage.max_refills and group == 1:
+        out.append(
+            ("max_refills", "given, but samples_per_question is 1: the reward of one output never differs from another's")
+        )
+    if stage.follows_policy and stage.updates_per_batch > 1 and not isinstance(row.weighting, Ratio):
+        why = f"found {stage.updates_per_batch}; expected 1, or a weighting with the ratio pi/pi_old such as {{cell: clipped}}:"
+        out.append(("updates_per_batch", f"{why} '{row.weighting.cell}' takes a second update as if its outputs were new"))
+    needs_critic = isinstance(row, Algorithm) and Need.CRITIC in row.needs
+    if needs_critic != (stage.critic_optimizer is not None):
+        why = "missing; expected the critic's optimizer" if needs_critic else f"given, but '{stage.algorithm}' has no critic"
+        out.append(("critic_optimizer", why))
+    return out + _unread(stage)
+
+
+def _unread(stage: StageConfig) -> list[tuple[str, str]]:
+    """Keys that the stage would not read."""
+    policy, samples_policy = stage.trains_policy, stage.resolved().data_source is DataSource.POLICY_SAMPLES
+    read = {
+        "selection": samples_policy,
+        "max_refills": samples_policy and policy,
+        "offline_questions": policy and not samples_policy and not stage.given,
+        "pairs_per_question": stage.pairs and not stage.given,
+        "from_file": not policy or stage.resolved().data_source is DataSource.PAIRS,
+        "value_clip": policy and Need.CRITIC in stage.resolved().needs,
+        "reward": policy, "credit": policy, "weighting": policy,
+        "labels": not policy and not stage.from_file, "objective": not policy,
+    }  # fmt: skip
+    # A resolved configuration that is read back gives every key.
+    values = {key: value for key, value in stage if value != StageConfig.model_fields[key].default}
+    return [
+        (key, f"given, but '{stage.algorithm}' does not read it") for key, used in read.items() if key in values and not used
+    ]

@@ -1,0 +1,176 @@
+"""Where plain workers become Ray actors. Ray's own retries are off: whoever holds a lease or a transaction decides what a
+death means. Every answer is awaited through `calls.gather`, which has a deadline.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.fleet.placement import arrived, share_of_cores, take_threads, whereabouts
+from cluster.fleet.publisher import Model, Publisher, Receivers, Way
+from cluster.fleet.weight_update import Moved, on_this_node
+from learner.config import LearnerConfig
+from learner.stage import StageSpec
+from reward.config import RewardConfig, RewardModelConfig
+from rollout.config import RolloutConfig
+from rollout.types import Lease, PolicyVersion, Sampling
+
+
+class RolloutActor:
+    """A RolloutWorker with its engine. Async, so that weights can be staged while it samples."""
+
+    def __init__(self, config: RolloutConfig, model_dir: Path, options: dict[str, Any]):
+        from rollout.worker import RolloutWorker
+
+        self.config, self.prefix, self.sync_deadline_s = config, options.pop("prefix"), options.pop("sync_deadline_s")
+        self.worker = RolloutWorker(config, model_dir, **options)
+
+    async def locate(self) -> str:
+        return arrived()
+
+    async def start(self, index: int, count: int) -> dict[str, Any]:
+        """Start the engine on its share of this node's cores (the index-th of `count` engines here)."""
+        await self.worker.start(share_of_cores(index, count, self.config.cores_per_worker), self.prefix)
+        return {**self.worker.engine.describe(), **whereabouts()}
+
+    async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float):
+        return await self.worker.generate(leases, sampling, deadline_s)
+
+    async def score(self, sequences) -> list[list[float]]:
+        return await self.worker.engine.score(sequences)
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        await self.worker.engine.init_transfer(init_info)
+
+    async def start_weight_update(self) -> None:
+        await self.worker.engine.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any], buckets: dict[str, ray.ObjectRef] | None = None) -> str:
+        """Stage (shm) or stream (nccl, ipc); returns the digest of the bytes as received.
+
+        Buckets of a sender on another node come as Ray objects by segment; they become this node's segments while the
+        engine stages, so that it knows one path only.
+        """
+        if not buckets:
+            return await self.worker.engine.update_weights(update_info)
+        async with asyncio.timeout(self.sync_deadline_s):
+            arrived = {segment: await ref for segment, ref in buckets.items()}
+        with on_this_node(update_info["manifest"], arrived, self.prefix) as manifest:
+            return await self.worker.engine.update_weights({"manifest": manifest})
+
+    async def finish_weight_update(self, version: PolicyVersion, sums: dict[str, int]) -> None:
+        await self.worker.engine.finish_weight_update(version, sums)
+
+    async def sleep(self) -> None:
+        await self.worker.engine.sleep()
+
+    async def stop(self) -> None:
+        await self.worker.engine.shutdown()
+
+
+class RewardActor:
+    """A RewardWorker."""
+
+    def __init__(self, config: RewardConfig, prefix: str, sync_deadline_s: float, log: Path):
+        from reward.worker import RewardWorker
+
+        self.config, self.prefix, self.sync_deadline_s = config, prefix, sync_deadline_s
+        self.worker = RewardWorker(config, log)
+
+    def locate(self) -> str:
+        return arrived()
+
+    def load_model(self, model_dir: Path, kind: str, index: int, count: int) -> dict[str, Any]:
+        """Make room for the reward model, on this actor's share of the node's cores (the index-th of `count` here)."""
+        take_threads(index, count, (self.config.model or RewardModelConfig()).cores_per_worker)
+        self.worker.load_model(model_dir, kind)
+        return self.describe()
+
+    def score(self, questions, samples, by: str):
+        return self.worker.score(questions, samples, by)
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.worker.describe(), **whereabouts()}
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.worker.init_transfer(init_info["names"], init_info["dtype_names"], init_info["shapes"])
+
+    def start_weight_update(self) -> None:
+        self.worker.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any], buckets: dict[str, ray.ObjectRef] | None = None) -> str:
+        """Stage and verify; returns the digest of the bytes as received."""
+        if not buckets:
+            return self.worker.update_weights(update_info["manifest"])
+        arrived = {segment: ray.get(ref, timeout=self.sync_deadline_s) for segment, ref in buckets.items()}
+        with on_this_node(update_info["manifest"], arrived, self.prefix) as manifest:
+            return self.worker.update_weights(manifest)
+
+    def finish_weight_update(self, version: int, sums: dict[str, int]) -> None:
+        self.worker.finish_weight_update(version)
+
+
+class LearnerActor:
+    """One rank of the learner group. The weight path is composed here: the LearnerWorker's weights, a sender of
+    `rollout.weights.senders`, and a client over the rollout actors' handles."""
+
+    def __init__(self, config: LearnerConfig, model_dir: Path, rank: int, timeout_s: float):
+        """`timeout_s`: no collective of the group waits longer."""
+        self.config, self.model_dir, self.rank, self.timeout_s = config, model_dir, rank, timeout_s
+
+    def locate(self) -> tuple[str, str, str]:
+        """This node, an address that is free here for the group to meet at (rank 0's is used), and this rank's GPU."""
+        with socket.socket() as s:
+            s.bind(("", 0))
+            address = f"tcp://{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"
+        return arrived(), address, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+    def start(self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, way: Way) -> dict[str, Any]:
+        """Join the group; `index` of `count` ranks are on this node and share its cores."""
+        take_threads(index, count, self.config.cores_per_rank)
+        from learner.worker import LearnerWorker
+
+        self.rollout = rollout
+        self.worker = LearnerWorker(
+            self.config, self.model_dir, rank=self.rank, world_size=self.config.ranks, rendezvous=rendezvous,
+            timeout_seconds=self.timeout_s,
+        )  # fmt: skip
+        self.publisher = Publisher(self.worker, rollout, self.rank, way)
+        return {**self.worker.describe(), **whereabouts()}
+
+    def begin_stage(self, spec: StageSpec) -> None:
+        self.worker.begin_stage(spec)
+
+    def step(self, batch, updates: int, temperature: float):
+        report = self.worker.step(batch, updates=updates, temperature=temperature)
+        if self.rollout.sleep:
+            self.worker.leave_gpu()  # the engines wake up on it
+        return report
+
+    def leave_gpu(self) -> None:
+        self.worker.leave_gpu()
+
+    def logprobs(self, sequences) -> list[list[float]]:
+        return self.worker.logprobs(sequences)
+
+    def scores(self, examples):
+        return self.worker.scores(examples)
+
+    def save(self, directory: Path) -> dict[str, int]:
+        return self.worker.save(directory)
+
+    def load(self, directory: Path, spec: StageSpec) -> None:
+        self.worker.load(directory, spec)
+        self.publisher.forget("reward_model")  # its tensors are new ones
+
+    def export_reward_model(self, directory: Path) -> None:
+        self.worker.export_reward_model(directory)
+
+    def publish(self, model: Model, version: PolicyVersion, receivers: Receivers) -> Moved:
+        """Move a model's weights to receivers that have begun an update. A collective over the ranks."""
+        return self.publisher.publish(model, version, receivers)

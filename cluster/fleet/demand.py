@@ -1,0 +1,103 @@
+"""What the roles of a run on CPUs need of the machines, in cores and memory, counted before anything is started.
+
+Measured with vLLM 0.32 and torch 2.13 on two cores, as proportional set sizes, with models of 2 M and 100 M parameters: an
+engine held 1.5 GB (actor 0.5, EngineCore 0.45, worker 0.6) and three copies of the weights beside its key-value cache, a
+learner rank 0.5 GB and 22 bytes a parameter alone in its group, a reward actor 0.1 GB, driver and Ray 1 GB. Activations are
+not counted.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cluster.config.contradictions import supervision
+from cluster.config.run_config import RunConfig
+from learner.algorithms.table import Need
+from reward.config import RewardModelConfig
+from rollout.config import KV_CACHE_GB
+
+GB = 1e9
+WIDTH = {"float32": 4, "bfloat16": 2}
+ENGINE, ENGINE_RANK, LEARNER, REWARD, TORCH, DRIVER = 0.9 * GB, 0.6 * GB, 0.45 * GB, 0.1 * GB, 0.4 * GB, 1.0 * GB
+"""Bytes of the processes without a model; TORCH is what a reward actor loads for one."""
+SETTING = {"rollout": "rollout.workers", "learner": "learner.ranks", "reward": "reward.workers"}
+"""That says how many there are of a role."""
+ENGINE_COPIES = 3
+"""As loaded, as packed for the kernels, and staged while an update arrives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Of one role."""
+
+    role: Literal["rollout", "learner", "reward"]
+    count: int
+    ranks: int
+    """Processes of each that compute at the same time, with all of its cores."""
+    bytes: float
+    """Memory of each."""
+
+
+def trained_models(config: RunConfig) -> tuple[int, bool]:
+    """How many models of the policy's size the learner trains, the policy included; and whether it holds a reference."""
+    needs = frozenset().union(*(stage.resolved().needs for stage in config.stages if stage.trains_policy))
+    return 1 + (Need.CRITIC in needs) + _members(config), Need.REFERENCE in needs
+
+
+def demands(config: RunConfig, parameters: int) -> list[Demand]:
+    """Of every role on CPUs; `parameters` is the policy's number, which reward models are taken to have too."""
+    trained, reference = trained_models(config)
+    rollout, learner, ranks = config.rollout, config.learner, config.rollout.tensor_parallel_size
+    cache = (rollout.kv_cache_gb or KV_CACHE_GB) * 2**30
+    engine = ENGINE + ranks * (ENGINE_RANK + cache) + ENGINE_COPIES * WIDTH[rollout.dtype] * parameters
+    # Weights, gradients and Adam's moments are sharded; every rank reads the whole model once.
+    sharded = (16 * trained + WIDTH[learner.compute_dtype] * reference) * parameters / max(1, learner.ranks)
+    members = _members(config)
+    judge = REWARD + (TORCH + 4 * members * parameters if members else 0)
+    rank = LEARNER + sharded + WIDTH["float32"] * parameters
+    return [
+        Demand(role="rollout", count=rollout.workers, ranks=ranks, bytes=engine),
+        Demand(role="learner", count=learner.ranks, ranks=1, bytes=rank),
+        Demand(role="reward", count=config.reward.workers, ranks=int(members > 0), bytes=judge),
+    ]
+
+
+def too_many(wanted: list[Demand], cores: float, where: str) -> list[str]:
+    """Roles with more processes than cores: they take turns with other roles, and would wait for each other within one."""
+    out = []
+    for demand in wanted:
+        if demand.count * demand.ranks > max(1.0, cores):
+            processes = f"{demand.count} x {demand.ranks}" if demand.ranks > 1 else str(demand.count)
+            found = f"{processes} processes that compute at the same time, and {where} has {cores:g} cores"
+            out.append(f"{SETTING[demand.role]}: {found}; expected at most one a core")
+    return out
+
+
+def too_large(wanted: list[Demand], memory: float, where: str) -> list[str]:
+    """Whether all roles together, with the driver, are beyond the memory (bytes)."""
+    needed = DRIVER + sum(demand.count * demand.bytes for demand in wanted)
+    if needed <= memory:
+        return []
+    parts = " + ".join(f"{SETTING[d.role]} {d.count} x {d.bytes / GB:.2g} GB" for d in wanted if d.count)
+    found = f"memory: {parts} + driver {DRIVER / GB:g} GB = {needed / GB:.3g} GB, and {where} has {memory / GB:.3g} GB"
+    return [f"{found}; expected fewer or smaller ones (activations are not counted)"]
+
+
+def parameters_of(model_dir: Path) -> int:
+    """Raises ValueError for a directory that is no complete model."""
+    from learner.models.policy import load_causal_lm
+
+    return sum(p.numel() for p in load_causal_lm(model_dir, device_map="meta").parameters())
+
+
+def memory_here() -> float:
+    """Bytes of this machine, or what its container may use."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text().strip() if limit.exists() else "max"
+    return total if allowed == "max" else min(total, int(allowed))
+
+
+def _members(config: RunConfig) -> int:
+    return (config.reward.model or RewardModelConfig()).count if supervision(config) else 0

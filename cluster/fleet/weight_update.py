@@ -1,0 +1,234 @@
+"""The weight update as a transaction, decided on the driver, and the canary that checks what the engines then hold.
+
+    start     every receiver is asked to begin: who receives is settled here, once, for all learner ranks
+    move      the learner's ranks gather together and send; with shm every engine stages all buckets beside its live weights and
+              checks names, shapes, dtypes and digests
+    finish    with shm only when all are prepared: load, compare what is held, drop the prefix cache, serve the new version
+
+With shm a failure before `finish` leaves the old version serving everywhere. A failure in it, or anywhere in a streaming
+transport (nccl, ipc: bytes go straight into the live weights), takes that engine out of service: it is replaced.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rollout.types import PolicyVersion
+
+
+class UpdateFailed(RuntimeError):
+    """A weight update fails the same way on every engine."""
+
+
+class CanaryFailed(UpdateFailed):
+    """An engine's log-probabilities are not the learner's."""
+
+
+Invoke = Callable[[int, str, tuple[Any, ...]], Any]
+"""(slot, method, arguments) -> a pending answer of that slot's engine."""
+Gather = Callable[[dict[int, Any]], tuple[dict[int, Any], dict[int, str]]]
+"""Pending answers -> answers and errors by slot, within the deadline of a weight update."""
+
+
+class FanOut:
+    """A sender's client over several engines (rollout.senders.Client). Whoever fails is left out from then on."""
+
+    def __init__(self, slots: Sequence[int], invoke: Invoke, gather: Gather, *, tensor_parallel_size: int):
+        self.slots, self.invoke, self.gather = list(slots), invoke, gather
+        self.tensor_parallel_size = tensor_parallel_size
+        self.failed: dict[int, str] = {}
+        self.processes = len(self.slots) * tensor_parallel_size
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        from rollout.weights.senders import init_infos
+
+        infos = init_infos(init_info, [self.tensor_parallel_size] * len(self.slots))
+        self._all("init_weight_transfer_engine", dict(zip(self.slots, infos, strict=True)))
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        digests = self._all("update_weights", dict.fromkeys(self.slots, update_info))
+        if "manifest" in update_info:
+            sent = update_info["manifest"]["digest"]
+            self.failed |= {slot: f"received digest {d}, sent {sent}" for slot, d in digests.items() if d != sent}
+
+    def _all(self, method: str, arguments: dict[int, Any]) -> dict[int, Any]:
+        pending = {s: self.invoke(s, method, (arguments[s],)) for s in self.slots if s not in self.failed}
+        answers, errors = self.gather(pending)
+        self.failed |= {slot: f"{method}: {error}" for slot, error in errors.items()}
+        return answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What a collective of the learner's ranks sent."""
+
+    digest: str
+    """Of the bytes sent; empty where nobody could be reached."""
+    sums: dict[str, int]
+    """Of each tensor's bits (see rollout.held)."""
+    failed: dict[int, str]
+    """Why each receiver that failed did, by slot."""
+
+
+Ask = Callable[..., tuple[dict[int, Any], dict[int, str]]]
+"""(method, slots, *arguments) -> answers and errors by slot, within the deadline of a weight update."""
+
+
+def transact(ask: Ask, move: Callable[[list[int]], Moved], slots: Sequence[int], version: int, *, streaming: bool):
+    """One version to these slots. Returns (digest, failures by slot, whether those that failed may hold a mixture)."""
+    _, failed = ask("start_weight_update", slots)
+    ready = [slot for slot in slots if slot not in failed]
+    if not ready or failed and not streaming:
+        return "", failed, streaming
+    moved = move(ready)
+    failed = failed | moved.failed
+    if failed and not streaming:
+        return moved.digest, failed, False
+    _, errors = ask("finish_weight_update", [slot for slot in ready if slot not in failed], version, moved.sums)
+    failed |= errors
+    return moved.digest, failed, bool(failed)
+
+
+FLOOR = {"float32": 2e-4, "bfloat16": 1e-2}
+"""Mean |difference| of log-probabilities that arithmetic alone may cause, whatever was measured at version 0 (nats)."""
+ALARM = {"float32": 5e-3, "bfloat16": 0.1}
+"""A mean |difference| at version 0 above this is not noise: engine and learner compute different models."""
+CEILING = {"float32": 1e-2, "bfloat16": 0.2}
+"""Of the tolerance, whatever was measured at version 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """Fixed token sequences that learner and engine must score alike, within a tolerance set by the noise at version 0."""
+
+    sequences: tuple[tuple[int, ...], ...]
+    tolerance: float
+    """Bound on the mean |difference| in nats; a single token may differ by 20 times as much."""
+
+    @classmethod
+    def calibrate(cls, sequences, engines: Mapping[int, list[list[float]]], learner: list[list[float]], dtype: str) -> "Canary":
+        """From log-probabilities (engine by slot, and learner) of the same weights; `dtype` is the coarser of the two.
+
+        Raises CanaryFailed past ALARM.
+        """
+        noise = max(sum(d) / len(d) for d in (differences(e, learner) for e in engines.values()))
+        if not noise <= ALARM[dtype]:
+            found = f"engine and learner differ by {noise:.3g} nats a token on the same weights"
+            raise CanaryFailed(f"{found} (at most {ALARM[dtype]:g} in {dtype}): they compute different models")
+        return cls(sequences=tuple(map(tuple, sequences)), tolerance=min(max(4 * noise, FLOOR[dtype]), CEILING[dtype]))
+
+    def check(self, slot: int, engine: list[list[float]], learner: list[list[float]]) -> float:
+        """Mean |difference| in nats. Raises CanaryFailed above the tolerance, or for one token far off, or for NaN."""
+        diffs = differences(engine, learner)
+        mean, worst = sum(diffs) / len(diffs), max(diffs)
+        if not (mean <= self.tolerance and worst <= 20 * self.tolerance):
+            raise CanaryFailed(
+                f"rollout-{slot} does not hold the published weights: log-probabilities differ from the learner's by {mean:.3g}"
+                f" nats a token, at worst {worst:.3g} (tolerance {self.tolerance:.3g} and {20 * self.tolerance:.3g})"
+            )
+        return mean
+
+
+def differences(engine: list[list[float]], learner: list[list[float]]) -> list[float]:
+    """|difference| of every scored token, in order."""
+    pairs = zip(engine, learner, strict=True)
+    return [abs(a - b) for row_a, row_b in pairs for a, b in zip(row_a, row_b, strict=True)]
+
+
+class Fleet(Protocol):
+    """What a weight update needs of the roles; `cluster.fleet.roles.Roles` is the real one."""
+
+    def slots(self) -> list[int]: ...
+
+    def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:
+        """Send the learner's weights. Returns (digest, failures by slot, whether those engines may hold a mixture)."""
+
+    def score(self, slots: Sequence[int], sequences) -> tuple[dict[int, list[list[float]]], dict[int, str]]:
+        """Log-probabilities of the sequences by slot, and errors by slot."""
+
+    def learner_logprobs(self, sequences) -> list[list[float]]: ...
+
+    def replace(self, slot: int, why: str) -> None:
+        """A fresh engine in this slot, with the weights on disk. Raises when the crash budget is spent."""
+
+
+class Judges(Protocol):
+    """What an update of the reward model needs of the roles."""
+
+    reward_version: int
+
+    def reward_slots(self) -> list[int]: ...
+
+    def send_reward_model(self, version: int, slots: Sequence[int]) -> tuple[str, dict[int, str]]:
+        """Send the learner's reward model. Returns (digest, failures by slot)."""
+
+    def replace_judge(self, slot: int, why: str) -> None:
+        """A fresh reward actor in this slot, without weights. Raises when the crash budget is spent."""
+
+
+def publish_reward_model(judges: Judges, version: int, slots: Sequence[int] | None = None) -> str:
+    """Bring the reward slots (all, unless named) to `version` = the learner's reward model; returns its digest.
+
+    The transaction is the policy's: staged and verified everywhere before it is loaded anywhere. Nobody is judged meanwhile.
+    """
+    todo = list(judges.reward_slots() if slots is None else slots)
+    while True:
+        digest, failed = judges.send_reward_model(version, todo)
+        if not failed:
+            judges.reward_version = version
+            return digest
+        for slot, why in failed.items():
+            judges.replace_judge(slot, why)
+
+
+def publish(fleet: Fleet, version: PolicyVersion, canary: Canary, slots: Sequence[int] | None = None) -> tuple[str, float]:
+    """Bring the slots (all, unless named) to `version` = the learner's weights. Returns (digest, canary's mean difference).
+
+    Every engine that fails is replaced and brought to the same version before anything is sampled; the fleet's crash
+    budget bounds the tries. A fresh engine that fails as the one before it did will not be mended by a third: CanaryFailed,
+    or UpdateFailed.
+    """
+    todo = list(fleet.slots() if slots is None else slots)
+    learner = fleet.learner_logprobs(canary.sequences)
+    worst, before = 0.0, {}
+    while True:
+        digest, failed, mixed = fleet.publish(version, todo)
+        if not failed or mixed:
+            # Those that committed are judged by the canary; a failed one is replaced and served alone.
+            answers, errors = fleet.score([s for s in todo if s not in failed], canary.sequences)
+            failed = failed | errors
+            for slot, answer in answers.items():
+                try:
+                    worst = max(worst, canary.check(slot, answer, learner))
+                except CanaryFailed as error:
+                    if slot in before:
+                        raise CanaryFailed(f"a fresh engine is refused too: {error}") from None
+                    failed[slot] = str(error)
+            todo = list(failed)
+        for slot, why in failed.items():
+            if before.get(slot) == why:
+                raise UpdateFailed(f"rollout-{slot}: a fresh engine fails as the one before it did: {why}")
+            fleet.replace(slot, why)
+        before |= failed
+        if not failed:
+            return digest, worst
+
+
+@contextmanager
+def on_this_node(manifest: dict[str, Any], buckets: Mapping[str, bytes], prefix: str) -> Iterator[dict[str, Any]]:
+    """The manifest of another node's sender with its buckets in this node's shared memory, while the block lasts."""
+    from rollout.weights.transfer import Manifest, release, write_bucket
+
+    local = copy.deepcopy(manifest)
+    names = {segment: f"cohort_{prefix}_{os.getpid()}_v{manifest['version']}_{i}" for i, segment in enumerate(buckets)}
+    for bucket in local["buckets"]:
+        bucket["segment"] = names[bucket["segment"]]
+    try:
+        for segment, data in buckets.items():
+            write_bucket(names[segment], data)
+        yield local
+    finally:
+        release(Manifest.from_dict(local))

@@ -1,0 +1,141 @@
+"""What a step leaves behind for people: its metrics from the batch, and a line for every sample; files whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+
+from cluster.records.metrics import Sinks, read_jsonl
+from learner.algorithms.credit import groups_of, has_spread
+from reward.types import FAILURES, ScoredSample
+from rollout.types import FinishReason, Question, Sample
+
+COMPONENTS = {"correct": "accuracy", "format": "format", "model": "model_reward", "spread": "reward_spread"}
+"""Components that are known by another name than `reward_<component>`."""
+
+
+def attempts(samples: Iterable[Sample]) -> Iterator[dict]:
+    """The samples as arguments of `Ledger.record`: one {groups, attempt} for every attempt among them."""
+    by_attempt: dict[int, dict[str, list[int]]] = {}
+    for s in samples:
+        by_attempt.setdefault(s.attempt, {}).setdefault(s.group_id, []).append(s.index)
+    for attempt, groups in sorted(by_attempt.items()):
+        yield {"groups": groups, "attempt": attempt}
+
+
+def by_reason(batch: Iterable[ScoredSample], otherwise: str) -> dict[str, list[Sample]]:
+    """Outputs that are dropped, by why: for want of a score, or `otherwise`."""
+    out: dict[str, list[Sample]] = {}
+    for s in batch:
+        out.setdefault(s.verdict.reason if s.verdict.failed else otherwise, []).append(s.sample)
+    return out
+
+
+def batch_metrics(batch: Sequence[ScoredSample]) -> dict[str, float]:
+    """The metrics that the batch itself tells (see METRICS): lengths always; what became of judging where that was asked."""
+    out = {"response_length": fmean(len(s.sample.output_ids) for s in batch)}
+    if not all(all(s.sample.sampled_mask) for s in batch):
+        out["programs"] = fmean(_programs(s.sample) for s in batch)
+    if all(s.verdict.status == "given" for s in batch):
+        return out
+    out["truncated_share"] = fmean(s.sample.finish_reason is FinishReason.LENGTH for s in batch)
+    out["unscored_share"] = fmean(s.verdict.failed for s in batch)
+    for status in FAILURES:
+        out[f"{status}_share"] = fmean(s.verdict.status == status for s in batch)
+    if times := sorted(s.verdict.seconds for s in batch if s.verdict.seconds is not None):
+        out["judge_p50"], out["judge_p99"] = (times[int(share * (len(times) - 1))] for share in (0.5, 0.99))
+    return out | _rewards(batch)
+
+
+def _rewards(batch: Sequence[ScoredSample]) -> dict[str, float]:
+    """Means over the scored outputs, of the reward and of every component; and how many groups say something."""
+    scored = [s for s in batch if s.verdict.status == "score"]
+    components: dict[str, list[float]] = {}
+    for s in scored:
+        for name, value in s.verdict.components.items():
+            components.setdefault(COMPONENTS.get(name, f"reward_{name}"), []).append(value)
+    out = {name: fmean(values) for name, values in components.items()}
+    if scored:
+        out["reward"] = fmean(s.verdict.reward for s in scored)
+    issued, groups = len(groups_of(batch)), [[scored[i] for i in indices] for indices in groups_of(scored).values()]
+    several = [group for group in groups if len(group) > 1]
+    if len(batch) > issued:
+        out["thin_group_share"] = 1 - len(several) / issued
+    if several:
+        out["zero_variance_share"] = fmean(not has_spread(group) for group in several)
+    return out
+
+
+def _programs(sample: Sample) -> int:
+    """How many programs of an output ran: each left a run of tokens that the policy did not sample."""
+    return sum(before and not now for before, now in pairwise((True, *sample.sampled_mask)))
+
+
+def sample_rows(
+    batch: Sequence[ScoredSample],
+    questions: Iterable[Question],
+    advantages: Sequence[float | None] | None = None,
+) -> Iterator[dict]:
+    """One row a sample for samples/step_N.jsonl, which `cohort score` reads: what was asked, how the output was made, what it
+    says, how it was judged, what became of it."""
+    by_ordinal = {question.ordinal: question for question in questions}
+    for scored, advantage in zip(batch, advantages or [None] * len(batch), strict=True):
+        s, v, asked = scored.sample, scored.verdict, by_ordinal[scored.sample.ordinal]
+        yield {
+            "group": s.group_id, "ordinal": s.ordinal, "index": s.index, "attempt": s.attempt, "versions": s.versions,
+            "id": asked.id, "question": asked.text, "gold": asked.gold, "response": s.text, "extracted": v.extracted,
+            "verdict": v.status, "reward": v.reward, "components": v.components, "reward_version": v.reward_version,
+            "reason": v.reason, "advantage": advantage, "fate": "dropped" if advantage is None else "trained",
+            "finish_reason": s.finish_reason,
+            "prompt_ids": s.prompt_ids, "output_ids": s.output_ids,
+        }  # fmt: skip
+
+
+def write_rows(path: Path, rows: Iterable[dict | list]) -> None:
+    """A whole jsonl file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file at once."""
+    _write_whole(path, [text])
+
+
+def _write_whole(path: Path, parts: Iterable[str]) -> None:
+    """A reader, and a crash at any moment, sees the old file or the new one."""
+    beside = path.with_name(path.name + ".new")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)  # where the disk is full, it is not for this
+
+
+def leave(sinks: Sinks, path: Path, rows: Iterable[dict | list]) -> None:
+    """The same of what a run can do without."""
+    with sinks.dispensable(path):
+        write_rows(path, rows)
+
+
+@contextmanager
+def whole_directory(place: Path) -> Iterator[Path]:
+    """A directory to fill that takes the place's name when the block ends: what was there before stays until then."""
+    beside = place.with_name(place.name + ".new")
+    shutil.rmtree(beside, ignore_errors=True)
+    yield beside
+    shutil.rmtree(place, ignore_errors=True)
+    beside.rename(place)
+
+
+def evaluation_rows(run_dir: Path, name: str = "evaluations.jsonl") -> list[dict]:
+    """The evaluations of a run so far (or those of its reward model), in the order of steps."""
+    path = run_dir / name
+    return read_jsonl(path) if path.exists() else []

@@ -1,0 +1,201 @@
+"""`cohort evaluate`: a model's outputs on a benchmark, sampled by rollout workers and judged by reward workers.
+
+Every generation is stored, question by question, in OUT/generations.jsonl; a run that was killed goes on with the questions
+that are left. OUT/results.json and OUT/at_k.png are made of that file alone.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+
+from cluster.config.run_config import ConfigError, RunConfig, diff, load, resolved_yaml
+from cluster.fleet.sampler import Bound, Sampler
+from cluster.records.metrics import Sinks, read_jsonl
+from cluster.records.samples import write_rows, write_text
+from cluster.run import inputs
+from cluster.run.launch import named, started
+from cluster.run.resume import RunDirectory
+from cluster.run.sources import by_ordinal, leases
+from cluster.stopping import Stop
+from reward.judging.judges import gold_check
+from reward.judging.stored import Judged, StoredRow, accuracy, measures
+from reward.types import ScoredSample
+from rollout.data.benchmarks import BENCHMARKS
+from rollout.data.datasets import load_questions
+from rollout.types import Question, Sampling
+
+log = logging.getLogger("cohort")
+
+WAVE = 512
+"""Outputs that are asked for together; what a kill loses at most."""
+MAY_CHANGE = (
+    "output",
+    "cluster.",
+    "rollout.workers",
+    "rollout.max_concurrent_samples",
+    "rollout.kv_cache_gb",
+    "reward.workers",
+    "reward.judge",
+    "reward.max_unscored_share",
+)
+"""Settings that a run which goes on may have otherwise: they do not change its outputs' distribution."""
+
+
+def evaluate_benchmark(config: RunConfig, benchmark: str, ks: Sequence[int], stop: Stop) -> dict:
+    """Sample and judge what is missing, then sum up. Raises ConfigError, RunFailed, or Stopped after a signal."""
+    questions = _questions(config, benchmark)
+    with RunDirectory(config.output) as held:
+        done = {row["ordinal"]: row for row in _kept(config)}
+        left = [question for question in questions if question.ordinal not in done]
+        if left:
+            log.info("%s: %d questions, %d of them done before", benchmark, len(questions), len(done))
+            with named(held, stop, f"what was generated is in {held.path}; the same command goes on"):
+                _sample(config, held, left, len(questions), BENCHMARKS[benchmark].breakdown, stop)
+        rows = read_jsonl(held.path / "generations.jsonl")
+        results = {"benchmark": benchmark, "model": str(config.model.path)} | summarise(
+            rows, ks, BENCHMARKS[benchmark].breakdown
+        )
+        results_path, picture, spare = held.path / "results.json", held.path / "at_k.png", Sinks({})
+        with spare.dispensable(results_path):
+            write_text(results_path, json.dumps(results, indent=1))
+        if max(ks) > 1:
+            from cluster.records.report import plot_at_k
+
+            with spare.dispensable(picture):
+                plot_at_k(measures(*_stored(rows)), benchmark, picture)
+        return results
+
+
+def summarise(rows: Sequence[dict], ks: Sequence[int], breakdown: Sequence[str]) -> dict:
+    """The figures of the stored generations, and accuracy by the values of the breakdown's columns."""
+    stored, judged = _stored(rows)
+    found = measures(stored, judged, ks)
+    del found["questions"]
+    parts = {}
+    for name in breakdown:
+        values = sorted({row["extras"][name] for row in rows if name in row["extras"]}, key=lambda v: (str(type(v)), v))
+        if values:
+            parts[name] = {str(value): _part(rows, judged, name, value) for value in values}
+    outputs = [output for row in rows for output in row["outputs"]]
+    return found | {
+        "truncated": sum(o["finish_reason"] == "length" for o in outputs) / len(outputs) if outputs else None,
+        "tokens": sum(o["tokens"] for o in outputs) / len(outputs) if outputs else None,
+        "breakdown": parts,
+    }
+
+
+def _part(rows: Sequence[dict], judged: Sequence[Sequence[Judged]], name: str, value: object) -> dict:
+    marks = [
+        [j.correct is True for j in found if j.status != "unscorable"]
+        for row, found in zip(rows, judged, strict=True)
+        if row["extras"].get(name) == value
+    ]
+    return {"questions": len(marks)} | accuracy([mark for mark in marks if mark])
+
+
+def _stored(rows: Sequence[dict]) -> tuple[list[StoredRow], list[list[Judged]]]:
+    """Generations as stored responses; a question's id tells it apart from one with the same text."""
+    stored = [
+        StoredRow(
+            where=row["id"],
+            question=row["id"],
+            gold=row["gold"],
+            responses=tuple(o["text"] for o in row["outputs"]),
+            scores=None,
+        )
+        for row in rows
+    ]
+    judged = [
+        [
+            Judged(
+                correct=o["correct"],
+                extracted=o["extracted"],
+                value=o["value"],
+                status=o["status"],
+                reason=o["reason"],
+            )
+            for o in row["outputs"]
+        ]
+        for row in rows
+    ]
+    return stored, judged
+
+
+def _questions(config: RunConfig, benchmark: str) -> list[Question]:
+    """The questions, by ordinal. Raises ConfigError for a model or a file that cannot be used."""
+    from transformers import AutoTokenizer
+
+    if not (config.model.path / "config.json").is_file():
+        raise ConfigError([f"{config.model.path}: found no config.json; expected a Hugging Face model directory"])
+    try:
+        return load_questions(config.data, AutoTokenizer.from_pretrained(config.model.path), gold_check(config.reward))
+    except ValueError as error:
+        raise ConfigError([f"--benchmark {benchmark}, or else --question and --gold: {error}"]) from error
+
+
+def _kept(config: RunConfig) -> list[dict]:
+    """What an earlier run with the same settings stored. Raises ConfigError when the directory holds something else."""
+    before, kept = config.output / "config.yaml", config.output / "generations.jsonl"
+    if before.exists():
+        changed = [line for line in diff(load(before), config) if not line.startswith(MAY_CHANGE)]
+        if changed := changed + inputs.changed(config, weights=True):
+            raise ConfigError([f"{config.output} holds an evaluation of something else; expected another --out", *changed])
+    elif any(path.name != "lock" for path in config.output.iterdir()):
+        raise ConfigError([f"{config.output} is not empty and holds no evaluation; expected another --out"])
+    write_text(before, resolved_yaml(config))
+    inputs.record(config, weights=True)
+    if not kept.exists():
+        return []
+    rows = read_jsonl(kept)
+    write_rows(kept, rows)  # a kill may have cut the last line
+    return rows
+
+
+def _sample(
+    config: RunConfig, held: RunDirectory, questions: Sequence[Question], total: int, breakdown: Sequence[str], stop: Stop
+) -> None:
+    """Outputs of the questions, judged, into generations.jsonl as they come. Raises KeyboardInterrupt after a signal."""
+    size = config.evaluation.samples_per_question
+    sampling = Sampling(temperature=config.evaluation.temperature, max_new_tokens=config.rollout.max_new_tokens)
+    at_once = max(1, WAVE // size)
+    with started(config, 0, stop) as actors, (held.path / "generations.jsonl").open("a") as file:
+        held.begun()
+        stop.hold()
+        sampler = Sampler(actors, None, lambda slot: None, Bound(config.reward.max_unscored_share))
+        for start in range(0, len(questions), at_once):
+            part = questions[start : start + at_once]
+            name = f"{config.name} {part[0].ordinal}..{part[-1].ordinal}"
+            with stop.breakable():
+                samples = sampler.sample(leases(part, config.name, size), sampling, name, version=0)
+                groups = by_ordinal(sampler.judge(part, samples, name, "rule"))
+            for question in part:
+                row = _row(question, breakdown, groups[question.ordinal])
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            scored = [s for group in groups.values() for s in group]
+            right = sum(s.verdict.components.get("correct") == 1.0 for s in scored)
+            lost = sum(s.verdict.failed for s in scored)
+            log.info(
+                "%s: %d of %d questions, %d of the last %d outputs right, %d without a verdict",
+                config.name,
+                part[-1].ordinal + 1,
+                total,
+                right,
+                len(scored),
+                lost,
+            )
+
+
+def _row(question: Question, breakdown: Sequence[str], group: Sequence[ScoredSample]) -> dict:
+    outputs = [
+        {
+            "index": s.sample.index, "text": s.sample.text, "extracted": s.verdict.extracted, "value": s.verdict.value,
+            "status": s.verdict.status, "reason": s.verdict.reason, "tokens": len(s.sample.output_ids),
+            "correct": s.verdict.components["correct"] == 1.0 if s.verdict.status == "score" else None,
+            "finish_reason": s.sample.finish_reason,
+        }
+        for s in group
+    ]  # fmt: skip
+    names = {"id": question.id, "ordinal": question.ordinal, "question": question.text, "gold": question.gold}
+    extras = {name: question.columns[name] for name in breakdown if name in question.columns}
+    return names | {"extras": extras, "outputs": outputs}

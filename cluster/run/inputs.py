@@ -1,0 +1,75 @@
+"""What a run reads from outside, as digests in its directory: a run that goes on must read the same."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.config.run_config import RunConfig
+from cluster.records.samples import write_text
+from rollout.config import SourceConfig
+from rollout.data.rows import load_rows
+
+log = logging.getLogger("cohort")
+
+TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "added_tokens.json", "special_tokens_map.json")
+PROMPTING = ("chat_template*", "config.json", "generation_config.json")
+"""How a prompt looks, and which tokens end an output."""
+WEIGHTS = ("*.safetensors", "*.bin")
+FILE = "inputs.json"
+
+
+def record(config: RunConfig, *, weights: bool = False) -> None:
+    """Write the digests into the run directory, once. `weights`: the model's too, where no checkpoint holds them."""
+    place = config.output / FILE
+    if not place.exists():
+        write_text(place, json.dumps(digests(config, weights=weights), indent=1))
+
+
+def changed(config: RunConfig, *, weights: bool = False) -> list[str]:
+    """A line for each input that is not what it was when the run began; a mended reward function is only a warning."""
+    place = config.output / FILE
+    if not place.exists():
+        return []
+    before, now = json.loads(place.read_text()), digests(config, weights=weights)
+    out = []
+    for name in sorted(before.keys() | now.keys()):
+        if now.get(name) == before.get(name):
+            continue
+        found = "is missing" if not now.get(name) else "has changed" if name in before else "is new"
+        line = f"{name} {found} since the run began"
+        if name.startswith("reward.function"):
+            log.warning("%s", line)
+        else:
+            out.append(f"{line}; expected what it was begun with, or a new run")
+    return out
+
+
+def digests(config: RunConfig, *, weights: bool) -> dict[str, str]:
+    """SHA-256 by `key: file`; empty for a file that is not there."""
+    return {name: _digest(what) for name, what in _inputs(config, weights)}
+
+
+def _inputs(config: RunConfig, weights: bool) -> Iterator[tuple[str, Path | SourceConfig]]:
+    for key in type(config.data).model_fields:
+        source = getattr(config.data, key)
+        if isinstance(source, SourceConfig) and (source.file or source.hub):
+            yield f"data.{key}: {source.file or source.hub}", source.file or source
+    if config.reward.function is not None:
+        file = Path(config.reward.function.rpartition(":")[0])
+        yield f"reward.function: {file}", file
+    if config.model.path is not None:
+        patterns = TOKENIZER + PROMPTING + (WEIGHTS if weights else ())
+        for file in sorted({file for pattern in patterns for file in config.model.path.glob(pattern) if file.is_file()}):
+            yield f"model.path: {file}", file
+
+
+def _digest(what: Path | SourceConfig) -> str:
+    if isinstance(what, SourceConfig):
+        rows = "\n".join(json.dumps(row.columns, default=str) for row in load_rows(what))
+        return hashlib.sha256(rows.encode()).hexdigest()
+    if not what.is_file():
+        return ""
+    with what.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,195 @@
+"""From a configuration to a finished run: the run directory, the Ray cluster, the actors, the loop, the summary."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import distributions
+from pathlib import Path
+
+from cluster.config.run_config import ConfigError, RunConfig, config_hash, resolved_yaml
+from cluster.fleet.connection import cluster
+from cluster.fleet.placement import PlacementError
+from cluster.fleet.roles import RoleFailed, Roles
+from cluster.fleet.weight_update import UpdateFailed
+from cluster.records.console import ConsoleSink
+from cluster.records.ledger import Ledger, incarnations
+from cluster.records.metrics import JsonlSink, RayMetricsSink, Sinks, TensorBoardSink
+from cluster.records.report import plot
+from cluster.records.samples import evaluation_rows, write_rows, write_text
+from cluster.run import inputs
+from cluster.run.checkpoints import FULL, CheckpointFailed, disk_full
+from cluster.run.loop import Loop
+from cluster.run.resume import RunDirectory, stage_facts
+from cluster.stopping import RunFailed, Stop, Stopped, grace_s
+from rollout.leftovers import sweep
+
+log = logging.getLogger("cohort")
+
+STOP_S = 20.0
+"""For engines to end in order before they are killed."""
+
+
+def train(config: RunConfig, stop: Stop) -> dict:
+    """A new run. Raises ConfigError when its directory already holds one."""
+    with RunDirectory(config.output) as held:
+        if (held.path / "config.yaml").exists():
+            raise ConfigError([f"{held.path} already holds a run: `cohort resume {held.path}`, or choose another `output`"])
+        write_text(held.path / "config.yaml", resolved_yaml(config))
+        return run(config, held, stop)
+
+
+def run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Path, dict] | None = None) -> dict:
+    """Run to the end and return the summary. Raises RunFailed, or Stopped after a signal, with everything ended."""
+    with named(held, stop, f"`cohort resume {held.path}` goes on from the newest checkpoint"):
+        return _run(config, held, stop, resume_from)
+
+
+def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Path, dict] | None) -> dict:
+    run_dir, state = held.path, resume_from[1] if resume_from else {}
+    began = time.monotonic()
+    ledger = sinks = None
+    try:
+        (run_dir / "summary.json").unlink(missing_ok=True)
+        inputs.record(config)
+        swept()
+        incarnation = incarnations(run_dir / "ledger.jsonl")
+        ledger = Ledger(run_dir / "ledger.jsonl", incarnation=incarnation, offset=state.get("ledger_offset", 0))
+        step = state.get("step", 0)
+        for name in ("evaluations.jsonl", "reward_model.jsonl"):
+            if (run_dir / name).exists():
+                write_rows(run_dir / name, [r for r in evaluation_rows(run_dir, name) if r["step"] <= step])
+        with started(config, incarnation, stop) as actors:
+            sinks = Sinks(
+                {
+                    "the console": lambda: ConsoleSink(sum(s.steps for s in config.stages)),
+                    str(run_dir / "metrics.jsonl"): lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=step),
+                    str(run_dir / "tensorboard"): lambda: TensorBoardSink(run_dir / "tensorboard", resume_step=step),
+                    "Ray's metrics": lambda: RayMetricsSink(config.name, run_dir.resolve()),
+                }
+            )
+            log.info("reading the data")
+            loop = Loop(config, *load_data(config), actors, ledger, sinks)
+            loop.seconds["start"] = time.monotonic() - began
+            held.begun()
+            loop.run(stop, resume_from)
+            summary = summarise(loop)
+            with sinks.dispensable(run_dir / "summary.json"):
+                write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
+        with sinks.dispensable(run_dir / "run.png"):
+            plot(run_dir)
+        return summary
+    finally:
+        for each in (sinks, ledger):
+            if each is not None:
+                each.close()
+
+
+@contextmanager
+def named(held: RunDirectory, stop: Stop, goes_on: str) -> Iterator[None]:
+    """Failures as what they mean for the run; `goes_on` tells how a stopped one is taken up again."""
+    try:
+        yield
+    except (RoleFailed, UpdateFailed, CheckpointFailed) as error:
+        raise RunFailed(str(error)) from error
+    except KeyboardInterrupt:
+        if not stop.asked:
+            raise
+        raise Stopped(f"stopped by a signal; {goes_on if held.stays else 'nothing was begun'}") from None
+    except OSError as error:
+        if error.errno in FULL:
+            raise RunFailed(disk_full(held.path, error)) from error
+        raise
+    except PlacementError as error:
+        raise ConfigError([str(error)]) from error
+
+
+def model_directory(config: RunConfig) -> Path:
+    """The policy's directory; a model of the project's own making is written into the run directory once."""
+    if config.model.path is not None:
+        return config.model.path.resolve()
+    directory = (config.output / "model").resolve()
+    if not (directory / "config.json").exists():
+        from rollout.tasks.arithmetic import make_small_llama
+
+        make_small_llama(directory, config.seed, config.model.init)
+    return directory
+
+
+def load_data(config: RunConfig):
+    """The data of a run, rendered with its tokenizer, and the tokenizer."""
+    from transformers import AutoTokenizer
+
+    from reward.judging.judges import gold_check
+    from rollout.data.datasets import load_data
+
+    tokenizer = AutoTokenizer.from_pretrained(model_directory(config))
+    return load_data(config.data, tokenizer, config.seed, gold_check(config.reward), bool(config.rollout.tools)), tokenizer
+
+
+@contextmanager
+def started(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[Roles]:
+    """The cluster and all actors, started; ended when the block ends, however it ends, and nothing of them is left."""
+    stop.grace_s = grace_s(config.cluster.stop_grace_s)
+    try:
+        with cluster(config, incarnation, stop), roles(config, incarnation, stop) as actors:
+            yield actors
+    finally:
+        swept()
+
+
+def swept() -> None:
+    """Remove from this node what dead processes left."""
+    for name in sweep():
+        log.info("removed what a dead process left: %s", name)
+
+
+@contextmanager
+def roles(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[Roles]:
+    """All actors, started; ended when the block ends, within the time that a stop leaves."""
+    counts = {"engine": config.rollout.workers, "learner rank": config.learner.ranks, "reward actor": config.reward.workers}
+    log.info("starting %s", ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count))
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    actors = Roles(config, model_directory(config), max_model_len=longest, incarnation=incarnation)
+    try:
+        actors.start()
+        yield actors
+    finally:
+        stop.disarm()
+        actors.stop(min(STOP_S, stop.left_s() / 2))
+
+
+def summarise(loop: Loop) -> dict:
+    """summary.json: accuracy before and after, time and speed, who did it, and what was published.
+
+    "Before" is the last evaluation that no outputs of the policy had been trained on.
+    """
+    config, rows = loop.config, loop.held_out.rows
+    warm = 0
+    for stage in config.stages:
+        if stage.trains_policy and stage.given != "demonstrations":
+            break
+        warm += stage.steps
+    before = max((r for r in rows if r["step"] <= warm and r["step"] < loop.step), key=lambda r: r["step"], default=None)
+    after = rows[-1]
+    names = ["accuracy", "greedy_accuracy", "well_formed", "unjudged"] + [
+        n for n in after if n.startswith(("maj_at_", "pass_at_"))
+    ]
+    scores = {f"{name}_{when}": row[name] for name in names for when, row in (("before", before), ("after", after)) if row}
+    sampling = loop.seconds["generate"]
+    return {
+        "name": config.name, "seed": config.seed, "config_hash": config_hash(config),
+        "stages": stage_facts(config),
+        **scores,
+        "seconds": {phase: round(s, 2) for phase, s in loop.seconds.items()},
+        "tokens_per_second": round(loop.sampled_tokens / sampling, 1) if sampling else None,
+        "reward_models": loop.held_out.reward_models,
+        "versions": loop.serving.digests, "actors": loop.roles.info, "replaced_workers": loop.roles.deaths,
+        "software": installed("cohort-rl", "torch", "transformers", "ray"),
+    }  # fmt: skip
+
+
+def installed(*names: str) -> dict[str, str]:
+    """Versions of these packages; of one that is not installed (a checkout on PYTHONPATH is none) there is no version."""
+    return {name: found.version for name in names for found in distributions(name=name)}

@@ -1,0 +1,226 @@
+"""Credit: from the rewards of a whole batch to an advantage for every output token, once per batch.
+
+Pure Python in double precision, no torch: a batch is small, and rewards that are equal but for rounding must give exactly
+zero. Groups are held together by their explicit id, so samples may come in any order and any member may be missing.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from learner.algorithms.weighting import Need
+from reward.types import ScoredSample
+from rollout.config import Strict
+from rollout.rounding import apart
+from rollout.types import FinishReason
+
+PerToken = list[tuple[float, ...] | None]
+"""Per sample of the batch: a number for each output token, or None when the sample is out of the loss."""
+Advantages = PerToken
+RewardSource = Literal["none", "rule", "outcome_model", "process_model"]
+
+
+def groups_of(scored: Sequence[ScoredSample]) -> dict[str, list[int]]:
+    """The places in the batch of each group's members."""
+    groups = defaultdict(list)
+    for index, item in enumerate(scored):
+        groups[item.sample.group_id].append(index)
+    return groups
+
+
+class Credit(Strict):
+    """What all credits share."""
+
+    rewards: ClassVar[frozenset[RewardSource]] = frozenset({"rule", "outcome_model", "process_model"})
+    """The sources of reward that the credit makes sense of."""
+    smallest_group: ClassVar[int] = 1
+    """Outputs that a question needs."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    @property
+    def uses_rewards(self) -> bool:
+        return "none" not in self.rewards
+
+
+class Ones(Credit):
+    """Every token of every sample has advantage 1: supervised fine-tuning (eq. 6)."""
+
+    rewards: ClassVar[frozenset[RewardSource]] = Credit.rewards | {"none"}
+    cell: Literal["ones"] = "ones"
+    formula: ClassVar[str] = "1"
+
+    def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
+        return [(1.0,) * len(item.sample.output_ids) for item in scored]
+
+
+class Accepted(Credit):
+    """Advantage 1 where the reward is above the threshold, else 0: rejection sampling (RFT and Online RFT, eq. 8)."""
+
+    rewards: ClassVar[frozenset[RewardSource]] = frozenset({"rule", "outcome_model"})
+    cell: Literal["accepted"] = "accepted"
+    formula: ClassVar[str] = "I(o)"
+    threshold: float = 0.5
+    """Of the sum of the output's rewards. An outcome model's reward is a logit: even odds are 0 there."""
+    over: Literal["all", "kept"] = "all"
+    """All samples, rejected ones at 0 (eq. 8), or accepted ones only: each question that has any then counts the same."""
+
+    def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
+        return [self._advantage(item) if judged(item) else None for item in scored]
+
+    def _advantage(self, item: ScoredSample) -> tuple[float, ...] | None:
+        accepted = _reward(item) > self.threshold
+        return (float(accepted),) * len(item.sample.output_ids) if accepted or self.over == "all" else None
+
+
+class Signed(Credit):
+    """+1 on the better output of a pair and -1 on the worse one; a pair without a better one is out of the loss."""
+
+    rewards: ClassVar[frozenset[RewardSource]] = frozenset({"rule", "outcome_model"})
+    cell: Literal["signed"] = "signed"
+    formula: ClassVar[str] = "+1 on o+, -1 on o-"
+
+    def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
+        """Raises ValueError for a group that is not a pair."""
+        advantages: Advantages = [None] * len(scored)
+        for group_id, pair in groups_of(scored).items():
+            if len(pair) != 2:
+                raise ValueError(f"group {group_id}: found {len(pair)} outputs, expected a pair")
+            if all(judged(scored[i]) and any(scored[i].sample.sampled_mask) for i in pair):
+                worse, better = sorted(pair, key=lambda i: _reward(scored[i]))
+                if apart([_reward(scored[i]) for i in pair], _terms(scored[i] for i in pair)):
+                    for i, sign in ((worse, -1.0), (better, 1.0)):
+                        advantages[i] = (sign,) * len(scored[i].sample.output_ids)
+        return advantages
+
+
+class WithinGroup(Credit):
+    """Credit relative to the group: who counts, and who is in the loss."""
+
+    smallest_group: ClassVar[int] = 2
+    """A group with fewer outputs that count has no credit."""
+    truncated: Literal["keep", "mask", "drop"] = "keep"
+    """Outputs that ran out of tokens: keep; mask = leave the loss and stay in the baseline; drop = leave both."""
+
+    def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
+        """Raises ValueError for an event outside its output."""
+        advantages: Advantages = [None] * len(scored)
+        for indices in groups_of(scored).values():
+            counted = [i for i in indices if judged(scored[i]) and not (self.truncated == "drop" and truncated(scored[i]))]
+            if len(counted) < self.smallest_group:
+                continue
+            for i, advantage in zip(counted, self._relative([scored[i] for i in counted]), strict=True):
+                if self.truncated == "keep" or not truncated(scored[i]):
+                    advantages[i] = advantage
+        return advantages
+
+    def _relative(self, group: list[ScoredSample]) -> Advantages:
+        """The advantages of a group's members that count, two or more."""
+        raise NotImplementedError
+
+
+class GroupRelative(WithinGroup):
+    """Rewards normalised within the group; A_t is the sum of the normalised events at positions >= t.
+
+    One function for outcome supervision (one event, at the last token) and process supervision (one per step): the mean and the
+    standard deviation run over all events of the group. Without the division it is Dr. GRPO's (arXiv 2503.20783).
+    """
+
+    cell: Literal["group_relative"] = "group_relative"
+    normalize_std: bool = True
+    """Divide by the group's standard deviation (the paper), or only subtract the mean (Dr. GRPO)."""
+    ddof: Literal[0, 1] = 0
+    """Population (0) or sample (1) standard deviation."""
+
+    @model_validator(mode="after")
+    def _ddof_is_read(self):
+        if self.ddof and not self.normalize_std:
+            raise ValueError("ddof: given, but normalize_std is false, so no standard deviation is taken")
+        return self
+
+    @property
+    def formula(self) -> str:
+        return f"sum from t on of {'(r - mean) / std' if self.normalize_std else 'r - mean'}"
+
+    def _relative(self, group: list[ScoredSample]) -> Advantages:
+        values = centred([event.value for item in group for event in item.events], _terms(group))
+        std = deviation(values, self.ddof) if self.normalize_std and any(values) else 1.0
+        rest = iter(values)
+        return [_sums_from_here_on(item, [next(rest) / std for _ in item.events]) for item in group]
+
+
+class LeaveOneOut(WithinGroup):
+    """RLOO (arXiv 2402.14740): the reward less the mean reward of the group's other outputs, the same for every token.
+
+    An output's reward is the sum of its events. The KL penalty that the paper puts into the reward is left to the weighting.
+    """
+
+    cell: Literal["leave_one_out"] = "leave_one_out"
+    formula: ClassVar[str] = "r - mean of the others' r"
+
+    def _relative(self, group: list[ScoredSample]) -> Advantages:
+        values = centred([_reward(item) for item in group], _terms(group))
+        scale = len(group) / (len(group) - 1)
+        return [(scale * value,) * len(item.sample.output_ids) for item, value in zip(group, values, strict=True)]
+
+
+def judged(item: ScoredSample) -> bool:
+    return item.verdict.status == "score"
+
+
+def truncated(item: ScoredSample) -> bool:
+    return item.sample.finish_reason is FinishReason.LENGTH
+
+
+def _reward(item: ScoredSample) -> float:
+    return math.fsum(event.value for event in item.events)
+
+
+def place(item: ScoredSample) -> str:
+    return f"group {item.sample.group_id}, index {item.sample.index}"
+
+
+def has_spread(group: Iterable[ScoredSample]) -> bool:
+    """Whether the group's rewards differ by more than rounding: without that there is nothing to learn from it."""
+    items = list(group)
+    return apart([event.value for item in items for event in item.events], _terms(items))
+
+
+def _terms(items: Iterable[ScoredSample]) -> list[float]:
+    return [term for item in items for term in item.terms]
+
+
+def centred(values: Sequence[float], terms: Iterable[float] = ()) -> list[float]:
+    """Values less their mean; exactly 0 where they do not differ by more than rounding (see `apart`)."""
+    if not apart(values, terms):
+        return [0.0] * len(values)
+    mean = math.fsum(values) / len(values)
+    return [value - mean for value in values]
+
+
+def deviation(centred_values: Sequence[float], ddof: int = 0) -> float:
+    """Standard deviation of values whose mean is 0."""
+    return math.hypot(*centred_values) / math.sqrt(len(centred_values) - ddof)
+
+
+def at_tokens(item: ScoredSample, values: Sequence[float]) -> list[float]:
+    """The sum of the values of the events at each token."""
+    at = [0.0] * len(item.sample.output_ids)
+    if not at:
+        return at
+    for event, value in zip(item.events, values, strict=True):
+        if not 0 <= event.position < len(at):
+            raise ValueError(f"{place(item)}: a reward at position {event.position}, but the output has {len(at)} tokens")
+        at[event.position] += value
+    return at
+
+
+def _sums_from_here_on(item: ScoredSample, values: Sequence[float]) -> tuple[float, ...]:
+    """A_t for every token of one output."""
+    return tuple(accumulate(reversed(at_tokens(item, values))))[::-1]

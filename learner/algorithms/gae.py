@@ -1,0 +1,124 @@
+"""PPO's credit: generalised advantage estimation with a critic, and the KL penalty in the reward.
+
+Pure Python in double precision like the other credits; the models have spoken before, once for the whole batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from learner.algorithms.credit import Advantages, Credit, PerToken, at_tokens, deviation, judged, place, truncated
+from learner.algorithms.weighting import Need
+from reward.types import ScoredSample
+from rollout.rounding import apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signals:
+    """What models said of a batch, once, before its first update; for each, a number per output token of each sample."""
+
+    values: PerToken
+    """The critic's V(q, o_<t), before the token is chosen."""
+    old_logprobs: PerToken | None
+    """log pi_old, of the policy that sampled. None, as the next one, where the credit has no KL."""
+    reference_logprobs: PerToken | None
+
+
+class GAE(Credit):
+    """Generalised advantage estimation with a learned critic, KL in the reward (PPO, eq. 1 and 2; arXiv 1506.02438).
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, with r_t the reward events less
+    kl (log pi_old - log pi_ref), the k1 estimator. Actions are sampled tokens: t + 1 is the next one after any tool output, and
+    an event on a tool token belongs to the last action before it. After the last action, value and advantage are 0.
+    """
+
+    cell: Literal["gae"] = "gae"
+    gamma: float = Field(1.0, ge=0.0, le=1.0)
+    """Discount of a token."""
+    lam: float = Field(0.95, ge=0.0, le=1.0)
+    """0: one-step temporal differences; 1: the discounted return less the value."""
+    kl: float = Field(0.04, ge=0.0)
+    """Weight of the KL term in the reward (beta); 0 needs no reference."""
+    whiten: bool = True
+    """Advantages to mean 0 and standard deviation 1 over the batch's trained tokens; left alone where all are equal but for
+    rounding."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """Outputs that ran out of tokens: keep, as episodes that ended there; mask = leave the loss, the critic's too. There is no
+    baseline for them to stay in."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.CRITIC, Need.REFERENCE} if self.kl > 0 else {Need.CRITIC})
+
+    @property
+    def formula(self) -> str:
+        return f"GAE of r - {self.kl:g} log(pi_old/pi_ref)" if self.kl > 0 else "GAE of r"
+
+    def __call__(self, scored: Sequence[ScoredSample], signals: Signals) -> Advantages:
+        """Raises ValueError for signals that do not fit their outputs, and for an event outside its output."""
+        advantages = self._advantages(scored, signals)
+        return _whitened(scored, advantages, signals.values) if self.whiten else advantages
+
+    def returns(self, scored: Sequence[ScoredSample], signals: Signals) -> PerToken:
+        """The critic's targets: advantage, before whitening, plus value; 0.0 at tokens that were not sampled."""
+        advantages = self._advantages(scored, signals)
+        return [
+            row and tuple(a + v if s else 0.0 for a, v, s in zip(row, values, item.sample.sampled_mask, strict=True))
+            for item, row, values in zip(scored, advantages, signals.values, strict=True)
+        ]
+
+    def _advantages(self, scored: Sequence[ScoredSample], signals: Signals) -> Advantages:
+        return [
+            self._backwards(item, *self._signals(item, i, signals)) if self._counts(item) else None
+            for i, item in enumerate(scored)
+        ]
+
+    def _counts(self, item: ScoredSample) -> bool:
+        return judged(item) and not (self.truncated == "mask" and truncated(item))
+
+    def _signals(self, item: ScoredSample, i: int, signals: Signals) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Values and KL penalties of one output."""
+        values = _checked(item, signals.values[i], "values")
+        if not self.kl:
+            return values, (0.0,) * len(values)
+        old = _checked(item, signals.old_logprobs[i], "old log-probabilities")
+        reference = _checked(item, signals.reference_logprobs[i], "reference log-probabilities")
+        return values, tuple(self.kl * (o - r) for o, r in zip(old, reference, strict=True))
+
+    def _backwards(self, item: ScoredSample, values: tuple[float, ...], penalties: tuple[float, ...]) -> tuple[float, ...]:
+        events = at_tokens(item, [event.value for event in item.events])
+        out, reward, following, advantage = [0.0] * len(values), 0.0, 0.0, 0.0
+        for t in reversed(range(len(values))):
+            reward += events[t]
+            if item.sample.sampled_mask[t]:
+                delta = reward - penalties[t] + self.gamma * following - values[t]
+                out[t] = advantage = delta + self.gamma * self.lam * advantage
+                reward, following = 0.0, values[t]
+        return tuple(out)
+
+
+def _checked(item: ScoredSample, row: tuple[float, ...] | None, what: str) -> tuple[float, ...]:
+    expected = len(item.sample.output_ids)
+    if row is None or len(row) != expected:
+        found = "no" if row is None else len(row)
+        raise ValueError(f"{place(item)}: found {found} {what}, expected {expected}, one per token")
+    return row
+
+
+def _whitened(scored: Sequence[ScoredSample], advantages: Advantages, values: PerToken) -> Advantages:
+    """To mean 0 and standard deviation 1; left alone where they are equal but for the rounding of rewards less values."""
+    masks = [item.sample.sampled_mask for item in scored]
+    kept = [(row, mask) for row, mask in zip(advantages, masks, strict=True) if row is not None]
+    flat = [a for row, mask in kept for a, sampled in zip(row, mask, strict=True) if sampled]
+    terms = [x for item, row in zip(scored, values, strict=True) for x in (*item.terms, *(row or ()))]
+    if not apart(flat, terms):
+        return advantages
+    mean = math.fsum(flat) / len(flat)
+    std = deviation([a - mean for a in flat])
+    return [
+        row and tuple((a - mean) / std if sampled else 0.0 for a, sampled in zip(row, mask, strict=True))
+        for row, mask in zip(advantages, masks, strict=True)
+    ]

@@ -1,0 +1,122 @@
+"""The policy: a Hugging Face causal language model, called on packed rows, its head on trained positions only.
+
+Each kind of layer gets a mask of its own: a position sees the prompt and its own output, in layers with a sliding window no
+further back than the window, counted in positions and not in places of the row.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from learner.models.logprobs import selected_logprobs
+from learner.types import MicroBatch
+from reward.models.scalar_model import attention_of, quiet
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SUPPORTED = (
+    "supported are dense text models whose layers have full attention or sliding windows, with positions from position_ids "
+    "and a linear output head, capped or not"
+)
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+class PolicyModel(nn.Module):
+    """Log-probabilities and entropies of a micro-batch's trained tokens.
+
+    Backbone and head run inside this one forward, so that sharding it gathers the head's weight too.
+    """
+
+    def __init__(self, causal_lm: PreTrainedModel, chunk: int):
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.chunk = chunk
+
+    def forward(self, micro: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """(N,) log-probabilities at the temperature and (N,) entropies, float32 or wider."""
+        config = self.causal_lm.config
+        head = self.causal_lm.get_output_embeddings().weight
+        hidden_BTD = self.causal_lm.base_model(
+            input_ids=micro.input_ids_BT,
+            attention_mask=visible(micro, head.dtype, config),
+            position_ids=micro.position_ids_BT,
+            use_cache=False,
+        ).last_hidden_state
+        hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, micro.source_N)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return selected_logprobs(hidden_ND, head, micro.target_N, temperature=temperature, chunk=self.chunk, cap=cap)
+
+
+def visible(micro: MicroBatch, dtype: torch.dtype, config: PreTrainedConfig) -> Tensor | dict[str, Tensor]:
+    """(B, 1, T, T) additive mask, 0 or -inf, or one for each kind of layer where the model has several kinds.
+
+    A position sees the prompt and its own segment, up to itself, and in a window of W positions only the last W of these.
+    Transformers passes four-dimensional masks on as they are. Padding sees itself, so that no softmax is over nothing.
+    """
+    segment_BT, position_BT = micro.segment_BT, micro.position_ids_BT
+    same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
+    seen_BTT = (same_BTT | (segment_BT == 0)[:, None, :]).tril_()
+    kinds, window = getattr(config, "layer_types", None) or (), getattr(config, "sliding_window", None)
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return _additive(seen_BTT, dtype)
+    near_BTT = position_BT[:, :, None] - position_BT[:, None, :] < window
+    windowed = _additive(seen_BTT & near_BTT, dtype)
+    return {"full_attention": _additive(seen_BTT, dtype), "sliding_attention": windowed} if kinds else windowed
+
+
+def _additive(seen_BTT: Tensor, dtype: torch.dtype) -> Tensor:
+    mask_BTT = torch.zeros(seen_BTT.shape, dtype=dtype, device=seen_BTT.device).masked_fill_(~seen_BTT, -torch.inf)
+    return mask_BTT[:, None]
+
+
+def load_policy(directory: Path, dtype: torch.dtype, chunk: int) -> PolicyModel:
+    """The model in `directory`, in eval mode, on the CPU. Raises ValueError as `load_causal_lm` does."""
+    return PolicyModel(load_causal_lm(directory, dtype=dtype), chunk)
+
+
+def load_causal_lm(directory: Path, **how: Any) -> PreTrainedModel:
+    """The model in `directory`, in eval mode. `device_map="meta"` reads names and shapes only.
+
+    Raises ValueError for one that `check_config` refuses, and unless the files hold exactly the model's tensors: what is
+    missing would be random here and something else in the engine.
+    """
+    config = AutoConfig.from_pretrained(directory)
+    check_config(config)
+    with quiet():
+        causal_lm, found = AutoModelForCausalLM.from_pretrained(
+            directory, attn_implementation=attention_of(config), output_loading_info=True, ignore_mismatched_sizes=True, **how
+        )
+    shapes = (f"{name} of shape {list(here)}, expected {list(there)}" for name, here, there in sorted(found["mismatched_keys"]))
+    parts = {"missing": found["missing_keys"], "unexpected": found["unexpected_keys"], "otherwise shaped": set(shapes)}
+    if wrong := [f"{what}: {_few(sorted(names))}" for what, names in parts.items() if names]:
+        raise ValueError(
+            f"{directory}: the .safetensors files do not hold the tensors of {type(causal_lm).__name__}: {'; '.join(wrong)}"
+        )
+    return causal_lm.eval()
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def check_config(config: PreTrainedConfig, ignored: Iterable[str] = ()) -> None:
+    """Raises ValueError for a model whose config alone shows that it cannot be trained. `ignored`: keys not looked at."""
+    if config.get_text_config() is not config:
+        raise ValueError(f"config.json: a {config.model_type} model has parts that are not text; {SUPPORTED}")
+    fields = {key: value for key, value in config.to_dict().items() if key not in ignored}
+    for key, value in fields.items():
+        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float) and value > 0:
+            raise ValueError(
+                f"config.json: {key} is {value}, expected 0: with dropout the trained policy is not the sampled one"
+            )
+    if layers := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"config.json: layer_types has {', '.join(sorted(layers))}; {SUPPORTED}")
+    if experts := [key for key in EXPERTS if (fields.get(key) or 0) > 1]:
+        raise ValueError(f"config.json: {experts[0]} is {fields[experts[0]]}, a mixture of experts; {SUPPORTED}")
+    if fields.get("kv_lora_rank"):
+        raise ValueError(f"config.json: kv_lora_rank is {fields['kv_lora_rank']}, latent attention; {SUPPORTED}")
+    if fields.get("quantization_config"):
+        raise ValueError(f"config.json: the weights are quantised (quantization_config); expected float weights; {SUPPORTED}")

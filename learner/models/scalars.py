@@ -1,0 +1,91 @@
+"""Scalar models on the learner's side: read on packed rows, grown from the policy's backbone, checked as the policy is."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from learner.models.policy import SUPPORTED, PolicyModel, check_config, visible
+from learner.models.supported import sharing_a_row, short_window
+from learner.types import MicroBatch
+from reward.models.scalar_model import ScalarModel, load, member_directories
+from reward.models.tokenizer import check_tokenizer
+
+PACKING_TOLERANCE = 1e-3
+"""Of a score near 1; float32 noise is below 1e-5."""
+
+
+def scalars(model: ScalarModel, micro: MicroBatch, at_N: Tensor) -> Tensor:
+    """(K, N) scalars at positions b * T + t of a micro-batch's packed rows."""
+    masks = [visible(micro, torch.float32, member.config) for member in model.members]
+    return model(micro.input_ids_BT, masks, micro.position_ids_BT, at_N)
+
+
+@torch.no_grad()
+def take_backbone(model: ScalarModel, policy: PolicyModel) -> None:
+    """Copy the policy's current backbone into every member. Both are sharded over the same mesh."""
+    theirs = dict(policy.causal_lm.base_model.named_parameters())
+    for member in model.members:
+        mine = dict(member.base_model.named_parameters())
+        if mine.keys() != theirs.keys():
+            raise ValueError(f"{type(member).__name__}: its backbone does not have the policy's parameters")
+        for name, p in mine.items():
+            p.to_local().copy_(theirs[name].to_local())
+
+
+@torch.no_grad()
+def zero_heads(model: ScalarModel) -> None:
+    """Every scalar becomes exactly 0, as a critic starts."""
+    for p in (p for head in model.heads for p in head.parameters()):
+        p.zero_()
+
+
+def load_given(paths: Sequence[Path], policy_dir: Path) -> ScalarModel:
+    """The reward model in these directories, in float32 on the CPU.
+
+    Raises ValueError for one that reads token ids otherwise than the policy does, and for one that cannot be trained packed.
+    """
+    for place in (place for path in paths for place in member_directories(path)):
+        check_tokenizer(place, policy_dir)
+    model = load(paths, torch.float32)
+    check_scalar_packing(model)
+    return model
+
+
+@torch.no_grad()
+def check_scalar_packing(model: ScalarModel) -> None:
+    """Raises ValueError unless outputs that share a row get the scalars that the model itself gives each alone.
+
+    For an unsharded float32 model on the CPU.
+    """
+    for member in model.members:
+        check_config(member.config, ignored=["classifier_dropout"])
+    vocabulary = min(member.get_input_embeddings().weight.shape[0] for member in model.members)
+    prompt, outputs, micro = sharing_a_row(vocabulary)
+    with ExitStack() as windows:
+        for member in model.members:
+            windows.enter_context(short_window(member))
+        packed_KN = scalars(model, micro, micro.place_N)
+        alone_KN = torch.cat([_alone(model, prompt, output) for output in outputs], dim=1)
+    gap = ((packed_KN - alone_KN).abs() / (1 + alone_KN.abs())).max().item()
+    if not gap <= PACKING_TOLERANCE:
+        name = type(model.members[0]).__name__
+        raise ValueError(
+            f"{name}: scores of outputs that share a row differ by {gap:.2g} from the model's own, expected below "
+            f"{PACKING_TOLERANCE}; {SUPPORTED}"
+        )
+
+
+def _alone(model: ScalarModel, prompt: tuple[int, ...], output: tuple[int, ...]) -> Tensor:
+    ids = torch.tensor([prompt + output])
+    return model(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None], torch.arange(len(prompt), ids.shape[1]))
+
+
+def explained_variance(values: Sequence[float], returns: Sequence[float]) -> float | None:
+    """1 - var(R - v) / var(R) over all tokens; None where the returns do not vary, which leaves nothing to explain."""
+    value_N, return_N = (torch.tensor(x, dtype=torch.float64) for x in (values, returns))
+    if len(return_N) == 0 or return_N.min() == return_N.max():
+        return None
+    return 1 - ((return_N - value_N).var(correction=0) / return_N.var(correction=0)).item()

@@ -1,0 +1,103 @@
+"""Numbers in running text, each with the words that change it; numbers of steps, equations and lists are none."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from reward.answers.dress import plain_characters
+from reward.answers.values import UNSIGNED
+
+MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
+# A minus after a letter, a digit or a bracket subtracts.
+_NUMBER = (
+    r"(?:(?<![A-Za-z0-9)\]])[-+])?[$€£¥]?"
+    rf"(?:{MONTH}\s+[0-9]{{1,2}}(?:st|nd|rd|th)?(?:,?\s+[0-9]{{4}})?|[0-9]{{1,2}}(?:st|nd|rd"
+    rf"|th)?\s+(?:of\s+)?{MONTH}(?:,?\s+[0-9]{{4}})?|"
+    rf"[0-9]+\s+[0-9]+/[0-9]+|[0-9]+(?:\.[0-9]+)*:[0-9]+(?::[0-9]+)*|[0-9]{{4}}-[0-9]{{1,2}}-[0-9]{{1,2}}"
+    rf"|[0-9]+/[0-9]+/[0-9]+"
+    rf"|[0-9]+(?:\.[0-9]+)?-[0-9]+(?:\.[0-9]+)?(?![0-9]|\.[0-9]|\s*=)|[vV]?[0-9]+(?:\.[0-9]+){{2,}}|(?:{UNSIGNED})(?:/[0-9]+)?%?)"
+)
+_BEFORE = (
+    r"(?:(?i:\b(?:at (?:least|most)|no (?:more|less|fewer|other) than|(?:more|less|fewer|greater|bigger|larger"
+    r"|smaller|higher|lower) than"
+    r"|up to|over|under|above|below|nearly|almost|just (?:over|under)|exceed(?:s|ing)?|not|negative|minus"
+    r"|plus or minus|moins|menos"
+    r"|(?:the )?(?:square|cube|fourth) root of|root of|twice|double|triple|thrice|(?:a |one )?half(?: of)?"
+    r"|(?:the )?(?:square|cube) of"
+    r"|(?:a |one |the )?(?:third|quarter|fourth|fifth|tenth|percent|reciprocal|inverse|negative|opposite|factorial"
+    r"|logarithm) of"
+    r"|(?:a |the )?(?:minimum|maximum)(?: of)?|(?:the )?(?:opposite|additive inverse) of|(?:a |the )?multiples? of"
+    r"|divisible by|between|either)\s+(?:the\s+|about\s+)?)"
+    r"|至少|至多|最多|最少|不少于|不多于|不超过|不到|不足|超过|大于|小于|多于|少于|低于|高于|将近|接近|不是|正负|负|根号|√\s*"
+    r"|(?:[<>≤≥≠±]=?|\\(?:leq?|geq?|lt|gt|neq?|pm)(?![a-z]))\s*)"
+)
+_PART = "half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?"
+_BEHIND = (
+    rf"(?:\s*(?i:and (?:an? |one |two |three |four )?(?:{_PART})|(?:dozen|hundred|thousand|million|billion|trillion"
+    rf"|lakh|crore|bn|mn)s?"
+    rf"|squared|cubed|factorial|(?:{_PART})|or (?:more|less|fewer|greater|higher|lower|above|below|so)|and (?:above"
+    rf"|below|up|over)"
+    r"|at (?:least|most)|to the (?:power|[0-9]+(?:th|nd|rd)|[a-z]+ power)[^.,;]{0,20}|(?:times|plus|minus|over|divided by"
+    r"|multiplied by) [0-9.]+"
+    r"|o'?clock|[ap]\.?\s?m\b\.?)(?![A-Za-z])"
+    r"|\s*(?:\^\s*(?:\{[^{}]*\}|-?[0-9]+)|[⁰¹²³⁴-⁹]+|_\{?[0-9]+\}?|!(?![=\s]|\Z)|[十百千万亿]+|[个只倍元米岁]?(?:半"
+    r"|[多余](?![少边项面数元样]))|几|[角棱边面维][\u4e00-\u9fff]|以上|以下|以内|左右?分之[0-9一二三四五六七八九十百]+"
+    r"|的(?:算术)?(?:平方根?|立方根?|[0-9]+次方|一半|倒数)|次方|[成折](?![\u4e00-\u9fff])|\+(?![\s0-9])|-?ish\b)"
+    r"| and [0-9]+/[0-9]+)"
+)
+_FOUND = re.compile(rf"(?<![A-Za-z0-9_^])(?<![_^]\{{)(?<![0-9a-z]\.)(?:{_NUMBER})")
+_LEFT = re.compile(rf"(?:{_BEFORE})+\Z")
+_RIGHT = re.compile(rf"(?:{_BEHIND})+")
+_FARTHEST = 60
+_CURRENCY = re.compile(r"(?<![A-Za-z])(?:RMB|USD|EUR|GBP|CNY|Rs)(?=\.?[0-9])")
+_LABEL = re.compile(
+    r"(?i:(?<![A-Za-z])(?:steps?|notes?|figures?|fig\.|tables?|equations?|eqs?\.?|questions?|q\.?|problems?|cases?"
+    r"|parts?|sections?|chapters?"
+    r"|examples?|exercises?|tasks?|solutions?|phases?|stages?|iterations?|rules?|items?|rows?|claims?|remarks?"
+    r"|theorems?|lemmas?|corollary|propositions?|definitions?|lines?|footnotes?|appendix"
+    r"|hints?|methods?|approach|pasos?"
+    r"|étapes?|passo|schritt|шаг)(?:\s+no\.?"
+    r"|\s+number)?[\s#:-]*[(\[]?[0-9]+(?:\.[0-9]+)*[a-z]?[)\]]?(?![0-9])(?:\s*(?:,|-|–|and|to)\s*\(?[0-9]+\)?(?=[\s:.)]|\Z))*)"
+    r"|第\s*[0-9]+\s*(?:步|题|问|行|章|节|条)|(?:步骤|问题|方法|情况|公式|方程|式|图|表|注|例|题|ステップ"
+    r"|단계)\s*[(（]?[0-9]+[)）]?"
+    r"|(?i:(?<![A-Za-z])(?:from|by|using|in|into|with|see|of|and))\s+[(\[][0-9]{1,2}[)\]](?:\s*(?:,"
+    r"|and)\s*[(\[][0-9]{1,2}[)\]])*"
+    r"|(?:由|将|把|代入)\s*[(（][0-9][)）]"
+)
+_ITEM = re.compile(
+    r"(?:(?<=\n)|\A|(?<=[.!?。；;:：]\s))[ \t>*#-]*(?:([0-9]{1,2})[.)、:：]|[(（]([0-9]{1,2})[)）])(?=\s|\*|\Z|[\u4e00-\u9fff])"
+)
+
+
+class Mention(NamedTuple):
+    text: str
+    end: int
+
+
+def mentions(text: str) -> Iterator[Mention]:
+    """Every number of a text, with the words at it that change its value."""
+    text = _CURRENCY.sub(_blank, _without_items(_LABEL.sub(_blank, plain_characters(text))))
+    end = 0
+    for found in _FOUND.finditer(text):
+        if found.start() < end:
+            continue
+        left = _LEFT.search(text[max(end, found.start() - _FARTHEST) : found.start()])
+        right = _RIGHT.match(text, found.end())
+        end = right.end() if right else found.end()
+        yield Mention(f"{left[0] if left else ''}{text[found.start() : end]}".strip(), end)
+
+
+def _without_items(text: str) -> str:
+    """Without the numbers of a list: the first that has text behind it, and those that go on from another."""
+    found = list(_ITEM.finditer(text))
+    numbers = {int(item[1] or item[2]) for item in found}
+    for item in found:
+        number = int(item[1] or item[2])
+        begins = number == 1 and text[item.end() :].strip()
+        if begins or {number - 1, number + 1} & numbers:
+            text = text[: item.start()] + _blank(item) + text[item.end() :]
+    return text
+
+
+def _blank(match: re.Match[str]) -> str:
+    return " " * len(match[0])

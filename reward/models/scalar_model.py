@@ -1,0 +1,204 @@
+"""Scalar models: a language model's backbone and one number per token. Outcome model, process model, critic; ensembles of them.
+
+An outcome model is a Hugging Face sequence classifier with one label, a process model or a critic a token classifier with one
+label. Here both are called alike: a number at every position that is asked for. Torch and transformers only.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from reward.config import member_directories
+from reward.models.tokenizer import copy_tokenizer, padding_id, set_padding
+from rollout.models.gguf import as_umask_says
+
+Kind = Literal["outcome", "process"]
+CLASSES = {"outcome": AutoModelForSequenceClassification, "process": AutoModelForTokenClassification}
+KINDS: dict[str, Kind] = {"ForSequenceClassification": "outcome", "ForTokenClassification": "process"}
+Mask = Tensor | dict[str, Tensor]
+"""(B, T), or (B, 1, T, T) as `learner.models.policy.visible` makes it."""
+
+
+class ScalarModel(nn.Module):
+    """K members of one kind, called as one module, so that sharding it gathers every backbone and head."""
+
+    def __init__(self, members: Sequence[PreTrainedModel], kind: Kind):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.kind = kind
+
+    def forward(self, input_ids_BT: Tensor, mask: Tensor | list[Mask], position_ids_BT: Tensor, at_N: Tensor) -> Tensor:
+        """(K, N) scalars, float32 or wider, at the positions at_N = b * T + t.
+
+        mask: (B, T), 0 for padding, or for each member what its attention scores are added to.
+        """
+        masks = [mask] * len(self.members) if isinstance(mask, Tensor) else mask
+        given = zip(self.members, masks, strict=True)
+        return torch.stack([_scalars(member, input_ids_BT, mask, position_ids_BT, at_N) for member, mask in given])
+
+    @property
+    def heads(self) -> list[nn.Linear]:
+        """Every member's score head."""
+        return [_head(member) for member in self.members]
+
+
+def _scalars(member: PreTrainedModel, input_ids_BT: Tensor, mask: Mask, position_ids_BT: Tensor, at_N: Tensor) -> Tensor:
+    hidden_BTD = member.base_model(
+        input_ids=input_ids_BT, attention_mask=mask, position_ids=position_ids_BT, use_cache=False
+    ).last_hidden_state
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, at_N)
+    head = _head(member)
+    wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+    bias = None if head.bias is None else head.bias.to(wide)
+    return nn.functional.linear(hidden_ND.to(wide), head.weight.to(wide), bias)[:, 0]
+
+
+def _head(member: PreTrainedModel) -> nn.Linear:
+    """The linear layer beside the backbone: `score` in most classes, `classifier` in some."""
+    (head,) = (child for child in member.children() if isinstance(child, nn.Linear))
+    return head
+
+
+def build(model_dir: Path, kind: Kind, *, members: int, seed: int, dtype: torch.dtype) -> ScalarModel:
+    """Backbones from the causal language model in `model_dir`, heads drawn from the seed; in eval mode, on the CPU.
+
+    Heads differ between members and are the same in every process: weights from N(0, 1/(D+1)) (Stiennon et al., 2020,
+    arXiv 2009.01325), bias 0. Raises ValueError when the directory does not hold all of a backbone's weights.
+    """
+    config = AutoConfig.from_pretrained(model_dir, num_labels=1)
+    config.classifier_dropout = 0.0
+    config.pad_token_id = padding_id(model_dir, config)
+    config.architectures = None
+    found = [_load(model_dir, kind, config, dtype, head_is_new=True) for _ in range(members)]
+    for index, member in enumerate(found):
+        head, generator = _head(member), torch.Generator().manual_seed(seed * 1_000_003 + index)
+        with torch.no_grad():
+            head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / (head.in_features + 1) ** 0.5)
+            if head.bias is not None:
+                head.bias.zero_()
+    return ScalarModel(found, kind).eval()
+
+
+def load(paths: Sequence[Path], dtype: torch.dtype) -> ScalarModel:
+    """The members in these directories, in eval mode, on the CPU. A directory of `save` with several counts as its members.
+
+    Raises ValueError for a directory that holds no classifier with one label, for two kinds, and for no directory.
+    """
+    places = [place for path in paths for place in member_directories(Path(path))]
+    kinds = [kind_of(place) for place in places]
+    if len(set(kinds)) != 1:
+        raise ValueError(f"{', '.join(map(str, places))}: found {kinds or 'no directory'}, expected reward models of one kind")
+    return ScalarModel([_load(place, kinds[0], AutoConfig.from_pretrained(place), dtype) for place in places], kinds[0]).eval()
+
+
+def save(model: ScalarModel, directory: Path, tokenizer_dir: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write each member so that its transformers class loads it to the same scores: `directory`, or `directory/member-k`.
+
+    `weights`: the full state dict of `model`, for a sharded one. The tokenizer's files come from `tokenizer_dir`; only its
+    padding token becomes the model's, which is how transformers finds a sequence's last token.
+    """
+    state = dict(weights if weights is not None else model.state_dict())
+    for index, member in enumerate(model.members):
+        place = directory if len(model.members) == 1 else directory / f"member-{index}"
+        place.mkdir(parents=True, exist_ok=True)
+        prefix = f"members.{index}."
+        member.save_pretrained(place, state_dict={n.removeprefix(prefix): x for n, x in state.items() if n.startswith(prefix)})
+        as_umask_says(place)
+        copy_tokenizer(tokenizer_dir, place)
+        set_padding(place, member.config.pad_token_id)
+
+
+def _load(path: Path, kind: Kind, config: Any, dtype: torch.dtype, head_is_new: bool = False) -> PreTrainedModel:
+    with quiet():
+        member, report = CLASSES[kind].from_pretrained(
+            path, config=config, dtype=dtype, attn_implementation=attention_of(config), output_loading_info=True
+        )
+    head = {name for name, child in member.named_children() if child is _head(member)} if head_is_new else set()
+    missing = sorted(name for name in report["missing_keys"] if name.split(".")[0] not in head)
+    if missing:
+        raise ValueError(f"{path}: {len(missing)} weights of {type(member).__name__} are not there, such as {missing[0]}")
+    return member.eval()
+
+
+def attention_of(config: Any) -> str:
+    """The implementation that computes what the config says: sdpa knows no cap on attention scores (Gemma 2)."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+
+
+@contextmanager
+def quiet():
+    """Without transformers' table of new and unused weights, which the caller judges."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def kind_of(path: Path) -> Kind:
+    if not (path / "config.json").exists():
+        raise ValueError(f"{path}: no config.json, expected the directory of a reward model")
+    config = AutoConfig.from_pretrained(path)
+    found = [kind for name in config.architectures or () for suffix, kind in KINDS.items() if name.endswith(suffix)]
+    if len(found) != 1 or config.num_labels != 1:
+        what = f"architectures {config.architectures} with {config.num_labels} labels"
+        raise ValueError(f"{path}/config.json: {what}, expected one of {', '.join(f'*{s}' for s in KINDS)} with 1 label")
+    return found[0]
+
+
+@torch.no_grad()
+def score(
+    model: ScalarModel, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], *, max_tokens: int
+) -> list[list[list[float]]]:
+    """Per sequence of token ids, per position to read in it, the K scalars. How sequences are batched does not matter.
+
+    Equal sequences get equal numbers to the last bit: each is scored once. Two batches differ by rounding, which a division
+    by the standard deviation of a group of equal outputs would make advantages of.
+
+    `max_tokens`: of a batch, padding included; a longer sequence goes alone. Raises ValueError for a position outside.
+    """
+    for index, (ids, places) in enumerate(zip(sequences, positions, strict=True)):
+        if any(not 0 <= place < len(ids) for place in places):
+            raise ValueError(f"sequence {index}: positions {list(places)}, expected 0 to {len(ids) - 1}")
+    asked = [(tuple(ids), tuple(places)) for ids, places in zip(sequences, positions, strict=True)]
+    answers: dict[tuple[tuple[int, ...], tuple[int, ...]], list[list[float]]] = dict.fromkeys(asked, [])
+    distinct = list(answers)
+    for batch in _batches([len(ids) if places else 0 for ids, places in distinct], max_tokens):
+        width = max(len(distinct[i][0]) for i in batch)
+        at = [row * width + place for row, i in enumerate(batch) for place in distinct[i][1]]
+        values = iter(_score_rows(model, [distinct[i][0] for i in batch], width, at).T.tolist())
+        for i in batch:
+            answers[distinct[i]] = [next(values) for _ in distinct[i][1]]
+    return [answers[one] for one in asked]
+
+
+def _batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices by length, longest first, in batches of at most `max_tokens` with their padding; length 0 is left out."""
+    batches: list[list[int]] = []
+    for index in sorted((i for i, n in enumerate(lengths) if n), key=lambda i: -lengths[i]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _score_rows(model: ScalarModel, rows: Sequence[Sequence[int]], width: int, at: Sequence[int]) -> Tensor:
+    """(K, N) scalars of right-padded rows."""
+    device = model.heads[0].weight.device
+    input_ids_BT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in rows], device=device)
+    mask_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows], device=device)
+    position_ids_BT = torch.arange(width, device=device).expand(len(rows), width)
+    return model(input_ids_BT, mask_BT, position_ids_BT, torch.tensor(at, device=device))

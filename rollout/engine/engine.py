@@ -1,0 +1,141 @@
+"""The vLLM engine: token ids in, completions with log-probabilities and the version that made each token out.
+
+One AsyncLLM per Engine. Sampling is reproducible by whole waves: the engine is paused, the wave is enqueued in order, and only
+then does it run, so that the same wave always meets the same batches. Waves that overlap are correct but not reproducible.
+There is no tokenizer and no stop string here, and no top-p or top-k: the log-probabilities are those of softmax(logits / T).
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import vllm
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from rollout.config import RolloutConfig
+from rollout.engine.requests import completion, sampling_params, scoring_params
+from rollout.engine.settings import bind_cores, engine_settings, temporary_files_in
+from rollout.engine_log import EngineLog
+from rollout.leftovers import before_shutdown, record_engine, remove_engine, remove_folder, running, temporary_folder
+from rollout.types import Completion, TokenRequest
+from rollout.weights.updates import DEADLINE_S, EngineError, UpdatableEngine
+
+
+class Engine(UpdatableEngine):
+    """One vLLM engine. All methods belong to the event loop that ran `start`."""
+
+    def __init__(self, llm: Any, *, transport: str, stop_token_ids: tuple[int, ...], prefix: str) -> None:
+        """Wrap a running AsyncLLM; use `Engine.start`."""
+        super().__init__(llm, transport)
+        self._stop_token_ids = list(stop_token_ids)
+        self._prefix = prefix
+        self._requests = 0
+        self._pids: list[int] = []
+        self._record: Path | None = None
+        self._folder: Path | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        model_dir: Path,
+        config: RolloutConfig,
+        *,
+        max_model_len: int,
+        stop_token_ids: tuple[int, ...],
+        cores: Sequence[int] | None,
+        prefix: str,
+    ) -> "Engine":
+        """Load the model in new processes (half a minute). `cores`: those bound on the CPU, or all. Raises EngineError."""
+        bind_cores(cores, config.tensor_parallel_size)
+        args = AsyncEngineArgs(**engine_settings(model_dir, config, max_model_len=max_model_len))
+        folder, log = temporary_folder("engine"), EngineLog()
+        try:
+            with temporary_files_in(folder):
+                llm = AsyncLLM.from_engine_args(args)
+        except Exception as error:
+            remove_folder(folder)
+            raise EngineError(f"vLLM did not start on {model_dir}: {log.explain(error)}") from error
+        engine = cls(llm, transport=config.transport, stop_token_ids=stop_token_ids, prefix=prefix)
+        engine._folder = folder
+        async with engine._failures("start"):
+            await llm.update_weight_version("0")
+            engine._pids = [process.pid for process in llm.engine_core.resources.engine_manager.processes]
+            engine._pids += await llm.collective_rpc("process_id")
+        del llm  # a frame that outlives this call would keep it, and its finaliser, until the interpreter is half gone
+        engine._record = record_engine(prefix, engine._pids)
+        return engine
+
+    def describe(self) -> dict[str, Any]:
+        """What runs, for the run's summary; `pids` are the EngineCore process, then its workers."""
+        config = self._llm.vllm_config
+        device, dtype = config.device_config.device_type, str(config.model_config.dtype).removeprefix("torch.")
+        return {"vllm": vllm.__version__, "device": device, "dtype": dtype, "transport": self._transport, "pids": self._pids}
+
+    async def generate(self, requests: Sequence[TokenRequest], *, deadline_s: float = DEADLINE_S) -> list[Completion]:
+        """Sample one output per request: a wave. Raises EngineError; cancelling it aborts the wave."""
+        jobs = [(request.prompt_ids, sampling_params(request, self._stop_token_ids)) for request in requests]
+        outputs = await self._wave(jobs, deadline_s)
+        try:
+            return [completion(output, self._version) for output in outputs]
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+
+    async def score(self, sequences: Sequence[Sequence[int]], *, deadline_s: float = DEADLINE_S) -> list[list[float]]:
+        """Log-probability, at temperature 1, of each token after the first. Sequences are shorter than `max_model_len`.
+
+        vLLM computes prompt log-probabilities without reading the prefix cache, so this sees the weights, not the cache.
+        """
+        outputs = await self._wave([(sequence, scoring_params()) for sequence in sequences], deadline_s)
+        scores = []
+        for sequence, output in zip(sequences, outputs, strict=True):
+            rows = zip(sequence[1:], output.prompt_logprobs[1:], strict=True)
+            scores.append([row[token].logprob for token, row in rows])
+        return scores
+
+    async def shutdown(self, *, deadline_s: float = 30.0) -> None:
+        """End the engine's processes; what is left after the deadline is killed."""
+        self._broken = self._broken or "it was shut down"
+        if self._record:
+            before_shutdown(self._record)
+        self._llm.shutdown(timeout=deadline_s)
+        await asyncio.sleep(0)  # the tasks that vLLM cancelled end here
+        deadline = time.monotonic() + deadline_s
+        while any(map(running, self._pids)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        for pid in filter(running, self._pids):
+            os.kill(pid, signal.SIGKILL)
+        self._llm = None
+        if self._record and self._record.exists():
+            remove_engine(self._record)
+        if self._folder:
+            remove_folder(self._folder)
+
+    async def _wave(self, jobs: Sequence[tuple[Sequence[int], SamplingParams]], deadline_s: float) -> list[RequestOutput]:
+        """Enqueue in order on the paused engine, resume, collect in the same order."""
+        waiting = []
+        try:
+            async with self._failures(f"a wave of {len(jobs)} requests", deadline_s):
+                async with self._gate:
+                    self._check()
+                    await self._wake("weights", "kv_cache")
+                    await self._llm.pause_generation(mode="keep", clear_cache=False)
+                    try:
+                        idle = self._llm.get_num_unfinished_requests() == 0
+                        if idle and not await self._llm.reset_prefix_cache():
+                            raise EngineError("vLLM did not drop its prefix cache")
+                        for prompt, params in jobs:
+                            self._requests += 1
+                            request = tokens_input(list(prompt)), params
+                            waiting.append(await self._llm.add_request(f"{self._prefix}-{self._requests}", *request))
+                    finally:
+                        await self._llm.resume_generation()
+                return [await queue.get() for queue in waiting]
+        finally:
+            await self._llm.abort([queue.request_id for queue in waiting], internal=True)
