@@ -156,7 +156,7 @@ class RewardConfig(Strict):
     judge_memory_gb: float = Field(2.0, gt=0.0)
     """Address space of a judge."""
     function: str | None = None
-    """A reward function of yours, as `my_rewards.py:score`; reward/judging/user_function.py says what it is given and returns."""
+    """A reward function of yours, as `my_rewards.py:score`; what it is given and returns: reward/judging/user_function.py."""
     weights: dict[str, float] = Field({}, validate_default=False)
     """Weight of each component that the function returns, all of them; by default 1 each."""
     network: bool = False

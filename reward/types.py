@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
 
-from rollout.types import Sample
+from rollout.types import Question, Sample
 
 FAILURES = ("rejected", "unscorable", "killed", "error")
 """Why an output that was to be scored has no score (see `Verdict.status`)."""
@@ -79,6 +79,38 @@ class ScoredSample:
     def terms(self) -> tuple[float, ...]:
         """The numbers that its rewards are, or are sums of."""
         return *(event.value for event in self.events), *self.verdict.components.values()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """The outputs of one question with their rewards, in the order of their indices: what a baseline is taken over."""
+
+    question: Question
+    scored: tuple[ScoredSample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a reward model is to say at a token: a label in [0, 1], or for ranking any number."""
+
+    position: int
+    """Index into the output's tokens."""
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """An output as a reward model is trained on it: outcome labels have one target at the last token, step labels one a step."""
+
+    sample: Sample
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledGroup:
+    """Examples that belong together: the labelled outputs of one question, or a pair, the better one first."""
+
+    labelled: tuple[Labelled, ...]
 
 
 def no_score(status: str, reason: str, reward_version: int | None = None) -> Verdict:

@@ -131,6 +131,14 @@ class Sample:
     member of its group, and is not judged."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The outputs of one question that answer one lease, in the order of its indices."""
+
+    question: Question
+    samples: tuple[Sample, ...]
+
+
 def sample_seed(run_seed: int, group_id: str, index: int, turn: int = 0, draw: int = 0) -> int:
     """Seed of one output, or of a later turn or another draw of it, in [0, 2**63): independent of worker, order and attempt."""
     later = (f"/{turn}" if turn else "") + (f"#{draw}" if draw else "")
