@@ -100,7 +100,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labelled:
-    """An output as a reward model is trained on it: outcome labels have one target at the last token, step labels one a step."""
+    """An output as a reward model is trained on it: an outcome label is a target at the last token, step labels one a step."""
 
     sample: Sample
     targets: tuple[Target, ...]
