@@ -1,6 +1,7 @@
 """Session fixtures that several packages share: a tiny model directory, and one real vLLM engine on it."""
 
 import asyncio
+import itertools
 import json
 import threading
 from pathlib import Path
@@ -94,9 +95,11 @@ def start_engine(engine_loop):
     from rollout.config import RolloutConfig
     from rollout.engine.engine import Engine
 
+    names = (f"test{n}" for n in itertools.count())  # in production a process has one engine
+
     def start(model_dir: Path, **options):
         config = RolloutConfig(**{"kv_cache_gb": 0.125, "max_concurrent_samples": 32, "transport": "shm", **options})
-        arguments = {"max_model_len": 512, "stop_token_ids": (2, 3), "cores": None, "prefix": "test"}
+        arguments = {"max_model_len": 512, "stop_token_ids": (2, 3), "cores": None, "prefix": next(names)}
         return engine_loop.run(Engine.start(model_dir, config, **arguments))
 
     return start

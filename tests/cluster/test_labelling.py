@@ -133,14 +133,15 @@ def test_the_rule_labels_steps_from_the_first_mistake_on_as_wrong():
 
 def test_an_output_whose_steps_take_for_ever_to_label_has_none_and_too_many_of_them_end_the_run():
     tokenizer, driver = character_tokenizer(string.printable), Driver({})
-    asked = Question(ordinal=4, id="q:4", text="How many?", gold="<<2+5=7>>\n#### 7", prompt_ids=(1,))
-    texts = ("<<2+5=7>>\n#### 7", f"<<2+5=7>>\n#### {HANGS}", "<<2+5=8>>\n#### 7")
+    gold = HANGS.replace("x", "y")
+    asked = Question(ordinal=4, id="q:4", text="How many?", gold=f"<<2+5=7>>\n#### {gold}", prompt_ids=(1,))
+    texts = (f"<<2+5=7>>\n#### {gold}", f"<<2+5=7>>\n#### {HANGS}", f"<<2+5=8>>\n#### {gold}")
     outputs = [output(text, i, tokenizer=tokenizer) for i, text in enumerate(texts)]
     scored = RuleScorer(RewardConfig(), lambda rows: judge_here([row | {"output": ""} for row in rows])).score([asked], outputs)
-    driver.config.reward = RewardConfig(judge_seconds=1.0)
+    driver.config.reward = RewardConfig(judge_seconds=3.0)
     assert labels(Labeller(driver, tokenizer).examples(stage(), scored, {4: asked}, 0)) == [
-        [(9, 1.0), (16, 1.0)],
-        [(9, 0.0), (16, 1.0)],
+        [(9, 1.0), (15 + len(gold), 1.0)],
+        [(9, 0.0), (15 + len(gold), 1.0)],
     ]
     with pytest.raises(Unscored, match=r"1 of 1 outputs have no score \(1 killed\).* judge/4\[1\]: killed: no answer"):
         Labeller(driver, tokenizer).examples(stage(), scored[1:2], {4: asked}, 0)

@@ -8,8 +8,8 @@ from reward.judging.rule import judge
 from reward.types import RewardEvent, ScoredSample, Verdict
 from rollout.types import FinishReason, Question, Sample
 
-HANGS = r"\{" + ",".join(f"x+{i}" for i in range(500)) + r"\}"
-"""An answer that takes long to read: every member is compared with every other."""
+HANGS = r"\{" + ",".join(f"x+{i}" for i in range(2500)) + r"\}"
+"""An answer that takes long to compare with another such: each of its members with each of the other's."""
 
 
 def judge_here(rows):
