@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +13,19 @@ from cluster.records.metrics import read_jsonl
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PHASES = ("generate", "score", "train", "sync", "other")
 LINES = {
     "Reward": {"reward": "reward, as optimised", "accuracy": "correct, by the rule"},
+    "Reward model, before the update": {"ranking_accuracy": "pairs ranked right", "label_accuracy": "labels right"},
     "KL and clipping": {"kl": "KL (nats per token)", "clip_fraction": "clip fraction"},
+    "Gradient norm": {"grad_norm": "before clipping"},
     "Response length (tokens)": {"response_length": "mean over outputs"},
     "Engine/learner mismatch (nats)": {"mismatch_p50": "p50", "mismatch_p99": "p99", "canary_mean": "canary"},
 }
 """Panel -> metric -> label."""
+COLUMNS = 4
 
 
 def plot(run_dir: Path) -> Path:
@@ -27,38 +33,33 @@ def plot(run_dir: Path) -> Path:
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a run directory, with metrics.jsonl in it")
-    rows = read_jsonl(path)
     evaluations = read_jsonl(file) if (file := run_dir / "evaluations.jsonl").is_file() else []
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(3, 2, figsize=(12, 10), sharex=True, layout="constrained")
-    panels = list(panels.flat)
-    _accuracy(panels[0], rows, evaluations)
-    for axes, (title, lines) in zip(panels[1:5], LINES.items(), strict=True):
-        axes.set_title(title)
-        for metric, label in lines.items():
-            _line(axes, rows, metric, label)
-    if any((row.get(name) or 0.0) > 0 for row in rows for name in ("mismatch_p99", "canary_mean")):
-        panels[4].set_yscale("log")  # p50 and p99 are orders of magnitude apart
-    _seconds(panels[5], rows)
-    for axes in panels:
-        _shade(axes, rows)
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
-        else:
-            axes.text(0.5, 0.5, "nothing measured", ha="center", va="center", transform=axes.transAxes, color="grey")
-    for axes in panels[4:]:
-        axes.set_xlabel("step")
-    figure.suptitle(run_dir.name)
     out = run_dir / "run.png"
-    figure.savefig(out, dpi=110)
-    pyplot.close(figure)
+    draw(read_jsonl(path), evaluations, run_dir.name).savefig(out, dpi=110)
     return out
+
+
+def draw(rows: list[dict], evaluations: list[dict], title: str) -> "Figure":
+    """Each stage with panels of its own, of what was measured in it, and its own range of steps."""
+    from matplotlib.figure import Figure
+
+    stages = [(name or "", list(group)) for name, group in groupby(rows, lambda row: row.get("stage"))]
+    panels = [_panels(stage, evaluations) for _, stage in stages]
+    heights = [math.ceil(len(drawn) / COLUMNS) or 1 for drawn in panels] or [1]
+    figure = Figure(figsize=(16, max(7.5, 3 * sum(heights))), layout="constrained")
+    figure.suptitle(title)
+    parts = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    for part, height, (name, _), drawn in zip(parts, heights, stages, panels, strict=False):
+        part.suptitle(name, fontweight="bold", color="dimgrey")
+        for place, (heading, fill) in enumerate(drawn, 1):
+            axes = part.add_subplot(height, COLUMNS, place)
+            fill(axes)
+            axes.set(title=heading, xlabel="step")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8)
+    if not any(panels):
+        figure.text(0.5, 0.5, "nothing measured", ha="center", color="grey")
+    return figure
 
 
 def plot_at_k(found: dict, title: str, path: Path) -> None:
@@ -101,8 +102,26 @@ def read_summary(run_dir: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def _panels(rows: list[dict], evaluations: list[dict]) -> list[tuple[str, Callable[["Axes"], None]]]:
+    """Title and content of every panel for which one stage has numbers."""
+    first, last = rows[0]["step"], rows[-1]["step"]
+    held_out = [row for row in evaluations if first - 1 <= row["step"] <= last]  # from the policy that the stage began with
+    panels: list[tuple[str, Callable[[Axes], None]]] = []
+    if _measured(rows, "accuracy") or len(held_out) > 1:
+        panels.append(("Accuracy", lambda axes: _accuracy(axes, rows, held_out)))
+    for title, lines in LINES.items():
+        if _measured(rows, *lines):
+            panels.append((title, lambda axes, lines=lines: _lines(axes, rows, lines)))
+    if _measured(rows, *(f"seconds_{phase}" for phase in PHASES)):
+        panels.append(("Seconds per step", lambda axes: _seconds(axes, rows)))
+    return panels
+
+
+def _measured(rows: list[dict], *metrics: str) -> bool:
+    return any(row.get(metric) is not None for row in rows for metric in metrics)
+
+
 def _accuracy(axes: "Axes", rows: list[dict], evaluations: list[dict]) -> None:
-    axes.set_title("Accuracy")
     _line(axes, rows, "accuracy", "training outputs", alpha=0.5)
     for key, label, mark in (("accuracy", "held out, sampled", "o-"), ("greedy_accuracy", "held out, greedy", "s--")):
         points = [row for row in evaluations if row.get(key) is not None]
@@ -114,30 +133,22 @@ def _accuracy(axes: "Axes", rows: list[dict], evaluations: list[dict]) -> None:
     axes.set_ylim(0, 1.02)
 
 
+def _lines(axes: "Axes", rows: list[dict], lines: dict[str, str]) -> None:
+    for metric, label in lines.items():
+        _line(axes, rows, metric, label)
+    if "mismatch_p99" in lines and any((row.get(metric) or 0.0) > 0 for row in rows for metric in lines):
+        axes.set_yscale("log")  # p50 and p99 are orders of magnitude apart
+
+
 def _seconds(axes: "Axes", rows: list[dict]) -> None:
-    axes.set_title("Seconds per step")
-    timed = [row for row in rows if any(row.get(f"seconds_{phase}") is not None for phase in PHASES)]
-    if timed:
-        stacks = [[row.get(f"seconds_{phase}") or 0.0 for row in timed] for phase in PHASES]
-        axes.stackplot([row["step"] for row in timed], stacks, labels=PHASES, alpha=0.8)
+    stacks = [[row.get(f"seconds_{phase}") or 0.0 for row in rows] for phase in PHASES]
+    axes.stackplot([row["step"] for row in rows], stacks, labels=PHASES, alpha=0.8)
 
 
 def _line(axes: "Axes", rows: list[dict], metric: str, label: str, alpha: float = 1.0) -> None:
-    if any(row.get(metric) is not None for row in rows):
+    if _measured(rows, metric):
         values = [math.nan if row.get(metric) is None else row[metric] for row in rows]
         axes.plot([row["step"] for row in rows], values, label=label, alpha=alpha, linewidth=1.2)
-
-
-def _shade(axes: "Axes", rows: list[dict]) -> None:
-    """A band per stage, every other one grey, with the stage's name at its foot."""
-    starts = [i for i, row in enumerate(rows) if i == 0 or row.get("stage") != rows[i - 1].get("stage")]
-    for n, (first, end) in enumerate(zip(starts, [*starts, len(rows)][1:], strict=True)):
-        left, right = rows[first]["step"] - 0.5, rows[end - 1]["step"] + 0.5
-        axes.axvspan(left, right, color="grey", alpha=0.10 if n % 2 == 0 else 0.0, linewidth=0)
-        place = axes.get_xaxis_transform()
-        axes.text(
-            (left + right) / 2, 0.02, rows[first].get("stage", ""), transform=place, ha="center", fontsize=8, color="dimgrey"
-        )
 
 
 def _show(value: float | None) -> str:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cluster.records.report import plot, read_summary, summary_table
+from cluster.records.report import draw, plot, read_summary, summary_table
 from cluster.run.launch import installed
 
 FULL = {"reward": 0.5, "accuracy": 0.5, "kl": 0.01, "clip_fraction": 0.0, "response_length": 30.0, "mismatch_p50": 1e-5}
@@ -27,6 +27,22 @@ def test_a_run_of_two_stages_is_drawn_as_one_picture(tmp_path):
     with Image.open(path) as picture:
         assert min(picture.size) > 800
         assert len(picture.convert("RGB").getcolors(10**6)) > 50, "something is drawn"
+
+
+def test_each_stage_has_panels_of_its_own_with_its_own_steps():
+    """A long warm start takes no room from the stage after it, and shows no panel of what it does not measure."""
+    warm = [{"step": n, "stage": "sft", "response_length": 30.0, "reward": None, **SECONDS} for n in range(1, 401)]
+    rest = [{"step": n, "stage": "grpo", **FULL, **SECONDS} for n in range(401, 411)]
+    held_out = [{"step": 400, "accuracy": 0.5}, {"step": 410, "accuracy": 0.6, "greedy_accuracy": 0.9}]
+    sft, grpo = draw(warm + rest, held_out, "run").subfigs
+    assert (sft.get_suptitle(), grpo.get_suptitle()) == ("sft", "grpo")
+    assert [axes.get_title() for axes in sft.axes] == ["Response length (tokens)", "Seconds per step"]
+    titles = ["Accuracy", "Reward", "KL and clipping", "Response length (tokens)", "Engine/learner mismatch (nats)"]
+    assert [axes.get_title() for axes in grpo.axes] == [*titles, "Seconds per step"]
+    assert all(axes.get_xlim()[1] > 390 and axes.get_xlim()[0] < 5 for axes in sft.axes)
+    assert all(axes.get_xlim()[0] > 399 for axes in grpo.axes)
+    line, *_ = grpo.axes[0].containers[0]
+    assert list(line.get_xdata()) == [400, 410], "held out: from the policy that the stage began with"
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1}], [{"step": 1, "stage": "sft", "reward": None}]])
