@@ -169,6 +169,7 @@ print(report.advantages, after[0][3] - before[0][3], before[1][3] - after[1][3])
 """
 
 
+@pytest.mark.slow
 def test_the_data_side_reward_and_learner_import_and_take_a_step_without_vllm_and_ray(tiny_model_dir, tmp_path):
     packages = [path for path in FILES if path.relative_to(ROOT).parts[0] != "cluster"]
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in packages}

@@ -25,6 +25,8 @@ import gpu_runs  # noqa: E402
 import gpu_shapes  # noqa: E402
 import gpu_speed  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 MACHINE = {"gpus": 1, "gpu": "none, in a test"}
 
 

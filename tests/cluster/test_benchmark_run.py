@@ -181,6 +181,7 @@ def test_a_killed_evaluation_goes_on_and_ends_with_what_an_unbroken_one_has(plac
     assert other.returncode == 2 and "evaluation.temperature: 0.7 -> 0.3" in other.stderr
 
 
+@pytest.mark.slow
 def test_another_file_or_another_model_in_the_same_place_is_not_gone_on_with(tmp_path, slots):
     make_small_llama(tmp_path / "model", 0)
     file, out = tmp_path / "q.jsonl", tmp_path / "out"

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from cluster.cli.main import app
 from rollout.tasks.arithmetic import make_small_llama
 
+pytestmark = pytest.mark.slow
+
 CASES = Path(__file__).parents[2].parent / "shared/cases/data"
 RECIPE = """\
 name: case

@@ -10,6 +10,8 @@ from cluster.run.preflight import check
 from tests.cluster.test_preflight import QUICKSTART
 from tests.rollout.test_prompts import TURNS, tokenizer_with
 
+pytestmark = pytest.mark.slow
+
 ASKED = "1 + 1"
 
 

@@ -145,6 +145,7 @@ def test_every_other_end_has_its_exit_code(ends):
         assert ("Traceback" in done.stderr) == shows_traceback
 
 
+@pytest.mark.slow
 def test_report_draws_an_unfinished_run_and_adds_the_summary_of_a_finished_one(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "sft", "reward": 0.5}\n')
     assert invoke("report", tmp_path).stdout.split() == [str(tmp_path / "run.png")]
@@ -171,6 +172,7 @@ def test_a_path_that_is_not_there_exits_with_2(tmp_path, monkeypatch, args, mess
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_check_answers_in_json_with_the_same_exit_code(tmp_path):
     small = ["data.questions.rows=64", "data.demonstrations.rows=256", f"output={tmp_path}/run", "--json"]
     done = invoke("check", QUICKSTART, *small)

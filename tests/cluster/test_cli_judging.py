@@ -90,6 +90,7 @@ def test_a_judge_that_fails_too_often_ends_with_3_and_says_so(file, monkeypatch)
     assert "the judge failed on 4 of 4 responses" in done.output and json.loads(done.stdout)["accuracy"] == 0.0
 
 
+@pytest.mark.slow
 def test_how_responses_are_read_is_an_option_of_the_names_in_a_recipe(file):
     file.write_text(json.dumps({"q": "1", "r": "<mull>#### 7", "g": "7"}) + "\n")
     tags = ("--reading", "reasoning_tags=[[<mull>, </mull>]]")

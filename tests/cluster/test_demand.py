@@ -44,6 +44,7 @@ def test_memory_is_the_sum_of_all_roles_and_the_driver():
     assert problem.startswith("memory: rollout.workers 2 x 2.") and "and this machine has " in problem
 
 
+@pytest.mark.slow
 def test_check_refuses_what_this_machine_cannot_hold(report, monkeypatch):  # noqa: F811
     monkeypatch.setattr("cluster.run.preflight.os.sched_getaffinity", lambda pid: set(range(2)))
     monkeypatch.setattr("cluster.run.preflight.memory_here", lambda: 24 * GB)

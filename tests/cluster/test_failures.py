@@ -15,6 +15,8 @@ from tests.cluster.fleet import Engine, cut_off, install, without_numbers
 from tests.cluster.test_cli import invoke
 from tests.learner.builders import write_model
 
+pytestmark = pytest.mark.slow
+
 RULE = {"reward": "rule"}
 STAGES = {
     "grpo": RULE,

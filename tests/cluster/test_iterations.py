@@ -19,6 +19,8 @@ from rollout.data.datasets import load_data
 from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.test_pipeline import FakeRoles, drive, sample_files, trained
 
+pytestmark = pytest.mark.slow
+
 JUDGE = {"algorithm": "outcome_model", "steps": 3, "questions_per_step": 9, "samples_per_question": 4}
 GRPO = {"algorithm": "grpo", "steps": 2, "questions_per_step": 2, "samples_per_question": 3}
 RATE = {"optimizer": {"learning_rate": 1e-3}}

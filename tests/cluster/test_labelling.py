@@ -131,6 +131,7 @@ def test_the_rule_labels_steps_from_the_first_mistake_on_as_wrong():
     assert [value for _, value in right] == [1.0, 1.0, 1.0] and [value for _, value in slip] == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_an_output_whose_steps_take_for_ever_to_label_has_none_and_too_many_of_them_end_the_run():
     tokenizer, driver = character_tokenizer(string.printable), Driver({})
     gold = HANGS.replace("x", "y")

@@ -10,6 +10,8 @@ from cluster.config.run_config import load
 from cluster.run.preflight import check
 from rollout.config import SourceConfig
 
+pytestmark = pytest.mark.slow
+
 QUICKSTART = Path(__file__).parents[2] / "deploy/recipes/quickstart.yaml"
 SMALL = [
     "data.questions.rows=64",

@@ -4,6 +4,8 @@ import pytest
 
 from tests.cluster.gpus import TENSORS, Fleet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def fleet(monkeypatch):

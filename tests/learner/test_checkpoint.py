@@ -100,6 +100,7 @@ def steps(worker, seeds):
     return reports, {f"{name}.{key}": p.full_tensor().clone() for name, m in models.items() for key, p in m.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("specs", [[PPO], [REWARD_MODEL], [REWARD_MODEL, PPO], [REWARD_MODEL, PPO, REWARD_MODEL]])
 def test_a_kill_in_any_stage_resumes_to_the_bit_with_every_model_that_was_held(start, model_dir, tmp_path, specs):
     worker = start(model_dir)

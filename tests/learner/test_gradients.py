@@ -13,6 +13,8 @@ from tests.learner.ranks import MEMBERS, REWARD_MODEL_BATCHES, all_gradients, ru
 from tests.learner.slow import HEAD_SEED, batch_of, label_gradients, policy_gradients, ranking_gradients
 from tests.learner.stages import assert_close
 
+pytestmark = pytest.mark.slow
+
 LOSSES = {"outcome_model": ("outcome", pairs, ranking_gradients), "process_model": ("process", outputs, label_gradients)}
 
 

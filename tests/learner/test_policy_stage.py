@@ -54,6 +54,7 @@ def test_a_critic_starts_at_zero_on_the_current_policys_backbone(start, model_di
     assert metrics["critic_grad_norm"] > 0
 
 
+@pytest.mark.slow
 def test_a_critic_learns_to_predict_returns_while_a_policy_without_rate_stays(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(ppo(credit={"kl": 0.0}, critic=adamw(learning_rate=5e-3), value_clip=10.0))

@@ -146,6 +146,7 @@ def test_another_kind_or_number_of_members_than_the_one_held_is_refused(start, m
         worker.begin_stage(stage(PROCESS, adamw(), 3, members=2))
 
 
+@pytest.mark.slow
 def test_a_given_reward_model_is_the_start_and_may_be_of_another_size_than_the_policy(start, model_dir, tmp_path):
     wide = write_model(tmp_path / "wide", hidden_size=40)
     given = scalar_models.build(wide, "outcome", members=1, seed=2, dtype=torch.float32)

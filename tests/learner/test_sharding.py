@@ -10,6 +10,8 @@ from tests.learner.builders import new_worker
 from tests.learner.ranks import continue_stages, resume, run_ranks, script
 from tests.learner.stages import assert_close, assert_equal
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def one(tied_dir, tmp_path_factory):

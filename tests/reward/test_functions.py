@@ -185,6 +185,7 @@ def score_all(outputs, golds):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["score", "score_all"])
 def test_a_function_of_a_file_in_the_pool(tmp_path, name):
     file = tmp_path / "mine.py"
@@ -195,6 +196,7 @@ def test_a_function_of_a_file_in_the_pool(tmp_path, name):
     assert outcomes[1].status == "killed"
 
 
+@pytest.mark.slow
 def test_the_reward_worker_scores_by_it_with_columns_and_keeps_what_it_prints(tmp_path):
     file, log = tmp_path / "mine.py", tmp_path / "run" / "logs" / "reward-0.log"
     file.write_text(MINE.replace("gold):", "gold, level):\n    print('level', level)", 1))

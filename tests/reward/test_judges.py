@@ -15,6 +15,7 @@ from tests.reward.builders import HANGS, question
 SHORT = {"judge_seconds": 1.0}
 
 
+@pytest.mark.slow
 def test_references_that_take_for_ever_to_read_are_named_and_the_others_pass():
     began = time.monotonic()
     reasons = gold_check(RewardConfig(**SHORT))(["7", HANGS, "3 + 4 is 7\n#### 7", "who knows", HANGS])
@@ -22,6 +23,7 @@ def test_references_that_take_for_ever_to_read_are_named_and_the_others_pass():
     assert reasons[1] == reasons[4] == "killed: no answer within 1 s" and time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 def test_the_self_test_reads_references_in_the_pool():
     found, config = Report(), RewardConfig(**SHORT)
     with rule_pool(config) as rule:

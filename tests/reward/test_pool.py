@@ -12,6 +12,8 @@ import pytest
 
 from reward.judging.pool import KILLED, Pool
 
+pytestmark = pytest.mark.slow
+
 JUDGES = "tests/reward/judges.py"
 
 

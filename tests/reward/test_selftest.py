@@ -111,6 +111,7 @@ def test_a_function_is_tried_for_its_components_and_for_saying_the_same_twice():
     assert tried(lambda row: {"a": 1.0}).warnings == ["reward.function gives the reference answers what it gives empty outputs"]
 
 
+@pytest.mark.slow
 def test_in_pools_of_its_own(tmp_path):
     def problems(**config):
         report, asked = Report(), RewardConfig(**config)
@@ -155,6 +156,7 @@ def test_a_function_that_hangs_is_told_after_the_first_row(tmp_path):
     assert problem.startswith("1 question: reward.function gives no score\n  q:0") and "no answer within 1 s" in problem
 
 
+@pytest.mark.slow
 def test_a_slow_function_is_tried_on_as_many_questions_as_there_is_time_for(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("reward.judging.selftest.TRIAL_SECONDS", 1.5)
     monkeypatch.setattr("reward.judging.selftest.PROGRESS_SECONDS", 0.3)

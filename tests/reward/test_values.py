@@ -200,6 +200,7 @@ def test_the_answer_inside_the_reasoning_only_is_none():
     assert extract("9 + 9 = 18", "hash") is None and extract("9 + 9 = 18", "boxed") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k", "math500", "mgsm_zh", "cmath", "svamp"])
 def test_real_references_against_texts_of_the_same_and_of_other_values(name, monkeypatch):
     if not DATA.exists():

@@ -14,6 +14,8 @@ from rollout.tasks.arithmetic import make_small_llama
 from rollout.weights.transfer import TransferError, release, write_buckets
 from tests.reward.builders import judge_here, question, random_ids, sample
 
+pytestmark = pytest.mark.slow
+
 CLASSES = {"outcome": AutoModelForSequenceClassification, "process": AutoModelForTokenClassification}
 SAMPLES = [sample("#### 7", index=i, output_ids=ids) for i, ids in enumerate(random_ids(0, 6))]
 

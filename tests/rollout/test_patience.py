@@ -66,6 +66,7 @@ def wave(model_dir, count, program="while True: pass", draw=0, engine_seconds=0.
     return [s for s in made if not s.rejected], [s.rejected for s in made if s.rejected], engine
 
 
+@pytest.mark.slow
 def test_hanging_programs_of_a_wave_end_soon_and_what_is_given_up_is_rejected(model_dir):
     began = time.monotonic()
     samples, rejected, _ = wave(model_dir, 60, seconds=0.3, at_once=2)

@@ -13,6 +13,8 @@ import pytest
 
 from rollout.tools.sandbox import Sandbox, SandboxConfig, SandboxError
 
+pytestmark = pytest.mark.slow
+
 LIMITS = SandboxConfig(seconds=3, memory_gb=0.5, output_characters=500)
 
 
