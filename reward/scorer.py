@@ -1,4 +1,4 @@
-"""Scorers: whole groups of samples in, scored samples out, in the same order.
+"""Scorers: groups of samples in, scored groups out, in the same order.
 
 A failure to judge is never a number: a reference answer that has no value is `unscorable`, an output whose judge had to be
 killed is `killed`, an exception is an `error` with its traceback. An output without an answer is simply wrong: it scores.
@@ -15,28 +15,48 @@ from typing import TYPE_CHECKING
 from reward.config import RewardConfig, RewardModelConfig
 from reward.judging.judges import Function, rule_row
 from reward.judging.pool import Judge, Outcome, Row
-from reward.types import Judgement, RewardEvent, ScoredSample, Verdict, no_score
+from reward.types import Judgement, RewardEvent, ScoredGroup, ScoredSample, Verdict, no_score, without_score
 from rollout.tools.episode import without_tool_output
-from rollout.types import FinishReason, Question, Sample
+from rollout.types import FinishReason, Group, Question, Sample
 
 if TYPE_CHECKING:
     from reward.labels.steps import StepFinder
     from reward.models.scalar_model import ScalarModel
 
 NO_TOKENS = "the output has no tokens, so there is none to reward"
+Asked = Sequence[tuple[Question, Sample]]
+"""Outputs to score, each with its question."""
 
 
-class RuleScorer:
+class Scorer:
+    """What all scorers share: a rejected output stays in its group and is not judged."""
+
+    def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
+        """Every sample scored, in order."""
+        asked = [(group.question, sample) for group in groups for sample in group.samples if not sample.rejected]
+        found = iter(self._score(asked))
+        return [
+            ScoredGroup(
+                question=group.question,
+                scored=tuple(without_score(s, "rejected", s.rejected) if s.rejected else next(found) for s in group.samples),
+            )
+            for group in groups
+        ]
+
+    def _score(self, asked: Asked) -> list[ScoredSample]:
+        raise NotImplementedError
+
+
+class RuleScorer(Scorer):
     """Correctness of the final answer and well-formedness, weighted; one event at the last output token."""
 
     def __init__(self, config: RewardConfig, judge: Judge):
         """`judge` is a pool's that runs `reward.judging.rule.judge`."""
         self._config, self._judge = config, judge
 
-    def score(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]:
-        """One scored sample per sample, in order. Raises ValueError for a sample whose question is not given."""
-        outcomes = self._judge(rule_rows(questions, samples, self._config))
-        return [self._scored(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)]
+    def _score(self, asked: Asked) -> list[ScoredSample]:
+        outcomes = self._judge(rule_rows(asked, self._config))
+        return [self._scored(sample, outcome) for (_, sample), outcome in zip(asked, outcomes, strict=True)]
 
     def _scored(self, sample: Sample, outcome: Outcome) -> ScoredSample:
         verdict = replace(self._verdict(sample, outcome), seconds=outcome.seconds)
@@ -58,7 +78,7 @@ class RuleScorer:
         return _score(reward, components, judged, None)
 
 
-class FunctionScorer:
+class FunctionScorer(Scorer):
     """A user's reward function: its components, weighted; one event at the last output token.
 
     The components also have the rule's `format`, and its `correct` where the function returns none of its own.
@@ -68,11 +88,9 @@ class FunctionScorer:
         """`judge` is the rule's."""
         self._config, self._function, self._judge = config, function, judge
 
-    def score(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]:
-        """One scored sample per sample, in order. Raises ValueError for a sample whose question is not given."""
-        ruled = self._judge(rule_rows(questions, samples, self._config))
-        asked = {question.ordinal: question for question in questions}
-        verdicts = map(self._verdict, samples, self._function((asked[s.ordinal], s.text) for s in samples), ruled)
+    def _score(self, asked: Asked) -> list[ScoredSample]:
+        ruled, samples = self._judge(rule_rows(asked, self._config)), [sample for _, sample in asked]
+        verdicts = map(self._verdict, samples, self._function((question, s.text) for question, s in asked), ruled)
         return [
             ScoredSample(sample=s, events=() if v.reward is None else _at_the_end(s, v.reward), verdict=v)
             for s, v in zip(samples, verdicts, strict=True)
@@ -98,7 +116,7 @@ class FunctionScorer:
         return replace(_score(reward, components, judged, None), seconds=outcome.seconds)
 
 
-class ModelScorer:
+class ModelScorer(Scorer):
     """An outcome or process model's scores; an outcome model's is one event at the last token, a process model's one a step.
 
     The verdict's reward is the outcome score, or the mean over the steps. Its components are the rule's `correct` (the true
@@ -111,9 +129,8 @@ class ModelScorer:
         self._config, self._scoring = config, config.model or RewardModelConfig()
         self._model, self._finder, self._version, self._judge = model, finder, version, judge
 
-    def score(self, questions: Sequence[Question], samples: Sequence[Sample]) -> list[ScoredSample]:
-        """One scored sample per sample, in order. Raises ValueError for a sample whose question is not given."""
-        outcomes = self._judge(rule_rows(questions, samples, self._config))
+    def _score(self, asked: Asked) -> list[ScoredSample]:
+        outcomes, samples = self._judge(rule_rows(asked, self._config)), [sample for _, sample in asked]
         try:
             positions = [self._positions(sample) for sample in samples]
             scalars = self._scalars(samples, positions)
@@ -175,10 +192,9 @@ def probability(logit: float) -> float:
     return (1.0 if logit >= 0 else small) / (1.0 + small)
 
 
-def rule_rows(questions: Sequence[Question], samples: Sequence[Sample], config: RewardConfig) -> list[Row]:
-    """What the rule's judge reads of each sample. Raises ValueError for a sample whose question is not given."""
-    golds = _golds(questions, samples)
-    return [rule_row(without_tool_output(sample.text), gold, config) for sample, gold in zip(samples, golds, strict=True)]
+def rule_rows(asked: Asked, config: RewardConfig) -> list[Row]:
+    """What the rule's judge reads of each sample."""
+    return [rule_row(without_tool_output(sample.text), question.gold, config) for question, sample in asked]
 
 
 def rule_components(sample: Sample, judged: Judgement) -> dict[str, float]:
@@ -195,15 +211,6 @@ def _flipped(value: float, sample: Sample, share: float) -> float:
     # The prompt makes the draw another one under another seed of the run.
     draw = random.Random(f"flip/{sample.group_id}/{sample.index}/{sample.prompt_ids}").random()
     return 1.0 - value if draw < share else value
-
-
-def _golds(questions: Sequence[Question], samples: Sequence[Sample]) -> list[str]:
-    """Each sample's reference answer."""
-    golds = {question.ordinal: question.gold for question in questions}
-    lost = [sample for sample in samples if sample.ordinal not in golds]
-    if lost:
-        raise ValueError(f"sample {lost[0].index} of group {lost[0].group_id}: its question {lost[0].ordinal} is not given")
-    return [golds[sample.ordinal] for sample in samples]
 
 
 def _at_the_end(sample: Sample, reward: float) -> tuple[RewardEvent, ...]:

@@ -1,4 +1,4 @@
-"""The vocabulary of the reward stage: a Sample comes in, a ScoredSample goes out."""
+"""The vocabulary of the reward stage: a Group comes in, a ScoredGroup goes out."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypedDict
@@ -9,6 +9,8 @@ from rollout.types import Question, Sample
 
 FAILURES = ("rejected", "unscorable", "killed", "error")
 """Why an output that was to be scored has no score (see `Verdict.status`)."""
+By = Literal["rule", "model"]
+"""Who scores: the rule (or the user's function in its place), or the reward model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

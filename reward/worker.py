@@ -10,8 +10,8 @@ from reward.config import RewardConfig, RewardModelConfig, member_directories
 from reward.judging.judges import function_of, function_pool, rule_pool
 from reward.models.tokenizer import check_tokenizer
 from reward.scorer import FunctionScorer, ModelScorer, RuleScorer
-from reward.types import ScoredSample
-from rollout.types import Question, Sample
+from reward.types import By, ScoredGroup
+from rollout.types import Group
 
 if TYPE_CHECKING:
     from reward.labels.steps import StepFinder
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class RewardWorker:
-    """Scores batches of samples, by the rule or by a reward model. The same batch gets the same scores at the same version
+    """Scores groups of samples, by the rule or by a reward model. The same group gets the same scores at the same version
     on any worker.
 
     Weights of a model come in two phases, as an engine's do: `update_weights` stages and verifies while the old version
@@ -71,18 +71,16 @@ class RewardWorker:
         self._staging, self._version = None, version
         self._digest = "" if version is None else _digest(model)
 
-    def score(
-        self, questions: Sequence[Question], samples: Sequence[Sample], by: Literal["rule", "model"] = "rule"
-    ) -> list[ScoredSample]:
-        """One scored sample per sample, in order; by rule is by the user's function where there is one.
+    def score(self, groups: Sequence[Group], by: By = "rule") -> list[ScoredGroup]:
+        """Every sample scored, in order; by rule is by the user's function where there is one.
 
         Raises RuntimeError for a model that has no weights.
         """
         if by == "rule":
-            return self._rule.score(questions, samples)
+            return self._rule.score(groups)
         if self._model is None or self._finder is None or self._version is None:
             raise RuntimeError("the reward model has no weights: it has no reward.model.path and no update reached it")
-        return ModelScorer(self._config, self._model, self._finder, self._version, self._judges).score(questions, samples)
+        return ModelScorer(self._config, self._model, self._finder, self._version, self._judges).score(groups)
 
     def init_transfer(self, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
         """What every update will carry. Raises ValueError unless it is every parameter of the model."""

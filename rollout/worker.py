@@ -1,4 +1,4 @@
-"""RolloutWorker: leases in, samples out. A plain class; the cluster makes it an actor.
+"""RolloutWorker: leases in, groups of samples out. A plain class; the cluster makes it an actor.
 
 It owns one engine and the tokenizer, and decides which outputs may be trained on. The engine sees token ids only; text is
 decoded once, here, for scorers and people.
@@ -16,7 +16,7 @@ from rollout.config import PromptConfig, RolloutConfig
 from rollout.data.prompts import stop_token_ids
 from rollout.engine.engine import Engine
 from rollout.tools.episode import ToolLoop
-from rollout.types import Completion, GenerateFn, Lease, Sample, Sampling, TokenRequest, sample_seed
+from rollout.types import Completion, GenerateFn, Group, Lease, Sample, Sampling, TokenRequest, sample_seed
 
 
 class RolloutWorker:
@@ -63,8 +63,9 @@ class RolloutWorker:
             prefix=prefix,
         )
 
-    async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float) -> list[Sample]:
-        """Sample every index of every lease as one wave, in order: what may not be trained on comes as a rejected sample.
+    async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float) -> list[Group]:
+        """Sample every index of every lease as one wave, a group a lease, in order. What may not be trained on comes as a
+        rejected sample.
 
         Raises EngineError; then nothing was sampled. `deadline_s` is the engine's, for all turns of the
         wave; programs have their own limits.
@@ -85,15 +86,15 @@ class RolloutWorker:
         if self._tools is None:
             made = [(completion, (True,) * len(completion.output_ids), "") for completion in await generate(requests)]
         else:
-            groups = [(lease.group_id, index, lease.draw) for lease, index in members]
 
             def seed(i: int, turn: int) -> int:
-                group, index, draw = groups[i]
-                return sample_seed(self.run_seed, group, index, turn, draw)
+                lease, index = members[i]
+                return sample_seed(self.run_seed, lease.group_id, index, turn, lease.draw)
 
             episodes = await self._tools.run(requests, generate, seed)
             made = [(e.completion(), tuple(e.sampled_mask), e.failure) for e in episodes]
-        return [self._sample(*member, *row) for member, row in zip(members, made, strict=True)]
+        samples = iter([self._sample(*member, *row) for member, row in zip(members, made, strict=True)])
+        return [Group(question=x.question, samples=tuple(next(samples) for _ in x.indices)) for x in leases]
 
     def _sample(self, lease: Lease, index: int, completion: Completion, sampled_mask: tuple[bool, ...], failure: str) -> Sample:
         rejected = failure or unusable(completion, len(self.tokenizer))

@@ -146,7 +146,7 @@ from learner.stage import StageSpec
 from learner.worker import LearnerWorker
 from reward.config import RewardConfig
 from reward.worker import RewardWorker
-from rollout.types import FinishReason, Question, Sample
+from rollout.types import FinishReason, Group, Question, Sample
 
 question = Question(ordinal=0, id="q:1", text="3 + 4?", gold="7", prompt_ids=(1, 7, 8))
 samples = [
@@ -156,12 +156,13 @@ samples = [
     )
     for i, text in enumerate(["#### 7", "#### 8"])
 ]
+group = Group(question=question, samples=tuple(samples))
 worker = LearnerWorker(LearnerConfig(), Path(sys.argv[1]), rendezvous=sys.argv[2])
 before = worker.logprobs([(1, 7, 8, 9, 10, 2), (1, 7, 8, 9, 11, 2)])
 rate = OptimizerConfig(learning_rate=1e-3)
 worker.begin_stage(StageSpec(row=resolve("grpo", reward="rule"), optimizer=rate, total_updates=1))
 judges = RewardWorker(RewardConfig())
-report = worker.step(judges.score([question], samples), updates=1, temperature=1.0)
+report = worker.step(judges.score([group])[0].scored, updates=1, temperature=1.0)
 judges.close()
 after = worker.logprobs([(1, 7, 8, 9, 10, 2), (1, 7, 8, 9, 11, 2)])
 worker.close()

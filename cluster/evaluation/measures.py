@@ -8,14 +8,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-from cluster.run.sources import by_ordinal, leases
+from cluster.fleet.sampler import leases
 from reward.statistics.at_k import maj_at_k, pass_at_k
-from reward.types import ScoredSample
-from rollout.types import FinishReason, Lease, Question, Sample, Sampling
+from reward.types import ScoredGroup, ScoredSample
+from rollout.types import FinishReason, Group, Lease, Question, Sampling
 
-Generate = Callable[[list[Lease], Sampling], list[Sample]]
-"""Outputs for the leases, in any order."""
-Score = Callable[[Sequence[Question], Sequence[Sample]], list[ScoredSample]]
+Generate = Callable[[list[Lease], Sampling], list[Group]]
+"""A group a lease, in order."""
+Score = Callable[[Sequence[Group]], list[ScoredGroup]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,27 +67,27 @@ class Evaluation:
 
 def evaluate(
     questions: Sequence[Question], *, samples: int, sampling: Sampling, generate: Generate, score: Score, label: str
-) -> tuple[Evaluation, list[dict[str, object]], list[ScoredSample]]:
+) -> tuple[Evaluation, list[dict[str, object]], list[ScoredGroup]]:
     """Ask every question once greedily and `samples` times with `sampling`.
 
-    Returns the result, a record per question, and the sampled outputs.
+    Returns the result, a record per question, and the sampled groups.
 
     `label` names the groups, and so fixes the seeds: under one label two policies draw the same random numbers.
     """
     greedy_sampling = Sampling(temperature=0.0, max_new_tokens=sampling.max_new_tokens)
     greedy = ask(questions, f"{label}/greedy", 1, greedy_sampling, generate, score)
     sampled = ask(questions, f"{label}/sampled", samples, sampling, generate, score)
-    every = [s for group in sampled.values() for s in group]
-    unjudged = [s for group in (*greedy.values(), *sampled.values()) for s in group if s.verdict.status != "score"]
+    every = [s for group in sampled for s in group.scored]
+    unjudged = [s for group in (*greedy, *sampled) for s in group.scored if s.verdict.status != "score"]
     outputs = len(questions) * (samples + 1)
-    shares = [_mean([_correct(s) is True for s in sampled[q.ordinal]]) for q in questions] if len(unjudged) < outputs else []
+    shares = [_mean([_correct(s) is True for s in group.scored]) for group in sampled] if len(unjudged) < outputs else []
     accuracy, error = _mean(shares), _standard_error(shares)
-    pass_at, maj_at = _at_ks(list(sampled.values()), [2**i for i in range(samples.bit_length())]) if shares else ({}, {})
+    pass_at, maj_at = _at_ks(sampled, [2**i for i in range(samples.bit_length())]) if shares else ({}, {})
     result = Evaluation(
         label=label,
         n=len(questions),
         samples=samples,
-        greedy_accuracy=_mean([_correct(s) is True for q in questions for s in greedy[q.ordinal]]) if shares else None,
+        greedy_accuracy=_mean([_correct(s) is True for group in greedy for s in group.scored]) if shares else None,
         accuracy=accuracy,
         accuracy_standard_error=error,
         accuracy_interval=None if error is None else (max(0.0, accuracy - 1.96 * error), min(1.0, accuracy + 1.96 * error)),
@@ -98,27 +98,26 @@ def evaluate(
         response_length=_mean([len(s.sample.output_ids) for s in every]),
         unjudged=len(unjudged),
     )
-    return result, [_record(q, greedy[q.ordinal], sampled[q.ordinal]) for q in questions], every
+    return result, list(map(_record, greedy, sampled)), sampled
 
 
 def ask(
     questions: Sequence[Question], label: str, samples: int, sampling: Sampling, generate: Generate, score: Score
-) -> dict[int, list[ScoredSample]]:
-    """The scored outputs of every question, by ordinal, in the order of their indices."""
-    groups = by_ordinal(score(questions, generate(leases(questions, label, samples), sampling)))
-    return {q.ordinal: groups[q.ordinal] for q in questions}
+) -> list[ScoredGroup]:
+    """The scored outputs of every question, in order."""
+    return score(generate(leases(questions, label, samples), sampling))
 
 
-def _at_ks(groups: list[list[ScoredSample]], ks: list[int]) -> tuple[dict[int, float], dict[int, float]]:
-    marks = [[_correct(s) for s in group] for group in groups]
-    answers = [[s.verdict.value for s in group] for group in groups]
+def _at_ks(groups: list[ScoredGroup], ks: list[int]) -> tuple[dict[int, float], dict[int, float]]:
+    marks = [[_correct(s) for s in group.scored] for group in groups]
+    answers = [[s.verdict.value for s in group.scored] for group in groups]
     pass_at = {k: _mean([pass_at_k(len(mark), mark.count(True), k) for mark in marks]) for k in ks}
     maj_at = {k: _mean([maj_at_k(a, mark, k, 0).value for a, mark in zip(answers, marks, strict=True)]) for k in ks}
     return pass_at, maj_at
 
 
-def _record(question: Question, greedy: list[ScoredSample], sampled: list[ScoredSample]) -> dict[str, object]:
-    def outputs(group: list[ScoredSample]) -> list[dict[str, object]]:
+def _record(greedy: ScoredGroup, sampled: ScoredGroup) -> dict[str, object]:
+    def outputs(group: ScoredGroup) -> list[dict[str, object]]:
         return [
             {
                 "index": s.sample.index,
@@ -128,9 +127,10 @@ def _record(question: Question, greedy: list[ScoredSample], sampled: list[Scored
                 "correct": _correct(s),
                 "reason": s.verdict.reason,
             }
-            for s in group
+            for s in group.scored
         ]
 
+    question = greedy.question
     names = {"id": question.id, "ordinal": question.ordinal, "question": question.text, "gold": question.gold}
     return names | {"greedy": outputs(greedy), "sampled": outputs(sampled)}
 

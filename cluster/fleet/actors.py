@@ -17,8 +17,9 @@ from cluster.fleet.weight_update import Moved, on_this_node
 from learner.config import LearnerConfig
 from learner.stage import StageSpec
 from reward.config import RewardConfig, RewardModelConfig
+from reward.types import By, ScoredGroup
 from rollout.config import RolloutConfig
-from rollout.types import Lease, PolicyVersion, Sampling
+from rollout.types import Group, Lease, PolicyVersion, Sampling
 
 
 class RolloutActor:
@@ -38,7 +39,7 @@ class RolloutActor:
         await self.worker.start(share_of_cores(index, count, self.config.cores_per_worker), self.prefix)
         return {**self.worker.engine.describe(), **whereabouts()}
 
-    async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float):
+    async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float) -> list[Group]:
         return await self.worker.generate(leases, sampling, deadline_s)
 
     async def score(self, sequences) -> list[list[float]]:
@@ -91,8 +92,8 @@ class RewardActor:
         self.worker.load_model(model_dir, kind)
         return self.describe()
 
-    def score(self, questions, samples, by: str):
-        return self.worker.score(questions, samples, by)
+    def score(self, groups: Sequence[Group], by: By) -> list[ScoredGroup]:
+        return self.worker.score(groups, by)
 
     def describe(self) -> dict[str, Any]:
         return {**self.worker.describe(), **whereabouts()}

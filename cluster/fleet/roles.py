@@ -1,7 +1,7 @@
 """The driver's hold on the actors: starting them, calling them with deadlines, replacing those that fail, stopping them all."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from cluster.fleet.calls import RoleFailed, all_answers, asking, gather
 from cluster.fleet.placement import position, settled, shared_devices, shares_gpus
 from cluster.fleet.publisher import STREAMING, Model, Receivers, Way
 from cluster.fleet.spawner import Spawner
-from cluster.fleet.weight_update import Moved, publish_reward_model, transact
-from learner.algorithms.table import RewardSource
+from cluster.fleet.weight_update import Moved, transact
 from reward.judging.judges import judging_seconds
-from reward.types import ScoredSample
+from reward.types import By, ScoredGroup
 from rollout.patience import longest
-from rollout.types import Lease, PolicyVersion, Question, Sample, Sampling
+from rollout.types import Group, Lease, PolicyVersion, Sampling
 
 log = logging.getLogger("cohort")
 PUBLISH_DEADLINES = 4
@@ -35,8 +34,6 @@ class Roles:
         self.deaths = 0
         self.rollout: dict[int, Any] = {}
         self.reward: dict[int, Any] = {}
-        self.reward_version = 0
-        """Of the reward model that the reward actors hold; 0 is the one from reward.model.path, or none."""
         self.stale: set[int] = set()
         """Reward slots that lack the reward model which the run trained."""
         self.learner: dict[int, Any] = {}
@@ -98,9 +95,9 @@ class Roles:
         return sorted(self.rollout)
 
     def generate(
-        self, waves: dict[int, Sequence[Lease]], sampling: Sampling, name: str
-    ) -> tuple[dict[int, list[Sample]], dict[int, str]]:
-        """One wave a slot -> ({slot: samples}, {slot: error})."""
+        self, waves: Mapping[int, Sequence[Lease]], sampling: Sampling, name: str
+    ) -> tuple[dict[int, list[Group]], dict[int, str]]:
+        """One wave a slot -> ({slot: groups}, {slot: error})."""
         deadline, tools = self.config.cluster.generate_deadline_s, self.config.rollout.tools
         calls = {
             slot: self.rollout[slot].generate.options(name=name).remote(list(leases), sampling, deadline)
@@ -111,37 +108,12 @@ class Roles:
         return gather(calls, deadline + programs + 10)
 
     def judge(
-        self, questions: Sequence[Question], samples: Sequence[Sample], name: str, reward: RewardSource
-    ) -> list[ScoredSample]:
-        """Scores in the order of the samples. Groups go to the reward actors in turn; a dead actor's to the next one."""
-        by = "rule" if reward == "rule" else "model"
-        groups: dict[str, list[Sample]] = {}
-        for sample in samples:
-            groups.setdefault(sample.group_id, []).append(sample)
-        todo = {i: groups[g] for i, g in enumerate(groups)}
-        asked = {q.ordinal: q for q in questions}
-        scored: dict[tuple[str, int], ScoredSample] = {}
-        turn = 0
-        while todo:
-            if by == "model" and self.stale and self.reward_version:
-                publish_reward_model(self, self.reward_version, sorted(self.stale))
-            parts = {s: [x for i, g in todo.items() if (i + turn) % len(self.reward) == s for x in g] for s in self.reward}
-            calls = {
-                slot: self.reward[slot].score.options(name=name).remote(
-                    [asked[n] for n in sorted({x.ordinal for x in part})], part, by
-                )
-                for slot, part in parts.items() if part
-            }  # fmt: skip
-            work = judging_seconds(self.config.reward, max(map(len, parts.values())))
-            answers, errors = gather(calls, self.config.cluster.generate_deadline_s + work)
-            scored |= {(x.sample.group_id, x.sample.index): x for part in answers.values() for x in part}
-            for slot, why in errors.items():
-                self.replace_judge(slot, why)
-            todo = {i: g for i, g in todo.items() if any((x.group_id, x.index) not in scored for x in g)}
-            turn += 1
-        if by == "model" and (wrong := {x.verdict.reward_version for x in scored.values()} - {self.reward_version}):
-            raise RoleFailed(f"{name}: judged by reward model {sorted(wrong, key=str)}, and {self.reward_version} serves")
-        return [scored[x.group_id, x.index] for x in samples]
+        self, parts: Mapping[int, Sequence[Group]], by: By, name: str
+    ) -> tuple[dict[int, list[ScoredGroup]], dict[int, str]]:
+        """A part of the groups a slot -> ({slot: scored groups}, {slot: error})."""
+        calls = {slot: self.reward[slot].score.options(name=name).remote(list(part), by) for slot, part in parts.items()}
+        most = max(sum(len(group.samples) for group in part) for part in parts.values())
+        return gather(calls, self.config.cluster.generate_deadline_s + judging_seconds(self.config.reward, most))
 
     def learn(self, method: str, *args, name: str | None = None, deadline_s: float | None = None) -> list[Any]:
         """Call every rank and return the answers by rank. Raises RoleFailed when a rank fails: the group is one machine."""

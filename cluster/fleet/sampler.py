@@ -1,17 +1,18 @@
 """Orders for outputs and judgements, carried out whatever workers die on the way, with every sample booked in the ledger."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from cluster.fleet.calls import LATE
+from cluster.fleet.calls import LATE, RoleFailed
 from cluster.fleet.roles import Roles
+from cluster.fleet.versions import Serving
 from cluster.records.ledger import Ledger
 from cluster.records.samples import attempts
 from cluster.stopping import RunFailed
 from learner.algorithms.table import RewardSource
-from reward.types import ScoredSample, without_score
-from rollout.types import Lease, Question, Sample, Sampling
+from reward.types import By, ScoredGroup
+from rollout.types import Group, Lease, Question, Sampling
 
 RECENT = 64
 """Outputs that the bound on those without a score looks at, at least: one of a small step says little."""
@@ -20,9 +21,9 @@ RECENT = 64
 class Unscored(RunFailed):
     """Too many outputs have no score."""
 
-    def __init__(self, message: str, questions: Sequence[Question], scored: Sequence[ScoredSample]):
+    def __init__(self, message: str, groups: Sequence[ScoredGroup]):
         super().__init__(message)
-        self.questions, self.scored = questions, scored
+        self.groups = groups
 
 
 class Bound:
@@ -37,8 +38,9 @@ class Bound:
         self._recent: deque[tuple[int, int]] = deque()
         """(outputs without a score, outputs) of the newest orders."""
 
-    def check(self, name: str, questions: Sequence[Question], scored: Sequence[ScoredSample]) -> None:
+    def check(self, name: str, groups: Sequence[ScoredGroup]) -> None:
         """Count one more order. Raises Unscored with the first cause."""
+        scored = [s for group in groups for s in group.scored]
         failed = [s for s in scored if s.verdict.failed]
         self._recent.append((len(failed), len(scored)))
         while sum(n for _, n in self._recent) - self._recent[0][1] >= RECENT:
@@ -50,60 +52,88 @@ class Bound:
             raise Unscored(
                 f"{name}: {len(failed)} of {len(scored)} outputs have no score ({kinds}), and {bad} of the last {outputs}; "
                 f"reward.max_unscored_share is {self._most:g}. The first, {sample.group_id}[{sample.index}]: {why}",
-                questions,
-                scored,
+                groups,
             )
+
+
+def leases(questions: Sequence[Question], prefix: str, size: int, suffix: str = "") -> list[Lease]:
+    """Orders for `size` outputs of each question, in groups `<prefix>/<ordinal><suffix>`."""
+    members = tuple(range(size))
+    return [Lease(question=q, group_id=f"{prefix}/{q.ordinal}{suffix}", indices=members, attempt=0) for q in questions]
 
 
 class Sampler:
     """The driver's way to the rollout and reward slots."""
 
-    def __init__(self, roles: Roles, ledger: Ledger | None, bring_up: Callable[[int], None], bound: Bound):
-        """`bring_up(slot)` gives a fresh engine the serving version."""
-        self.roles, self.ledger, self._bring_up, self._bound = roles, ledger, bring_up, bound
+    def __init__(self, roles: Roles, bound: Bound, serving: Serving | None = None, ledger: Ledger | None = None):
+        """`serving`: None where nothing is ever published, so that all hold the weights on disk."""
+        self._roles, self._bound, self._serving, self._ledger = roles, bound, serving, ledger
 
-    def sample(
-        self, leases: Sequence[Lease], sampling: Sampling, name: str, *, version: int, booked: bool = False
-    ) -> list[Sample]:
-        """All outputs of the leases, rejected ones too. An ordinal always goes to the same slot, so that a wave can be repeated
-        token for token.
+    def sample(self, leases: Sequence[Lease], sampling: Sampling, name: str, *, booked: bool = False) -> list[Group]:
+        """All outputs of the leases, rejected ones too, a group a lease, in order. An ordinal always goes to the same slot, so
+        that a wave can be repeated token for token.
 
         A slot that fails is replaced, brought to the serving version, and given its whole wave again under the next attempt.
         `booked`: in the ledger.
         """
-        slots = self.roles.slots()
+        slots = self._roles.slots()
         waves: dict[int, list[Lease]] = {}
         for lease in leases:
             waves.setdefault(slots[lease.question.ordinal % len(slots)], []).append(lease)
-        made: dict[tuple[str, int], Sample] = {}
+        made: dict[str, Group] = {}
         if booked:
-            self.ledger.record("leased", {x.group_id: x.indices for x in leases}, version=version)
+            self._book_lease(leases)
         while waves:
-            answers, errors = self.roles.generate(waves, sampling, name)
-            for samples in answers.values():
-                made |= {(s.group_id, s.index): s for s in samples}
+            answers, errors = self._roles.generate(waves, sampling, name)
+            for slot, groups in answers.items():
+                made |= {lease.group_id: group for lease, group in zip(waves[slot], groups, strict=True)}
                 # An answer that is not awaited under its attempt is a bug, and raises.
-                for one in attempts(samples) if booked else ():
-                    self.ledger.record("generated", **one)
+                for one in attempts(s for group in groups for s in group.samples) if booked else ():
+                    self._ledger.record("generated", **one)
             waves = {
                 slot: [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in waves[slot]]
                 for slot, why in errors.items()
             }
             for slot, why in errors.items():
-                self.roles.replace(slot, why)
-                self._bring_up(slot)
+                self._roles.replace(slot, why)
+                if self._serving is not None:
+                    self._serving.bring_up(slot)
                 if booked:
-                    again = {x.group_id: x.indices for x in waves[slot]}
-                    attempt = waves[slot][0].attempt
-                    self.ledger.record("leased", again, attempt=attempt, version=version, why=why[:200])
+                    self._book_lease(waves[slot], attempt=waves[slot][0].attempt, why=why[:200])
         # Whichever slot answered first: what comes of the outputs depends on their order.
-        return [made[lease.group_id, i] for lease in leases for i in lease.indices]
+        return [made[lease.group_id] for lease in leases]
 
-    def judge(
-        self, questions: Sequence[Question], samples: Sequence[Sample], name: str, reward: RewardSource
-    ) -> list[ScoredSample]:
-        """Scores in the order of the samples; a rejected one is not judged. Raises Unscored."""
-        judged = iter(self.roles.judge(questions, [s for s in samples if not s.rejected], name, reward))
-        scored = [without_score(s, "rejected", s.rejected) if s.rejected else next(judged) for s in samples]
-        self._bound.check(name, questions, scored)
-        return scored
+    def judge(self, groups: Sequence[Group], name: str, reward: RewardSource) -> list[ScoredGroup]:
+        """The groups scored, in order; rejected outputs are not judged. Raises Unscored.
+
+        Groups go to the reward slots in turn. A slot that fails is replaced, and its groups go to the next one.
+        """
+        by: By = "rule" if reward == "rule" else "model"
+        slots, turn = self._roles.reward_slots(), 0
+        scored: dict[int, ScoredGroup] = {}
+        while todo := [i for i in range(len(groups)) if i not in scored]:
+            if by == "model":
+                self._serving.bring_up_judges()
+            deal = {slot: [i for i in todo if slots[(i + turn) % len(slots)] == slot] for slot in slots}
+            parts = {slot: [groups[i] for i in part] for slot, part in deal.items() if part}
+            answers, errors = self._roles.judge(parts, by, name)
+            for slot, answer in answers.items():
+                scored |= zip(deal[slot], answer, strict=True)
+            for slot, why in errors.items():
+                self._roles.replace_judge(slot, why)
+            turn += 1
+        found = [scored[i] for i in range(len(groups))]
+        if by == "model":
+            self._check_version(name, found)
+        self._bound.check(name, found)
+        return found
+
+    def _check_version(self, name: str, groups: Sequence[ScoredGroup]) -> None:
+        serves = self._serving.reward_version
+        versions = {s.verdict.reward_version for g in groups for s in g.scored if s.verdict.status != "rejected"}
+        if wrong := versions - {serves}:
+            raise RoleFailed(f"{name}: judged by reward model {sorted(wrong, key=str)}, and {serves} serves")
+
+    def _book_lease(self, leases: Sequence[Lease], **fields) -> None:
+        groups = {x.group_id: x.indices for x in leases}
+        self._ledger.record("leased", groups, version=self._serving.version, **fields)

@@ -158,8 +158,6 @@ class Fleet(Protocol):
 class Judges(Protocol):
     """What an update of the reward model needs of the roles."""
 
-    reward_version: int
-
     def reward_slots(self) -> list[int]: ...
 
     def send_reward_model(self, version: int, slots: Sequence[int]) -> tuple[str, dict[int, str]]:
@@ -178,7 +176,6 @@ def publish_reward_model(judges: Judges, version: int, slots: Sequence[int] | No
     while True:
         digest, failed = judges.send_reward_model(version, todo)
         if not failed:
-            judges.reward_version = version
             return digest
         for slot, why in failed.items():
             judges.replace_judge(slot, why)

@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
-from cluster.records.metrics import Sinks, read_jsonl
-from learner.algorithms.credit import groups_of, has_spread
-from reward.types import FAILURES, ScoredSample
-from rollout.types import FinishReason, Question, Sample
+from cluster.records.metrics import read_jsonl
+from learner.algorithms.credit import has_spread
+from reward.types import FAILURES, ScoredGroup, ScoredSample
+from rollout.types import FinishReason, Sample
 
 COMPONENTS = {"correct": "accuracy", "format": "format", "model": "model_reward", "spread": "reward_spread"}
 """Components that are known by another name than `reward_<component>`."""
@@ -35,8 +35,9 @@ def by_reason(batch: Iterable[ScoredSample], otherwise: str) -> dict[str, list[S
     return out
 
 
-def batch_metrics(batch: Sequence[ScoredSample]) -> dict[str, float]:
+def batch_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """The metrics that the batch itself tells (see METRICS): lengths always; what became of judging where that was asked."""
+    batch = [s for group in groups for s in group.scored]
     out = {"response_length": fmean(len(s.sample.output_ids) for s in batch)}
     if not all(all(s.sample.sampled_mask) for s in batch):
         out["programs"] = fmean(_programs(s.sample) for s in batch)
@@ -48,12 +49,13 @@ def batch_metrics(batch: Sequence[ScoredSample]) -> dict[str, float]:
         out[f"{status}_share"] = fmean(s.verdict.status == status for s in batch)
     if times := sorted(s.verdict.seconds for s in batch if s.verdict.seconds is not None):
         out["judge_p50"], out["judge_p99"] = (times[int(share * (len(times) - 1))] for share in (0.5, 0.99))
-    return out | _rewards(batch)
+    return out | _rewards(groups)
 
 
-def _rewards(batch: Sequence[ScoredSample]) -> dict[str, float]:
+def _rewards(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Means over the scored outputs, of the reward and of every component; and how many groups say something."""
-    scored = [s for s in batch if s.verdict.status == "score"]
+    judged = [[s for s in group.scored if s.verdict.status == "score"] for group in groups]
+    scored = [s for group in judged for s in group]
     components: dict[str, list[float]] = {}
     for s in scored:
         for name, value in s.verdict.components.items():
@@ -61,10 +63,9 @@ def _rewards(batch: Sequence[ScoredSample]) -> dict[str, float]:
     out = {name: fmean(values) for name, values in components.items()}
     if scored:
         out["reward"] = fmean(s.verdict.reward for s in scored)
-    issued, groups = len(groups_of(batch)), [[scored[i] for i in indices] for indices in groups_of(scored).values()]
-    several = [group for group in groups if len(group) > 1]
-    if len(batch) > issued:
-        out["thin_group_share"] = 1 - len(several) / issued
+    several = [group for group in judged if len(group) > 1]
+    if any(len(group.scored) > 1 for group in groups):
+        out["thin_group_share"] = 1 - len(several) / len(groups)
     if several:
         out["zero_variance_share"] = fmean(not has_spread(group) for group in several)
     return out
@@ -75,16 +76,12 @@ def _programs(sample: Sample) -> int:
     return sum(before and not now for before, now in pairwise((True, *sample.sampled_mask)))
 
 
-def sample_rows(
-    batch: Sequence[ScoredSample],
-    questions: Iterable[Question],
-    advantages: Sequence[float | None] | None = None,
-) -> Iterator[dict]:
+def sample_rows(groups: Sequence[ScoredGroup], advantages: Sequence[float | None] | None = None) -> Iterator[dict]:
     """One row a sample for samples/step_N.jsonl, which `cohort score` reads: what was asked, how the output was made, what it
-    says, how it was judged, what became of it."""
-    by_ordinal = {question.ordinal: question for question in questions}
-    for scored, advantage in zip(batch, advantages or [None] * len(batch), strict=True):
-        s, v, asked = scored.sample, scored.verdict, by_ordinal[scored.sample.ordinal]
+    says, how it was judged, what became of it. `advantages`: of each sample, None for one that was not trained."""
+    batch = [(group.question, scored) for group in groups for scored in group.scored]
+    for (asked, scored), advantage in zip(batch, advantages or [None] * len(batch), strict=True):
+        s, v = scored.sample, scored.verdict
         yield {
             "group": s.group_id, "ordinal": s.ordinal, "index": s.index, "attempt": s.attempt, "versions": s.versions,
             "id": asked.id, "question": asked.text, "gold": asked.gold, "response": s.text, "extracted": v.extracted,
@@ -117,12 +114,6 @@ def _write_whole(path: Path, parts: Iterable[str]) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)  # where the disk is full, it is not for this
-
-
-def leave(sinks: Sinks, path: Path, rows: Iterable[dict | list]) -> None:
-    """The same of what a run can do without."""
-    with sinks.dispensable(path):
-        write_rows(path, rows)
 
 
 @contextmanager

@@ -9,17 +9,16 @@ import logging
 from collections.abc import Sequence
 
 from cluster.config.run_config import ConfigError, RunConfig, diff, load, resolved_yaml
-from cluster.fleet.sampler import Bound, Sampler
+from cluster.fleet.sampler import Bound, Sampler, leases
 from cluster.records.metrics import Sinks, read_jsonl
 from cluster.records.samples import write_rows, write_text
 from cluster.run import inputs
 from cluster.run.launch import named, started
 from cluster.run.resume import RunDirectory
-from cluster.run.sources import by_ordinal, leases
 from cluster.stopping import Stop
 from reward.judging.judges import gold_check
 from reward.judging.stored import Judged, StoredRow, accuracy, measures
-from reward.types import ScoredSample
+from reward.types import ScoredGroup
 from rollout.data.benchmarks import BENCHMARKS
 from rollout.data.datasets import load_questions
 from rollout.types import Question, Sampling
@@ -161,18 +160,15 @@ def _sample(
     with started(config, 0, stop) as actors, (held.path / "generations.jsonl").open("a") as file:
         held.begun()
         stop.hold()
-        sampler = Sampler(actors, None, lambda slot: None, Bound(config.reward.max_unscored_share))
+        sampler = Sampler(actors, Bound(config.reward.max_unscored_share))
         for start in range(0, len(questions), at_once):
             part = questions[start : start + at_once]
             name = f"{config.name} {part[0].ordinal}..{part[-1].ordinal}"
             with stop.breakable():
-                samples = sampler.sample(leases(part, config.name, size), sampling, name, version=0)
-                groups = by_ordinal(sampler.judge(part, samples, name, "rule"))
-            for question in part:
-                row = _row(question, breakdown, groups[question.ordinal])
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                groups = sampler.judge(sampler.sample(leases(part, config.name, size), sampling, name), name, "rule")
+            file.writelines(json.dumps(_row(group, breakdown), ensure_ascii=False) + "\n" for group in groups)
             file.flush()
-            scored = [s for group in groups.values() for s in group]
+            scored = [s for group in groups for s in group.scored]
             right = sum(s.verdict.components.get("correct") == 1.0 for s in scored)
             lost = sum(s.verdict.failed for s in scored)
             log.info(
@@ -186,7 +182,8 @@ def _sample(
             )
 
 
-def _row(question: Question, breakdown: Sequence[str], group: Sequence[ScoredSample]) -> dict:
+def _row(group: ScoredGroup, breakdown: Sequence[str]) -> dict:
+    question = group.question
     outputs = [
         {
             "index": s.sample.index, "text": s.sample.text, "extracted": s.verdict.extracted, "value": s.verdict.value,
@@ -194,7 +191,7 @@ def _row(question: Question, breakdown: Sequence[str], group: Sequence[ScoredSam
             "correct": s.verdict.components["correct"] == 1.0 if s.verdict.status == "score" else None,
             "finish_reason": s.sample.finish_reason,
         }
-        for s in group
+        for s in group.scored
     ]  # fmt: skip
     names = {"id": question.id, "ordinal": question.ordinal, "question": question.text, "gold": question.gold}
     extras = {name: question.columns[name] for name in breakdown if name in question.columns}

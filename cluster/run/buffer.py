@@ -5,38 +5,38 @@ sampled by the weights that it trains. Groups are trained in the order of their 
 so the trained distribution is the issued one.
 """
 
-from collections.abc import Sequence
-
-from reward.types import ScoredSample
+from cluster.run.progress import Progress
+from reward.types import ScoredGroup
 
 
 class Buffer:
-    """Scored groups by ordinal, for one stage."""
+    """Scored groups by their question's ordinal, for the stage under way."""
 
-    def __init__(self, *, questions_per_step: int, done: int = 0):
-        self.questions_per_step, self.done = questions_per_step, done
-        """Steps that the learner has finished."""
-        self._admitted = done * questions_per_step
-        self._groups: dict[int, Sequence[ScoredSample]] = {}
+    def __init__(self, questions_per_step: int, progress: Progress):
+        self._per_step, self._progress = questions_per_step, progress
+        self._admitted = progress.done * questions_per_step
+        self._groups: dict[int, ScoredGroup] = {}
 
     def admit(self) -> range:
         """Ordinals that may be leased now and were not before."""
-        start, self._admitted = self._admitted, (self.done + 1) * self.questions_per_step
+        start, self._admitted = self._admitted, self._due.stop
         return range(start, self._admitted)
 
-    def put(self, ordinal: int, group: Sequence[ScoredSample]) -> None:
-        """A whole group, scored. Raises ValueError when it was never admitted, or came before."""
-        if not self.done * self.questions_per_step <= ordinal < self._admitted or ordinal in self._groups:
-            raise ValueError(f"group {ordinal} is not awaited (step {self.done}, admitted up to {self._admitted})")
+    def put(self, group: ScoredGroup) -> None:
+        """A whole group. Raises ValueError when it was never admitted, or came before."""
+        ordinal = group.question.ordinal
+        if not self._due.start <= ordinal < self._admitted or ordinal in self._groups:
+            raise ValueError(f"group {ordinal} is not awaited (step {self._progress.done}, admitted up to {self._admitted})")
         self._groups[ordinal] = group
 
-    def take(self) -> list[ScoredSample] | None:
-        """The next step's samples in the order of their ordinals, or None while a group is missing."""
-        ordinals = range(self.done * self.questions_per_step, (self.done + 1) * self.questions_per_step)
-        if any(n not in self._groups for n in ordinals):
+    def take(self) -> list[ScoredGroup] | None:
+        """The step's groups in the order of their ordinals, or None while one is missing."""
+        if any(n not in self._groups for n in self._due):
             return None
-        return [scored for n in ordinals for scored in self._groups.pop(n)]
+        return [self._groups.pop(n) for n in self._due]
 
-    def finish_step(self) -> None:
-        """The learner has stepped: one more step's groups become admissible."""
-        self.done += 1
+    @property
+    def _due(self) -> range:
+        """The ordinals of the step under way."""
+        start = self._progress.done * self._per_step
+        return range(start, start + self._per_step)

@@ -5,30 +5,28 @@ Labels come from the rule, from completions of every step's prefix (Math-Shepher
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
 from cluster.config.stages import StageConfig
+from cluster.fleet.sampler import Bound
 from cluster.records.samples import write_rows
-from cluster.run.sources import Driver, by_ordinal
+from cluster.run.collector import Collector
 from learner.algorithms.table import FileLabels, MonteCarloLabels, RuleLabels
-from reward.config import RewardModelConfig
+from reward.config import RewardConfig, RewardModelConfig
 from reward.judging.judges import step_pool, step_row
-from reward.labels.examples import from_completions, outcome_labels, pairs, step_labels, with_step_labels
-from reward.labels.replay import Replay
+from reward.judging.pool import Outcome
+from reward.labels.examples import as_judged, from_completions, outcome_label, pairs, step_labels
+from reward.labels.replay import Replay, dumped, loaded
 from reward.labels.steps import StepFinder
-from reward.types import ScoredSample, without_score
-from rollout.types import Lease, Question, Sample
+from reward.types import Labelled, LabelledGroup, ScoredGroup, ScoredSample, without_score
+from rollout.types import Group, Lease, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Batch = Sequence[ScoredSample]
-_GROUP = TypeAdapter(list[ScoredSample])
 HISTORY = "history.jsonl"
 """Beside an exported reward model: one group a line."""
 WAVE = 2048
@@ -38,42 +36,43 @@ WAVE = 2048
 class Labeller:
     """Labels the groups of the run's reward-model stages; what is fresh in one is history for the next."""
 
-    def __init__(self, driver: Driver, tokenizer: "PreTrainedTokenizerBase"):
-        model = driver.config.reward.model or RewardModelConfig()
-        self.driver = driver
-        self.tokenizer = tokenizer
-        self.finder = StepFinder(tokenizer, model.step_boundary)
-        self.replay = {
-            kind: Replay(model.replay_groups, model.replay_share, driver.config.seed) for kind in ("labelled", "pairs")
-        }
+    def __init__(
+        self, config: RewardConfig, seed: int, tokenizer: "PreTrainedTokenizerBase", collector: Collector, bound: Bound
+    ):
+        model = config.model or RewardModelConfig()
+        self._config, self._seed, self._tokenizer = config, seed, tokenizer
+        self._collector, self._bound = collector, bound
+        self._finder = StepFinder(tokenizer, model.step_boundary)
+        self.replay = {kind: Replay(model.replay_groups, model.replay_share, seed) for kind in ("labelled", "pairs")}
         """The history by kind of example: a stage that ranks pairs cannot train on single outputs, nor the other way round. A
         model from another run brings its own."""
         self._read([path / HISTORY for path in model.path if (path / HISTORY).exists()])
         self.trained = 0
         """Labels that the stage has trained on."""
 
-    def examples(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question], step: int) -> list[ScoredSample]:
+    def examples(self, stage: StageConfig, groups: Sequence[ScoredGroup], step: int) -> list[LabelledGroup]:
         """The labelled outputs or pairs of a step's groups, and after them the history's share.
 
         An output that should have a score and has none gets no label.
         """
-        batch = [item for item in batch if not item.verdict.failed]
         label = {FileLabels: self._as_given, RuleLabels: self._by_rule, MonteCarloLabels: self._by_completions}
-        groups: dict[str, list[ScoredSample]] = {}
-        for item in label[type(stage.resolved().labels)](stage, batch, questions):
-            groups.setdefault(item.sample.group_id, []).append(item)
-        replay = self.replay[_kind(stage)]
-        replay.add(list(groups.values()))
-        return [item for group in replay.mix(list(groups.values()), step) for item in group]
+        labelled, replay = label[type(stage.resolved().labels)](stage, _judged(groups)), self.replay[_kind(stage)]
+        fresh = [group for group in labelled if group.labelled]
+        replay.add(fresh)
+        return replay.mix(fresh, step)
 
-    def held_out(self, stage: StageConfig, scored: Batch, questions: Sequence[Question]) -> list[ScoredSample]:
+    def held_out(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
         """Outputs of held-out questions, labelled as the stage's are (those of a file by the rule), to measure the model on."""
-        scored, row = [item for item in scored if not item.verdict.failed], stage.resolved()
+        groups, row = _judged(groups), stage.resolved()
         if row.supervision == "outcome":
-            return outcome_labels(scored)
+            return _labelled([map(outcome_label, group.scored) for group in groups])
         if isinstance(row.labels, MonteCarloLabels):
-            return self._by_completions(stage, scored, {q.ordinal: q for q in questions})
-        return self._step_labels(scored, {q.ordinal: q for q in questions})
+            return self._by_completions(stage, groups)
+        return self._step_labels(groups)
+
+    def count(self, labels: int) -> None:
+        """The learner has trained on so many labels."""
+        self.trained += labels
 
     def finish(self, stage: StageConfig) -> None:
         """The stage is done: what was fresh becomes history."""
@@ -82,18 +81,15 @@ class Labeller:
 
     def write(self, directory: Path) -> None:
         """The history, beside a reward model, for a run that trains it on."""
-        kept = (
-            (kind, _GROUP.dump_python(group, mode="json")) for kind, replay in self.replay.items() for group in replay.groups
-        )
+        kept = ((kind, group) for kind, replay in self.replay.items() for group in dumped(replay.groups))
         write_rows(directory / HISTORY, ({"kind": kind, "group": group} for kind, group in kept))
 
     def _read(self, paths: Sequence[Path]) -> None:
-        rows = (json.loads(line) for path in paths for line in path.read_text().splitlines())
-        for number, row in enumerate(rows):
+        rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+        for number, (row, group) in enumerate(zip(rows, loaded([row["group"] for row in rows]), strict=True)):
             # No name of a stage begins so: the group cannot be taken for one of this run's.
-            group = _GROUP.validate_json(json.dumps(row["group"]))
-            named = [replace(item, sample=replace(item.sample, group_id=f"@{number}")) for item in group]
-            self.replay[row["kind"]].add([named])
+            named = [replace(item, sample=replace(item.sample, group_id=f"@{number}")) for item in group.labelled]
+            self.replay[row["kind"]].add([LabelledGroup(labelled=tuple(named))])
         for replay in self.replay.values():
             replay.finish_stage()
 
@@ -106,62 +102,89 @@ class Labeller:
             replay.restore(state["replay"][kind])
         self.trained = state["trained"]
 
-    def _as_given(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> Batch:
-        return batch
+    def _as_given(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
+        return [as_judged(group) for group in groups]
 
-    def _by_rule(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
+    def _by_rule(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
         if stage.pairs:
-            rng = random.Random(f"{self.driver.config.seed}/{stage.name}/{min(questions)}/pairs")
-            return pairs(batch, per_group=stage.pairs_per_question, rng=rng)
+            first = min((group.question.ordinal for group in groups), default=0)
+            rng = random.Random(f"{self._seed}/{stage.name}/{first}/pairs")
+            return [as_judged(pair) for pair in pairs(groups, per_group=stage.pairs_per_question, rng=rng)]
         if stage.resolved().supervision == "outcome":
-            component = "observed" if self.driver.config.reward.flip_share else "correct"
-            return outcome_labels(batch, component, every_token=stage.resolved().labels.every_token)
-        return self._step_labels(batch, questions)
+            component, everywhere = "observed" if self._config.flip_share else "correct", stage.resolved().labels.every_token
+            return _labelled([(outcome_label(s, component, every_token=everywhere) for s in g.scored) for g in groups])
+        return self._step_labels(groups)
 
-    def _step_labels(self, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
+    def _step_labels(self, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
         """Labels by the step rule. Raises Unscored when it fails on more outputs than the run bears."""
-        config, outputs = self.driver.config.reward, [item.sample for item in batch]
-        rows = [step_row(questions[s.ordinal], self.finder.texts(s.output_ids, s.sampled_mask), config) for s in outputs]
-        with step_pool(config) as judge:
+        rows = [step_row(g.question, self._texts(s.sample), self._config) for g in groups for s in g.scored]
+        with step_pool(self._config) as judge:
             outcomes = judge(rows)
-        failed = [
-            item if o.status == "score" else without_score(item.sample, o.status, o.reason)
-            for item, o in zip(batch, outcomes, strict=True)
-        ]
-        self.driver.bound.check("labels of steps", list(questions.values()), failed)
-        return step_labels(batch, self.finder, [outcome.value or [] for outcome in outcomes])
+        said = iter(outcomes)
+        checked = [replace(group, scored=tuple(_checked(s, next(said)) for s in group.scored)) for group in groups]
+        self._bound.check("labels of steps", checked)
+        labels = iter([outcome.value or [] for outcome in outcomes])
+        return _labelled([[self._at_steps(s.sample, next(labels)) for s in g.scored] for g in groups])
 
-    def _by_completions(self, stage: StageConfig, batch: Batch, questions: Mapping[int, Question]) -> list[ScoredSample]:
+    def _by_completions(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
         """Every step but the last is as good as the answers that the policy reaches from its end; the last as its own.
 
         A completion is judged with what it completes, as the answer may stand before it.
         """
         labels = stage.resolved().labels
         orders: list[Lease] = []
-        places: list[tuple[int, int]] = []
         prefixes: list[str] = []
-        for i, item in enumerate(batch):
-            sample = item.sample
-            for step, end in enumerate(self.finder.ends(sample.output_ids, sample.sampled_mask)[:-1]):
-                ids = sample.output_ids[: _after_tools(sample, end)]
-                places.append((i, step))
-                prefixes.append(self.tokenizer.decode(ids, skip_special_tokens=True))
-                prefix = replace(questions[sample.ordinal], ordinal=len(orders), prompt_ids=sample.prompt_ids + ids)
-                group = f"{sample.group_id}/{sample.index}/step-{step}"
-                orders.append(Lease(question=prefix, group_id=group, indices=tuple(range(labels.completions)), attempt=0))
-        marks: dict[tuple[int, int], list[int | None]] = {}
+        for group in groups:
+            for sample in (s.sample for s in group.scored):
+                for step, end in enumerate(self._ends(sample)[:-1]):
+                    ids = sample.output_ids[: _after_tools(sample, end)]
+                    prefixes.append(self._tokenizer.decode(ids, skip_special_tokens=True))
+                    prefix = replace(group.question, ordinal=len(orders), prompt_ids=sample.prompt_ids + ids)
+                    name, members = f"{sample.group_id}/{sample.index}/step-{step}", tuple(range(labels.completions))
+                    orders.append(Lease(question=prefix, group_id=name, indices=members, attempt=0))
+        marks: list[list[int | None]] = []
         size = max(1, WAVE // labels.completions)
         for wave in (orders[start : start + size] for start in range(0, len(orders), size)):
-            made = self.driver.ask(wave, "complete", booked=False)
-            whole = [replace(s, text=prefixes[s.ordinal] + s.text) for s in made]
-            for n, group in by_ordinal(self.driver.judge([order.question for order in wave], whole, "rule")).items():
-                marks[places[n]] = [_mark(s) for s in group]
-        out = []
-        for i, item in enumerate(batch):
-            ends = self.finder.ends(item.sample.output_ids, item.sample.sampled_mask)
-            per_step = [marks.get((i, step), []) for step in range(len(ends) - 1)] + [[_mark(item)]]
-            out.append(with_step_labels(item, ends, from_completions(per_step, labels.soft)))
-        return [item for item in out if item is not None]
+            made = self._collector.sample(wave, "complete", booked=False)
+            whole = [_whole(group, prefixes[group.question.ordinal]) for group in made]
+            marks += [[_mark(s) for s in group.scored] for group in self._collector.judge(whole, "rule")]
+        found = iter(marks)
+
+        def labelled(item: ScoredSample) -> Labelled | None:
+            per_step = [next(found) for _ in self._ends(item.sample)[:-1]] + [[_mark(item)]]
+            return self._at_steps(item.sample, from_completions(per_step, labels.soft))
+
+        return _labelled([[labelled(item) for item in group.scored] for group in groups])
+
+    def _at_steps(self, sample: Sample, labels: Sequence[float | None]) -> Labelled | None:
+        """The sample with these labels at its steps; None where it has none."""
+        return step_labels(sample, self._ends(sample), labels) if labels else None
+
+    def _ends(self, sample: Sample) -> tuple[int, ...]:
+        return self._finder.ends(sample.output_ids, sample.sampled_mask)
+
+    def _texts(self, sample: Sample) -> tuple[str, ...]:
+        return self._finder.texts(sample.output_ids, sample.sampled_mask)
+
+
+def _judged(groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+    """The groups without outputs that should have a score and have none."""
+    return [replace(group, scored=tuple(s for s in group.scored if not s.verdict.failed)) for group in groups]
+
+
+def _labelled(groups: Iterable[Iterable[Labelled | None]]) -> list[LabelledGroup]:
+    """Groups of what has a label."""
+    return [LabelledGroup(labelled=tuple(item for item in group if item is not None)) for group in groups]
+
+
+def _checked(item: ScoredSample, outcome: Outcome) -> ScoredSample:
+    """The output, or what became of it where its steps could not be judged."""
+    return item if outcome.status == "score" else without_score(item.sample, outcome.status, outcome.reason)
+
+
+def _whole(group: Group, prefix: str) -> Group:
+    """Completions with what they complete."""
+    return replace(group, samples=tuple(replace(s, text=prefix + s.text) for s in group.samples))
 
 
 def _kind(stage: StageConfig) -> str:
@@ -180,11 +203,14 @@ def _mark(scored: ScoredSample) -> int | None:
     return int(scored.verdict.components["correct"]) if "correct" in scored.verdict.components else None
 
 
-def used(examples: Batch, trained: Sequence[float | None], batch: Batch) -> list[bool]:
-    """Which outputs of a batch are in a trained example made of it (None is not trained); a pair is named after its group.
+def used(examples: Sequence[LabelledGroup], trained: Sequence[float | None], groups: Sequence[ScoredGroup]) -> list[bool]:
+    """Which outputs of the groups are in a trained example made of them; `trained` has a number for each output of the
+    examples, None where it is not trained. A pair is named after its group.
 
     One without a score is in none, though it may say the same as another.
     """
-    chosen = (item.sample for item, mark in zip(examples, trained, strict=True) if mark is not None)
+    outputs = (item.sample for group in examples for item in group.labelled)
+    chosen = (sample for sample, mark in zip(outputs, trained, strict=True) if mark is not None)
     inside = {(sample.group_id.partition("/pair-")[0], sample.output_ids) for sample in chosen}
-    return [not x.verdict.failed and (x.sample.group_id, x.sample.output_ids) in inside for x in batch]
+    batch = (s for group in groups for s in group.scored)
+    return [not s.verdict.failed and (s.sample.group_id, s.sample.output_ids) in inside for s in batch]

@@ -13,9 +13,11 @@ from cluster.fleet.connection import cluster
 from cluster.fleet.placement import PlacementError
 from cluster.fleet.roles import RoleFailed, Roles
 from cluster.fleet.weight_update import UpdateFailed
+from cluster.records.clock import Clock
 from cluster.records.console import ConsoleSink
 from cluster.records.ledger import Ledger, incarnations
 from cluster.records.metrics import JsonlSink, RayMetricsSink, Sinks, TensorBoardSink
+from cluster.records.records import Records
 from cluster.records.report import plot
 from cluster.records.samples import evaluation_rows, write_rows, write_text
 from cluster.run import inputs
@@ -48,7 +50,7 @@ def run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Pa
 
 def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Path, dict] | None) -> dict:
     run_dir, state = held.path, resume_from[1] if resume_from else {}
-    began = time.monotonic()
+    began, clock = time.monotonic(), Clock(stop)
     ledger = sinks = None
     try:
         (run_dir / "summary.json").unlink(missing_ok=True)
@@ -70,10 +72,12 @@ def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[P
                 }
             )
             log.info("reading the data")
-            loop = Loop(config, *load_data(config), actors, ledger, sinks)
-            loop.seconds["start"] = time.monotonic() - began
+            data, tokenizer = load_data(config)
+            clock.add("start", time.monotonic() - began)
             held.begun()
-            loop.run(stop, resume_from)
+            records = Records(dir=run_dir.resolve(), ledger=ledger, sinks=sinks)
+            loop = Loop(config, data, tokenizer, actors, records, clock)
+            loop.run(resume_from)
             summary = summarise(loop)
             with sinks.dispensable(run_dir / "summary.json"):
                 write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
@@ -165,25 +169,25 @@ def summarise(loop: Loop) -> dict:
 
     "Before" is the last evaluation that no outputs of the policy had been trained on.
     """
-    config, rows = loop.config, loop.held_out.rows
+    config, rows, step = loop.config, loop.held_out.rows, loop.progress.step
     warm = 0
     for stage in config.stages:
         if stage.trains_policy and stage.given != "demonstrations":
             break
         warm += stage.steps
-    before = max((r for r in rows if r["step"] <= warm and r["step"] < loop.step), key=lambda r: r["step"], default=None)
+    before = max((r for r in rows if r["step"] <= warm and r["step"] < step), key=lambda r: r["step"], default=None)
     after = rows[-1]
     names = ["accuracy", "greedy_accuracy", "well_formed", "unjudged"] + [
         n for n in after if n.startswith(("maj_at_", "pass_at_"))
     ]
     scores = {f"{name}_{when}": row[name] for name in names for when, row in (("before", before), ("after", after)) if row}
-    sampling = loop.seconds["generate"]
+    sampling = loop.clock.seconds["generate"]
     return {
         "name": config.name, "seed": config.seed, "config_hash": config_hash(config),
         "stages": stage_facts(config),
         **scores,
-        "seconds": {phase: round(s, 2) for phase, s in loop.seconds.items()},
-        "tokens_per_second": round(loop.sampled_tokens / sampling, 1) if sampling else None,
+        "seconds": {phase: round(s, 2) for phase, s in loop.clock.seconds.items()},
+        "tokens_per_second": round(loop.collector.tokens / sampling, 1) if sampling else None,
         "reward_models": loop.held_out.reward_models,
         "versions": loop.serving.digests, "actors": loop.roles.info, "replaced_workers": loop.roles.deaths,
         "software": installed("cohort-rl", "torch", "transformers", "ray"),

@@ -1,17 +1,17 @@
-"""Training examples for reward models: scored samples whose events are labels. Pure functions.
+"""Training examples for reward models, and pairs. Pure functions.
 
-Outcome: one event at the last token, 1 for a right answer and 0 for a wrong one; or a pair, a group of two, for ranking.
-Process: one event at the end of every labelled step, in [0, 1].
+Outcome: one target at the last token, 1 for a right answer and 0 for a wrong one; or a pair, a group of two, for ranking.
+Process: one target at the end of every labelled step, in [0, 1].
 """
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from reward.types import RewardEvent, ScoredSample
+from reward.types import Labelled, LabelledGroup, RewardEvent, ScoredGroup, ScoredSample, Target
 from rollout.rounding import apart
+from rollout.types import Sample
 
 
 class Steps(Protocol):
@@ -21,59 +21,56 @@ class Steps(Protocol):
     def texts(self, output_ids: Sequence[int], sampled_mask: Sequence[bool]) -> tuple[str, ...]: ...
 
 
-def outcome_labels(
-    scored: Sequence[ScoredSample], component: str = "correct", *, every_token: bool = False
-) -> list[ScoredSample]:
-    """Each sample whose answer was judged, with its correctness (or another component of its verdict) at the last token.
+def outcome_label(item: ScoredSample, component: str = "correct", *, every_token: bool = False) -> Labelled | None:
+    """The output with its correctness (or another component of its verdict) at the last token; None where it was not judged.
 
     `every_token`: the same label at every token.
     """
-    made = []
-    for item in scored:
-        if component in item.verdict.components and item.sample.output_ids:
-            value, last = item.verdict.components[component], len(item.sample.output_ids) - 1
-            where = range(last + 1) if every_token else [last]
-            made.append(replace(item, events=tuple(RewardEvent(position=t, value=value) for t in where)))
-    return made
+    if component not in item.verdict.components or not item.sample.output_ids:
+        return None
+    value, last = item.verdict.components[component], len(item.sample.output_ids) - 1
+    where = range(last + 1) if every_token else [last]
+    return Labelled(sample=item.sample, targets=tuple(Target(position=t, value=value) for t in where))
 
 
-def pairs(scored: Sequence[ScoredSample], *, per_group: int, rng: random.Random) -> list[ScoredSample]:
+def as_judged(group: ScoredGroup) -> LabelledGroup:
+    """The group's rewards as labels."""
+    return LabelledGroup(
+        labelled=tuple(
+            Labelled(sample=s.sample, targets=tuple(Target(position=e.position, value=e.value) for e in s.events))
+            for s in group.scored
+        )
+    )
+
+
+def pairs(groups: Sequence[ScoredGroup], *, per_group: int, rng: random.Random) -> list[ScoredGroup]:
     """At most `per_group` different pairs (better, worse) from each group, by reward; equal rewards make no pair.
 
     A pair is a new group of two, `<group>/pair-k`: index 0 is the better one, and each has its reward at its last token.
     The order of the input does not matter, that of `rng`'s use does.
     """
-    groups: dict[str, list[ScoredSample]] = defaultdict(list)
-    for item in scored:
-        if item.verdict.status == "score" and item.sample.output_ids:
-            groups[item.sample.group_id].append(item)
     made = []
-    for group_id in sorted(groups):
-        members = sorted(groups[group_id], key=lambda item: item.sample.index)
+    judged = [
+        (replace(group, scored=usable), usable[0].sample.group_id)
+        for group in groups
+        if (usable := tuple(s for s in group.scored if s.verdict.status == "score" and s.sample.output_ids))
+    ]
+    for group, group_id in sorted(judged, key=lambda named: named[1]):
+        members = sorted(group.scored, key=lambda item: item.sample.index)
         ranked = [(a, b) for a in members for b in members if better(a, b) and differ(a, b)]
         for k, pair in enumerate(rng.sample(ranked, min(per_group, len(ranked)))):
-            for index, item in enumerate(pair):
-                sample = replace(item.sample, group_id=f"{group_id}/pair-{k}", index=index)
-                made.append(_at_the_end(replace(item, sample=sample), item.verdict.reward))
+            scored = tuple(_at_the_end(item, f"{group_id}/pair-{k}", index) for index, item in enumerate(pair))
+            made.append(replace(group, scored=scored))
     return made
 
 
-def step_labels(scored: Sequence[ScoredSample], steps: Steps, labels: Sequence[Sequence[float | None]]) -> list[ScoredSample]:
-    """Each sample with its labels at the ends of its steps (none at all: not judged); samples without any are left out."""
-    made = []
-    for item, mine in zip(scored, labels, strict=True):
-        ends = steps.ends(item.sample.output_ids, item.sample.sampled_mask)
-        if mine and (labelled := with_step_labels(item, ends, mine)):
-            made.append(labelled)
-    return made
-
-
-def with_step_labels(item: ScoredSample, ends: Sequence[int], labels: Sequence[float | None]) -> ScoredSample | None:
-    """The sample with its labels as events, or None when no step has one. Raises ValueError for labels outside [0, 1]."""
+def step_labels(sample: Sample, ends: Sequence[int], labels: Sequence[float | None]) -> Labelled | None:
+    """The sample with labels at the ends of its steps, or None when no step has one. Raises ValueError for labels outside
+    [0, 1]."""
     if wrong := [label for label in labels if label is not None and not 0 <= label <= 1]:
-        raise ValueError(f"group {item.sample.group_id}, index {item.sample.index}: step label {wrong[0]}, expected 0 to 1")
+        raise ValueError(f"group {sample.group_id}, index {sample.index}: step label {wrong[0]}, expected 0 to 1")
     marked = [(end, label) for end, label in zip(ends, labels, strict=True) if label is not None]
-    return replace(item, events=tuple(RewardEvent(position=p, value=float(v)) for p, v in marked)) if marked else None
+    return Labelled(sample=sample, targets=tuple(Target(position=p, value=float(v)) for p, v in marked)) if marked else None
 
 
 def from_completions(correct: Sequence[Sequence[int | None]], soft: bool) -> list[float | None]:
@@ -96,5 +93,6 @@ def differ(a: ScoredSample, b: ScoredSample) -> bool:
     return a.sample.output_ids != b.sample.output_ids
 
 
-def _at_the_end(item: ScoredSample, value: float) -> ScoredSample:
-    return replace(item, events=(RewardEvent(position=len(item.sample.output_ids) - 1, value=value),))
+def _at_the_end(item: ScoredSample, group_id: str, index: int) -> ScoredSample:
+    event = RewardEvent(position=len(item.sample.output_ids) - 1, value=item.verdict.reward)
+    return replace(item, sample=replace(item.sample, group_id=group_id, index=index), events=(event,))

@@ -11,11 +11,19 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from reward.types import ScoredSample
+from reward.types import LabelledGroup
 
-Group = list[ScoredSample]
-"""Labelled samples that belong together: the outputs of one question, or a pair."""
-_GROUPS = TypeAdapter(list[Group])
+_GROUPS = TypeAdapter(list[LabelledGroup])
+
+
+def dumped(groups: Sequence[LabelledGroup]) -> list[Any]:
+    """For JSON."""
+    return _GROUPS.dump_python(list(groups), mode="json")
+
+
+def loaded(rows: Sequence[Any]) -> list[LabelledGroup]:
+    """The inverse of `dumped`, also after JSON."""
+    return _GROUPS.validate_json(json.dumps(rows))
 
 
 class Replay:
@@ -26,18 +34,18 @@ class Replay:
         if capacity_groups < 1 or not 0 <= share < 1:
             raise ValueError(f"replay of {capacity_groups} groups, share {share}; expected at least 1, and 0 <= share < 1")
         self._capacity, self._share, self._seed = capacity_groups, Fraction(str(share)), seed
-        self._groups: list[Group] = []
-        self._next: list[Group] = []
+        self._groups: list[LabelledGroup] = []
+        self._next: list[LabelledGroup] = []
         """The history once the stage under way is done."""
         self._seen = 0
         self._fresh = self._replayed = 0
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[LabelledGroup]:
         """What the history holds."""
         return list(self._groups)
 
-    def mix(self, fresh_groups: Sequence[Group], step: int) -> list[Group]:
+    def mix(self, fresh_groups: Sequence[LabelledGroup], step: int) -> list[LabelledGroup]:
         """The fresh groups, then different groups of the history, the same for the same seed, step and state.
 
         As many as bring the share of all examples mixed so far, this call included, nearest to `share`; what a call cannot
@@ -45,17 +53,17 @@ class Replay:
         """
         if not self._groups:
             return list(fresh_groups)
-        self._fresh += sum(map(len, fresh_groups))
+        self._fresh += sum(len(group.labelled) for group in fresh_groups)
         wanted = self._share * self._fresh / (1 - self._share)
-        added: list[Group] = []
+        added: list[LabelledGroup] = []
         for group in random.Random(f"replay/{self._seed}/{step}").sample(self._groups, len(self._groups)):
-            if wanted - self._replayed < Fraction(len(group), 2):
+            if wanted - self._replayed < Fraction(len(group.labelled), 2):
                 break
             added.append(group)
-            self._replayed += len(group)
+            self._replayed += len(group.labelled)
         return [*fresh_groups, *added]
 
-    def add(self, groups: Sequence[Group]) -> None:
+    def add(self, groups: Sequence[LabelledGroup]) -> None:
         """Offer fresh groups to the history; they are mixed in once the stage is done."""
         for group in groups:
             self._seen += 1
@@ -72,8 +80,8 @@ class Replay:
     def state(self) -> dict[str, Any]:
         """Everything but the constructor's arguments, for JSON."""
         return {
-            "groups": _GROUPS.dump_python(self._groups, mode="json"),
-            "next": _GROUPS.dump_python(self._next, mode="json"),
+            "groups": dumped(self._groups),
+            "next": dumped(self._next),
             "seen": self._seen,
             "fresh": self._fresh,
             "replayed": self._replayed,
@@ -81,5 +89,5 @@ class Replay:
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`, also after JSON."""
-        self._groups, self._next = (_GROUPS.validate_json(json.dumps(state[name])) for name in ("groups", "next"))
+        self._groups, self._next = (loaded(state[name]) for name in ("groups", "next"))
         self._seen, self._fresh, self._replayed = state["seen"], state["fresh"], state["replayed"]

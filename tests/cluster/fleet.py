@@ -57,7 +57,7 @@ class Fleet:
     """What the driver calls of `cluster.fleet.roles.Roles`, with one slot each."""
 
     def __init__(self, engine, config, model_dir, *, max_model_len, incarnation):
-        self.deaths, self.info, self.reward_version = 0, {}, 0
+        self.deaths, self.info, self.stale = 0, {}, set()
         self.config = config
         self.engine, self._arguments = engine, (config, model_dir, max_model_len)
 
@@ -79,8 +79,13 @@ class Fleet:
     def generate(self, waves, sampling, name):
         return {0: asyncio.run(self.rollout.generate(waves[0], sampling, 60))}, {}
 
-    def judge(self, questions, samples, name, reward):
-        return self.reward.score([replace(q, gold=self.engine.gold(self.engine.wave, q.gold)) for q in questions], samples)
+    def judge(self, parts, by, name):
+        groups = [replace(g, question=self._asked(g.question)) for g in parts[0]]
+        scored = zip(self.reward.score(groups), parts[0], strict=True)
+        return {0: [replace(made, question=group.question) for made, group in scored]}, {}
+
+    def _asked(self, question):
+        return replace(question, gold=self.engine.gold(self.engine.wave, question.gold))
 
     def rest(self):
         pass

@@ -4,24 +4,21 @@ import pytest
 
 from cluster.evaluation.held_out import outcome_quality, process_quality
 from reward.config import RewardModelConfig
-from reward.types import RewardEvent, ScoredSample, Verdict
-from rollout.types import FinishReason, Sample
+from reward.types import Labelled, LabelledGroup, Target
+from tests.reward.builders import sample
 
 
-def example(group, *labels) -> ScoredSample:
-    length = len(labels)
-    sample = Sample(
-        ordinal=0, group_id=group, index=0, attempt=0, prompt_ids=(1,), output_ids=(5,) * length, sampled_mask=(True,) * length,
-        logprobs=(-1.0,) * length, text="", versions=((0, 0),), finish_reason=FinishReason.STOP,
-    )  # fmt: skip
-    verdict = Verdict(status="score", reward=1.0, components={}, extracted=None, reason="", reward_version=None)
-    return ScoredSample(
-        sample=sample, events=tuple(RewardEvent(position=p, value=v) for p, v in enumerate(labels)), verdict=verdict
-    )
+def example(*labels) -> Labelled:
+    targets = tuple(Target(position=p, value=v) for p, v in enumerate(labels))
+    return Labelled(sample=sample("", tokens=len(labels)), targets=targets)
+
+
+def group(*examples):
+    return LabelledGroup(labelled=examples)
 
 
 def test_an_outcome_model_is_measured_on_pairs_within_questions_and_on_all_outputs():
-    examples = [example("a", 1.0), example("a", 0.0), example("a", 0.0), example("b", 1.0), example("c", 0.0)]
+    examples = [group(example(1.0), example(0.0), example(0.0)), group(example(1.0)), group(example(0.0))]
     scores = [[(2.0,)], [(1.0,)], [(3.0,)], [(-1.0,)], [(-2.0,)]]
     found = outcome_quality(examples, scores, RewardModelConfig())
     assert (found["pairs"], found["pair_accuracy"], found["spread"]) == (2, 0.5, 0.0)
@@ -30,7 +27,7 @@ def test_an_outcome_model_is_measured_on_pairs_within_questions_and_on_all_outpu
 
 def test_a_process_model_is_measured_on_every_step_at_probability_one_half():
     logit = lambda p: math.log(p / (1 - p))  # noqa: E731
-    examples = [example("a", 1.0, 0.0), example("b", 1.0, 1.0)]
+    examples = [group(example(1.0, 0.0)), group(example(1.0, 1.0))]
     scores = [[(logit(0.9),), (logit(0.4),)], [(logit(0.8),), (logit(0.3),)]]
     found = process_quality(examples, scores, RewardModelConfig())
     assert (found["steps"], found["accuracy"]) == (4, 0.75)
@@ -40,7 +37,7 @@ def test_a_process_model_is_measured_on_every_step_at_probability_one_half():
 
 
 def test_an_ensemble_is_measured_as_it_scores():
-    examples = [example("a", 1.0), example("a", 0.0)]
+    examples = [group(example(1.0), example(0.0))]
     scores = [[(3.0, 1.0)], [(2.5, 1.5)]]
     mean, low = (outcome_quality(examples, scores, RewardModelConfig(members=2, combine=c)) for c in ("mean", "minimum"))
     assert (mean["pair_accuracy"], low["pair_accuracy"], mean["spread"]) == (0.5, 0.0, 0.75)

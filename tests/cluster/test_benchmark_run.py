@@ -15,6 +15,7 @@ from reward.config import RewardConfig
 from reward.scorer import RuleScorer
 from rollout.data.benchmarks import BENCHMARKS
 from rollout.tasks.arithmetic import items, make_small_llama
+from rollout.types import Group
 from tests.cluster.clusters import COHORT
 from tests.cluster.test_cli import invoke
 from tests.cluster.test_evaluation import sample
@@ -84,10 +85,16 @@ class Slots:
 
     def generate(self, waves, sampling, name):
         bad = dict.fromkeys(self.rejected, "NaN")
-        return {0: [sample(x, i, "#### 1", bad.get(x.question.ordinal, "")) for x in waves[0] for i in x.indices]}, {}
+        return {0: [self._group(x, bad.get(x.question.ordinal, "")) for x in waves[0]]}, {}
 
-    def judge(self, questions, samples, name, reward):
-        return RuleScorer(RewardConfig(answer_format="auto"), judge_here).score(questions, samples)
+    def _group(self, lease, why):
+        return Group(question=lease.question, samples=tuple(sample(lease, i, "#### 1", why) for i in lease.indices))
+
+    def reward_slots(self):
+        return [0]
+
+    def judge(self, parts, by, name):
+        return {0: RuleScorer(RewardConfig(answer_format="auto"), judge_here).score(parts[0])}, {}
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ import pytest
 from cluster.evaluation.measures import evaluate
 from reward.config import RewardConfig
 from reward.scorer import RuleScorer
-from reward.types import without_score
-from rollout.types import FinishReason, Question, Sample, Sampling
-from tests.reward.builders import judge_here
+from rollout.types import FinishReason, Group, Question, Sample, Sampling
+from tests.reward.builders import flat, judge_here
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
 QUESTIONS = [Question(ordinal=i, id=f"q:{i}", text=f"{i} + 1?", gold=str(i + 1), prompt_ids=(1, 2)) for i in range(2)]
@@ -18,15 +17,15 @@ def generator(answers):
     """Outputs by (kind, ordinal): a list of texts; None is an output that was rejected."""
 
     def generate(leases, sampling):
-        out = []
-        for lease in reversed(leases):
-            kind = "greedy" if sampling.temperature == 0 else "sampled"
-            for index in lease.indices:
-                text = answers[kind, lease.question.ordinal][index]
-                out.append(sample(lease, index, text or "", rejected="" if text is not None else "NaN"))
-        return out
+        kind = "greedy" if sampling.temperature == 0 else "sampled"
+        return [group(lease, answers[kind, lease.question.ordinal]) for lease in leases]
 
     return generate
+
+
+def group(lease, texts):
+    made = [sample(lease, i, texts[i] or "", rejected="" if texts[i] is not None else "NaN") for i in lease.indices]
+    return Group(question=lease.question, samples=tuple(made))
 
 
 def sample(lease, index, text, rejected=""):
@@ -38,9 +37,7 @@ def sample(lease, index, text, rejected=""):
     )  # fmt: skip
 
 
-def score(questions, samples):
-    usable = iter(RuleScorer(RewardConfig(format=0.1), judge_here).score(questions, [s for s in samples if not s.rejected]))
-    return [without_score(s, "rejected", s.rejected) if s.rejected else next(usable) for s in samples]
+score = RuleScorer(RewardConfig(format=0.1), judge_here).score
 
 
 def run(answers, samples=4, questions=QUESTIONS):
@@ -113,7 +110,7 @@ def test_records_hold_every_output_with_its_verdict():
     wrong = {"index": 1, "text": "#### 4", "extracted": "4", "status": "score", "correct": False, "reason": ""}
     assert record["sampled"][1] == wrong
     assert record["greedy"][0]["correct"] is True
-    assert [s.sample.text for s in sampled] == ["#### 1", "#### 4"]
+    assert [s.sample.text for s in flat(sampled)] == ["#### 1", "#### 4"]
 
 
 def test_the_summary_is_flat_and_has_every_power_of_two():
@@ -128,7 +125,7 @@ def test_a_second_evaluation_asks_for_the_same_groups_so_that_seeds_are_shared()
 
     def generate(leases, sampling):
         asked.append([(lease.group_id, lease.indices, sampling.temperature) for lease in leases])
-        return [sample(lease, i, "#### 1") for lease in leases for i in lease.indices]
+        return [group(lease, ["#### 1"] * 2) for lease in leases]
 
     for _ in range(2):
         evaluate(QUESTIONS[:1], samples=2, sampling=SAMPLING, generate=generate, score=score, label="held-out")

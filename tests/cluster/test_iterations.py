@@ -3,15 +3,16 @@
 import hashlib
 from collections import Counter
 from dataclasses import replace
+from itertools import count
 
 import pytest
 
 from cluster.config.run_config import RunConfig, load
-from cluster.fleet.sampler import RunFailed
 from cluster.records.metrics import read_jsonl
 from cluster.records.samples import evaluation_rows
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.labelling import HISTORY
+from cluster.stopping import RunFailed
 from learner.algorithms.table import RewardModelRow
 from reward.config import RewardConfig
 from reward.judging.judges import gold_check
@@ -44,17 +45,20 @@ class Judged(FakeRoles):
 
     def __init__(self, tokenizer, **options):
         super().__init__(tokenizer, **options)
-        self.events, self.batches, self.judge_weights, self.judge_held, self.spec = [], [], 0, None, None
+        self.events, self.batches, self.judge_weights, self.judge_version, self.spec = [], [], 0, 0, None
 
-    def judge(self, questions, samples, name, reward):
-        scored = super().judge(questions, samples, name, reward)
-        if reward == "rule":
+    def judged(self, groups, by):
+        scored = super().judged(groups, by)
+        if by == "rule":
             return scored
-        self.events.append(f"judge by {self.reward_version}")
-        return [
-            replace(s, verdict=replace(s.verdict, reward=s.verdict.reward + i % 3, reward_version=self.reward_version))
-            for i, s in enumerate(scored)
-        ]
+        self.events.append(f"judge by {self.judge_version}")
+        place = count()
+
+        def by_model(s):
+            reward = s.verdict.reward + next(place) % 3
+            return replace(s, verdict=replace(s.verdict, reward=reward, reward_version=self.judge_version))
+
+        return [replace(group, scored=tuple(map(by_model, group.scored))) for group in scored]
 
     def learn(self, method, *args, **options):
         if method in ("begin_stage", "load"):
@@ -77,12 +81,9 @@ class Judged(FakeRoles):
             self.judge_weights = int((args[0] / "judge").read_text())
         return answer
 
-    def reward_slots(self):
-        return [0]
-
     def send_reward_model(self, version, slots):
         self.events.append(f"send reward model {version}")
-        self.judge_held = self.judge_weights
+        self.judge_version = version
         return f"digest of {self.judge_weights}", {}
 
 
@@ -161,9 +162,9 @@ class Dies(Judged):
         self._at("generate")
         return super().generate(waves, sampling, name)
 
-    def judge(self, questions, samples, name, reward):
+    def judge(self, parts, by, name):
         self._at("judge")
-        return super().judge(questions, samples, name, reward)
+        return super().judge(parts, by, name)
 
     def publish(self, version, slots):
         self._at("publish")
@@ -199,9 +200,11 @@ def test_a_run_killed_at_any_seam_resumes_to_the_same_end(tmp_path, data, tokeni
 
 def test_a_stage_without_any_label_fails_rather_than_serve_an_untrained_model(tmp_path, data, tokenizer):
     class Perfect(Judged):
-        def judge(self, questions, samples, name, reward):
-            scored = super().judge(questions, samples, name, "rule")
-            return [replace(s, verdict=replace(s.verdict, reward=1.0)) for s in scored]
+        def judged(self, groups, by):
+            return [replace(group, scored=tuple(map(self._right, group.scored))) for group in super().judged(groups, "rule")]
+
+        def _right(self, s):
+            return replace(s, verdict=replace(s.verdict, reward=1.0))
 
     with pytest.raises(RunFailed, match="no output had a label or made a pair"):
         drive(configuration(tmp_path / "run", [JUDGE]), data, Perfect(tokenizer))

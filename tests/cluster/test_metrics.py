@@ -15,6 +15,7 @@ from cluster.records.metrics import METRICS, JsonlSink, RayMetricsSink, Sink, Si
 from cluster.records.samples import batch_metrics
 from reward.types import FAILURES
 from tests.learner.builders import scored
+from tests.reward.builders import scored_groups
 
 STEP = {"stage": "grpo", "reward": 0.5, "accuracy": 0.25, "mismatch_p50": 1e-5, "seconds_generate": 2.0}
 
@@ -39,8 +40,8 @@ def test_programs_are_counted_where_some_ran():
         return scored("g", 0, [3], [4] * len(mask), mask=mask, reward=1.0)
 
     none, one, two = item([1, 1]), item([1, 0, 0, 1]), item([1, 0, 1, 1, 0, 0])
-    assert "programs" not in batch_metrics([none])
-    assert batch_metrics([none, one, two])["programs"] == 1.0
+    assert "programs" not in batch_metrics(scored_groups([none]))
+    assert batch_metrics(scored_groups([none, one, two]))["programs"] == 1.0
 
 
 def judgement(group, index, reward=None, status="score", **components):
@@ -52,22 +53,21 @@ def test_what_became_of_judging_is_in_every_steps_metrics_also_when_nothing_has_
     def lost(group, *statuses):
         return [judgement(group, i, status=status) for i, status in enumerate(statuses)]
 
-    none = batch_metrics(lost("a", "killed", "killed", "rejected", "error"))
+    none = batch_metrics(scored_groups(lost("a", "killed", "killed", "rejected", "error")))
     shares = {"unscored": 1.0, "killed": 0.5, "rejected": 0.25, "error": 0.25, "unscorable": 0.0, "thin_group": 1.0}
     assert {name: none[f"{name}_share"] for name in shares} == shares and "reward" not in none
-    mixed = batch_metrics(
-        [judgement("a", 0, 1.0), *lost("a", "", "unscorable")[1:], judgement("b", 0, 2.0), judgement("b", 1, 2.0)]
-    )
+    some = [judgement("a", 0, 1.0), *lost("a", "", "unscorable")[1:], judgement("b", 0, 2.0), judgement("b", 1, 2.0)]
+    mixed = batch_metrics(scored_groups(some))
     assert (mixed["unscored_share"], mixed["unscorable_share"], mixed["reward"]) == (0.25, 0.25, pytest.approx(5 / 3))
     assert (mixed["thin_group_share"], mixed["zero_variance_share"]) == (0.5, 1.0)
     assert {f"{status}_share" for status in FAILURES} | {"unscored_share", "thin_group_share"} <= set(METRICS)
-    given = batch_metrics(lost("a", "given", "given"))
+    given = batch_metrics(scored_groups(lost("a", "given", "given")))
     assert given == {"response_length": 1.0}, "nobody was asked"
 
 
 def test_every_component_of_a_reward_is_a_metric():
     batch = [judgement("a", 0, 1.0, correct=1.0, format=1.0, brevity=0.5), judgement("a", 1, 0.0, correct=0.0, brevity=0.25)]
-    found = batch_metrics([*batch, judgement("a", 2, status="killed")])
+    found = batch_metrics(scored_groups([*batch, judgement("a", 2, status="killed")]))
     assert (found["accuracy"], found["format"], found["reward_brevity"]) == (0.5, 1.0, 0.375)
 
 

@@ -7,20 +7,21 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.config.run_config import RunConfig
-from cluster.fleet.sampler import RunFailed
+from cluster.records.clock import Clock
 from cluster.records.ledger import Ledger, history, incarnations
 from cluster.records.metrics import JsonlSink, Sinks, read_jsonl
+from cluster.records.records import Records
 from cluster.records.samples import evaluation_rows
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.loop import Loop
-from cluster.stopping import Stop
+from cluster.stopping import RunFailed, Stop
 from reward.config import RewardConfig
 from reward.judging.judges import gold_check
 from reward.judging.pool import Outcome
 from reward.scorer import RuleScorer
 from rollout.data.datasets import load_data
 from rollout.tasks.arithmetic import character_tokenizer
-from rollout.types import FinishReason, Sample, sample_seed
+from rollout.types import FinishReason, Group, Sample, sample_seed
 from tests.reward.builders import judge_here
 
 SFT = {"algorithm": "sft", "steps": 2, "questions_per_step": 4, "optimizer": {"learning_rate": 1e-3}}
@@ -61,7 +62,7 @@ class FakeRoles:
     def __init__(self, tokenizer, die_at=None, fail_step=None):
         self.tokenizer, self.die_at, self.fail_step = tokenizer, die_at, fail_step
         self.weights, self.held, self.steps, self.deaths, self.info = 0, {0: 0, 1: 0}, 0, 0, {}
-        self.reward_version = 0
+        self.stale = set()
         self.calls, self.reward = 0, RuleScorer(RewardConfig(), judge_here)
 
     def slots(self):
@@ -76,23 +77,26 @@ class FakeRoles:
         return {s: self._wave(s, leases) for s, leases in waves.items() if s not in errors}, errors
 
     def _wave(self, slot, leases):
-        out = []
-        for lease in leases:
-            for i in lease.indices:
-                right = (sample_seed(0, lease.group_id, i) + self.held[slot]) % 3 == 0
-                text = f"#### {lease.question.gold if right else 0}"
-                ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
-                out.append(
-                    Sample(
-                        ordinal=lease.question.ordinal, group_id=lease.group_id, index=i, attempt=lease.attempt, text=text,
-                        prompt_ids=lease.question.prompt_ids, output_ids=ids, sampled_mask=(True,) * len(ids),
-                        logprobs=(-0.5,) * len(ids), versions=((self.held[slot], 0),), finish_reason=FinishReason.STOP,
-                    )
-                )  # fmt: skip
-        return out
+        return [Group(question=x.question, samples=tuple(self._sample(slot, x, i) for i in x.indices)) for x in leases]
 
-    def judge(self, questions, samples, name, reward):
-        return self.reward.score(questions, samples)
+    def _sample(self, slot, lease, i):
+        right = (sample_seed(0, lease.group_id, i) + self.held[slot]) % 3 == 0
+        text = f"#### {lease.question.gold if right else 0}"
+        ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return Sample(
+            ordinal=lease.question.ordinal, group_id=lease.group_id, index=i, attempt=lease.attempt, text=text,
+            prompt_ids=lease.question.prompt_ids, output_ids=ids, sampled_mask=(True,) * len(ids),
+            logprobs=(-0.5,) * len(ids), versions=((self.held[slot], 0),), finish_reason=FinishReason.STOP,
+        )  # fmt: skip
+
+    def reward_slots(self):
+        return [0]
+
+    def judge(self, parts, by, name):
+        return {0: self.judged(parts[0], by)}, {}
+
+    def judged(self, groups, by):
+        return self.reward.score(groups)
 
     def learn(self, method, *args, **options):
         if method == "step":
@@ -136,9 +140,10 @@ def drive(config, data, roles, stop=None):
         offset=state.get("ledger_offset", 0),
     )
     sinks = Sinks({"metrics": lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=state.get("step", 0))})
-    loop = Loop(config, data, roles.tokenizer, roles, ledger, sinks)
+    records = Records(dir=run_dir, ledger=ledger, sinks=sinks)
+    loop = Loop(config, data, roles.tokenizer, roles, records, Clock(stop or Stop()))
     try:
-        loop.run(stop or Stop(), found)
+        loop.run(found)
     finally:
         sinks.close()
         ledger.close()

@@ -5,12 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.fleet import roles
-from cluster.fleet.calls import LATE
 from cluster.fleet.roles import Roles
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig
 from rollout.types import Lease, Sampling
-from tests.reward.builders import judged, question, sample
+from tests.reward.builders import question, sample, sampled_groups
 
 
 class Handle:
@@ -33,14 +32,11 @@ def driver(monkeypatch):
     """A driver's hold on two actors of each kind; every deadline that it waits with is in `waited`."""
     made = Roles.__new__(Roles)
     made.rollout, made.reward = {0: Handle(), 1: Handle()}, {0: Handle(), 1: Handle()}
-    made.waited, made.late, made.stale, made.replaced = [], set(), set(), []
-    made.replace_judge = lambda slot, why: made.replaced.append(slot)
+    made.waited = []
 
     def gather(calls, deadline_s):
         made.waited.append(deadline_s)
-        late, made.late = made.late, set()
-        answers = {slot: _scored(call) for slot, call in calls.items() if slot not in late}
-        return answers, dict.fromkeys(late, f"{LATE} {deadline_s:g} s")
+        return {slot: call[0] for slot, call in calls.items()}, {}
 
     monkeypatch.setattr(roles, "gather", gather)
 
@@ -51,11 +47,6 @@ def driver(monkeypatch):
         return made
 
     return configured
-
-
-def _scored(call):
-    samples = call[1] if isinstance(call[1], list) else []
-    return [judged(s.group_id, s.index) for s in samples]
 
 
 def leases(*sizes):
@@ -76,14 +67,6 @@ def test_a_wave_is_awaited_as_long_as_its_programs_may_take(driver):
 def test_judgements_are_awaited_as_long_as_they_may_take(driver, function, kinds):
     made = driver(reward=RewardConfig(judge_seconds=10, judges=2, function=function))
     outputs = [sample("#### 7", n, i) for n in range(4) for i in range(30)]
-    assert len(made.judge([question(n) for n in range(4)], outputs, "score", "rule")) == 120
+    groups = sampled_groups(outputs, [question(n) for n in range(4)])
+    assert made.judge({0: groups[::2], 1: groups[1::2]}, "rule", "score")[0] == {0: groups[::2], 1: groups[1::2]}
     assert made.waited == [100 + kinds * 60 / 2 * (10 + 2)]
-
-
-def test_groups_whose_judge_is_late_go_to_another_one(driver):
-    made = driver()
-    made.late = {1}
-    outputs = [sample("#### 7", n) for n in range(4)]
-    scored = made.judge([question(n) for n in range(4)], outputs, "score", "rule")
-    assert [s.sample.group_id for s in scored] == [f"grpo/{n}" for n in range(4)] and made.replaced == [1]
-    assert [x.group_id for x in made.reward[0].asked[1][1]] == ["grpo/1", "grpo/3"] and len(made.reward[1].asked) == 1

@@ -1,9 +1,13 @@
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 
+from cluster.fleet.calls import RoleFailed
 from cluster.fleet.sampler import Bound, Sampler, Unscored
 from cluster.records.ledger import Ledger, history
-from reward.types import FAILURES, without_score
-from rollout.types import FinishReason, Lease, Question, Sample, Sampling
+from reward.types import FAILURES, ScoredGroup, without_score
+from rollout.types import FinishReason, Group, Lease, Question, Sample, Sampling
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=4)
 
@@ -25,46 +29,72 @@ class Slots:
     def generate(self, waves, sampling, name):
         return {slot: self._wave(waves[slot]) for slot in sorted(waves, reverse=True)}, {}
 
-    def judge(self, questions, samples, name, reward):
-        self.judged += samples
-        return [without_score(s, self.verdict, "no answer within 10 s") for s in samples]
+    def reward_slots(self):
+        return [0, 1]
+
+    def judge(self, parts, by, name):
+        return {slot: [self._judged(group) for group in parts[slot]] for slot in sorted(parts, reverse=True)}, {}
+
+    def _judged(self, group):
+        self.judged.append(group)
+        verdicts = [("rejected", s.rejected) if s.rejected else (self.verdict, "no answer within 10 s") for s in group.samples]
+        scored = (without_score(s, *verdict) for s, verdict in zip(group.samples, verdicts, strict=True))
+        return ScoredGroup(question=group.question, scored=tuple(scored))
 
     def _wave(self, leases):
-        return [
-            Sample(
-                ordinal=x.question.ordinal, group_id=x.group_id, index=i, attempt=0, prompt_ids=(1,), output_ids=(2,),
-                sampled_mask=(True,), logprobs=(-1.0,), text="", versions=((0, 0),), finish_reason=FinishReason.STOP,
-                rejected="NaN" if (x.group_id, i) in self.bad else "",
-            )
-            for x in reversed(leases) for i in reversed(x.indices)
-        ]  # fmt: skip
+        return [Group(question=x.question, samples=tuple(self._sample(x, i) for i in x.indices)) for x in leases]
+
+    def _sample(self, lease, index):
+        return Sample(
+            ordinal=lease.question.ordinal, group_id=lease.group_id, index=index, attempt=0, prompt_ids=(1,), output_ids=(2,),
+            sampled_mask=(True,), logprobs=(-1.0,), text="", versions=((0, 0),), finish_reason=FinishReason.STOP,
+            rejected="NaN" if (lease.group_id, index) in self.bad else "",
+        )  # fmt: skip
+
+
+class Disk:
+    """Everyone holds the weights on disk."""
+
+    version = reward_version = 0
+
+    def bring_up(self, slot):
+        pass
+
+    def bring_up_judges(self):
+        pass
 
 
 @pytest.fixture
 def sampler(tmp_path):
-    return lambda **slots: Sampler(Slots(**slots), Ledger(tmp_path / "ledger.jsonl"), lambda slot: None, Bound(0.1))
+    return lambda **slots: over(Slots(**slots), tmp_path)
+
+
+def over(slots, tmp_path):
+    return Sampler(slots, Bound(0.1), Disk(), Ledger(tmp_path / "ledger.jsonl"))
 
 
 def order(sampler, size, ordinal=0):
     """Outputs of one question, judged."""
-    asked = lease(ordinal, size)
-    return sampler.judge([asked.question], sampler.sample([asked], SAMPLING, "x", version=0), f"score {ordinal}", "rule")
+    (group,) = sampler.judge(sampler.sample([lease(ordinal, size)], SAMPLING, "x"), f"score {ordinal}", "rule")
+    return group.scored
 
 
-def test_outputs_come_in_the_order_of_the_leases_whoever_answers_first(sampler):
-    samples = sampler().sample([lease(3), lease(0), lease(1)], SAMPLING, "generate", version=0)
-    assert [(s.ordinal, s.index) for s in samples] == [(3, 0), (3, 1), (0, 0), (0, 1), (1, 0), (1, 1)]
+def test_groups_come_in_the_order_of_the_leases_whoever_answers_first(sampler):
+    one, asked = sampler(), [lease(3), lease(0), lease(1)]
+    groups = one.sample(asked, SAMPLING, "generate")
+    assert [group.question for group in groups] == [x.question for x in asked]
+    assert [(s.ordinal, s.index) for g in groups for s in g.samples] == [(3, 0), (3, 1), (0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [group.question.ordinal for group in one.judge(groups, "score", "rule")] == [3, 0, 1]
 
 
-def test_a_rejected_output_stays_in_its_group_is_booked_and_is_not_judged(sampler, tmp_path):
+def test_a_rejected_output_stays_in_its_group_and_is_booked(sampler, tmp_path):
     one = sampler(bad={("grpo/0", 1)})
-    samples = one.sample([lease(0), lease(1)], SAMPLING, "generate", version=0, booked=True)
-    scored = one.judge([lease(0).question, lease(1).question], samples, "score", "rule")
+    groups = one.judge(one.sample([lease(0), lease(1)], SAMPLING, "generate", booked=True), "score", "rule")
+    scored = [s for group in groups for s in group.scored]
     assert [(s.sample.group_id, s.sample.index, s.verdict.status, s.verdict.reason) for s in scored] == [
         ("grpo/0", 0, "score", "no answer within 10 s"), ("grpo/0", 1, "rejected", "NaN"),
         ("grpo/1", 0, "score", "no answer within 10 s"), ("grpo/1", 1, "score", "no answer within 10 s"),
     ]  # fmt: skip
-    assert len(one.roles.judged) == 3 and not any(s.rejected for s in one.roles.judged)
     made = [x["groups"] for x in history(tmp_path / "ledger.jsonl") if x["event"] == "generated"]
     assert sum(len(indices) for groups in made for indices in groups.values()) == 4
 
@@ -75,7 +105,7 @@ def test_an_order_of_which_nothing_has_a_score_ends_the_run_with_the_first_cause
     with pytest.raises(Unscored, match=rf"score 0: 2 of 2 outputs have no score \(2 {status}\)") as failed:
         order(lost, 2)
     why = "NaN" if status == "rejected" else "no answer within 10 s"
-    assert str(failed.value).endswith(f"The first, grpo/0[0]: {why}") and len(failed.value.scored) == 2
+    assert str(failed.value).endswith(f"The first, grpo/0[0]: {why}") and len(failed.value.groups[0].scored) == 2
 
 
 def test_failures_are_borne_up_to_the_bound_of_the_newest_outputs_whatever_their_kind(sampler):
@@ -90,7 +120,7 @@ def test_failures_are_borne_up_to_the_bound_of_the_newest_outputs_whatever_their
     assert len(order(sampler(bad={("grpo/0", i) for i in range(12)}), 128)) == 128
     older = sampler(bad={("grpo/0", i) for i in range(6)})
     order(older, 64, 0), order(older, 64, 1)
-    older.roles.bad = {("grpo/2", i) for i in range(6)}
+    older._roles.bad = {("grpo/2", i) for i in range(6)}
     assert len(order(older, 64, 2)) == 64, "what is older than the newest 64 is forgotten"
 
 
@@ -123,7 +153,47 @@ class Failing(Slots):
 )
 def test_a_wave_that_outlasted_its_deadline_is_drawn_anew_and_one_whose_worker_died_is_repeated(tmp_path, why, draw):
     slots = Failing(why)
-    sampler = Sampler(slots, Ledger(tmp_path / "ledger.jsonl"), lambda slot: None, Bound(0.1))
-    samples = sampler.sample([lease(0), lease(1)], SAMPLING, "generate", version=0)
-    assert len(samples) == 4 and slots.replaced == [0]
+    groups = over(slots, tmp_path).sample([lease(0), lease(1)], SAMPLING, "generate")
+    assert [len(group.samples) for group in groups] == [2, 2] and slots.replaced == [0]
     assert [(x.attempt, x.draw) for x in slots.asked[1][0]] == [(1, draw)]
+
+
+class Late(Slots):
+    """The judge of slot 1 is late at first; what each is asked is kept."""
+
+    def __init__(self, verdict="score", version=None):
+        super().__init__(verdict=verdict)
+        self.asked, self.replaced, self.version = [], [], version
+
+    def judge(self, parts, by, name):
+        self.asked.append({slot: [group.question.ordinal for group in part] for slot, part in parts.items()})
+        answers, errors = super().judge(parts, by, name)
+        if len(self.asked) == 1:
+            del answers[1]
+            errors = {1: "no answer within 10 s"}
+        return answers, errors
+
+    def replace_judge(self, slot, why):
+        self.replaced.append(slot)
+
+    def _judged(self, group):
+        made = super()._judged(group)
+        versioned = (replace(s, verdict=replace(s.verdict, reward_version=self.version)) for s in made.scored)
+        return replace(made, scored=tuple(versioned))
+
+
+def test_groups_whose_judge_is_late_go_to_another_one(tmp_path):
+    slots = Late()
+    one = over(slots, tmp_path)
+    scored = one.judge(one.sample([lease(n, 1) for n in range(4)], SAMPLING, "generate"), "score", "rule")
+    assert [group.question.ordinal for group in scored] == [0, 1, 2, 3] and slots.replaced == [1]
+    assert slots.asked == [{0: [0, 2], 1: [1, 3]}, {0: [1, 3]}]
+
+
+def test_judgements_by_another_reward_model_than_serves_end_the_run(tmp_path):
+    for version in (0, 1):
+        one = over(Late(version=version), tmp_path)
+        groups = one.sample([lease(n) for n in range(2)], SAMPLING, "generate")
+        refused = pytest.raises(RoleFailed, match=r"score: judged by reward model \[1\], and 0 serves")
+        with refused if version else nullcontext():
+            assert len(one.judge(groups, "score", "outcome_model")) == 2

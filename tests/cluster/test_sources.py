@@ -118,9 +118,11 @@ def test_a_group_without_spread_is_replaced_at_most_so_often(tmp_path, data, tok
 
 def test_a_group_whose_rewards_are_equal_but_for_rounding_is_replaced(tmp_path, data, tokenizer):
     class Rounded(FakeRoles):
-        def judge(self, *args):
-            values = (0.1 + 0.2, 0.3)
-            return [replace(s, events=(replace(s.events[0], value=values[s.sample.index]),)) for s in super().judge(*args)]
+        def judged(self, *args):
+            return [replace(group, scored=tuple(map(self._rounded, group.scored))) for group in super().judged(*args)]
+
+        def _rounded(self, s):
+            return replace(s, events=(replace(s.events[0], value=(0.1 + 0.2, 0.3)[s.sample.index]),))
 
     dapo = {"algorithm": "dapo", "steps": 1, "questions_per_step": 3, "samples_per_question": 2, "max_refills": 2}
     loop = drive(configuration(tmp_path / "run", [dapo]), data, Rounded(tokenizer))
@@ -130,7 +132,7 @@ def test_a_group_whose_rewards_are_equal_but_for_rounding_is_replaced(tmp_path, 
 def test_what_a_selection_learnt_survives_a_kill(tmp_path, data, tokenizer):
     stage = GRPO | {"algorithm": "rloo", "steps": 4, "selection": {"cell": "by_difficulty"}, "samples_per_question": 4}
     unbroken = drive(configuration(tmp_path / "unbroken", [stage]), data, FakeRoles(tokenizer))
-    assert len(unbroken.memory) == 8, "two new questions a step"
+    assert len(unbroken.progress.memory) == 8, "two new questions a step"
     config = configuration(tmp_path / "run", [stage])
     with pytest.raises(RuntimeError, match="killed"):
         drive(config, data, FakeRoles(tokenizer, fail_step=3))

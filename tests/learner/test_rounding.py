@@ -15,6 +15,7 @@ from reward.labels.examples import pairs
 from rollout.data.selection import Prioritised
 from rollout.rounding import apart
 from tests.learner.builders import scored
+from tests.reward.builders import scored_groups
 
 SUMS = [0.1 + 0.2, 0.3, sum([0.1] * 3), 0.7 - 0.4, 1.1 - 0.8]
 """0.3 five times, no two of them with the same bits by design."""
@@ -104,8 +105,8 @@ def test_whitening_leaves_rounding_alone():
 
 def test_pairs_spread_refills_and_selection_see_no_difference():
     assert Signed()(group(SUMS[:2])) == [None, None]
-    assert pairs(group(SUMS), per_group=10, rng=random.Random(0)) == []
-    assert len(pairs(group([*SUMS, 0.5]), per_group=10, rng=random.Random(0))) == 2 * len(SUMS)
-    assert batch_metrics(group(SUMS) + group([0.1, 0.2], "h"))["zero_variance_share"] == 0.5
+    assert pairs(scored_groups(group(SUMS)), per_group=10, rng=random.Random(0)) == []
+    assert len(pairs(scored_groups(group([*SUMS, 0.5])), per_group=10, rng=random.Random(0))) == len(SUMS)
+    assert batch_metrics(scored_groups(group(SUMS) + group([0.1, 0.2], "h")))["zero_variance_share"] == 0.5
     assert not has_spread(group(SUMS)) and has_spread(group([*SUMS, 0.5]))
     assert Prioritised().observed([], SUMS) == 0.0 and Prioritised().observed([], [0.0, 1.0]) == 0.5

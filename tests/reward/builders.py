@@ -5,8 +5,8 @@ from pathlib import Path
 
 from reward.judging.pool import Outcome
 from reward.judging.rule import judge
-from reward.types import RewardEvent, ScoredSample, Verdict
-from rollout.types import FinishReason, Question, Sample
+from reward.types import RewardEvent, ScoredGroup, ScoredSample, Verdict
+from rollout.types import FinishReason, Group, Question, Sample
 
 HANGS = r"\{" + ",".join(f"x+{i}" for i in range(2500)) + r"\}"
 """An answer that takes long to compare with another such: each of its members with each of the other's."""
@@ -43,6 +43,25 @@ def sample(text, ordinal=0, index=0, tokens=3, finish_reason=FinishReason.STOP, 
         versions=((0, 0),),
         finish_reason=finish_reason,
     )
+
+
+def sampled_groups(samples, questions=None):
+    """The samples of each question, as a group."""
+    questions = {q.ordinal: q for q in questions or [question()]}
+    ordinals = dict.fromkeys(s.ordinal for s in samples)
+    return [Group(question=questions[n], samples=tuple(s for s in samples if s.ordinal == n)) for n in ordinals]
+
+
+def scored_groups(scored, asked=None):
+    """The scored samples of each group id, as groups of one question."""
+    names = dict.fromkeys(s.sample.group_id for s in scored)
+    members = [tuple(s for s in scored if s.sample.group_id == name) for name in names]
+    return [ScoredGroup(question=asked or question(), scored=group) for group in members]
+
+
+def flat(groups):
+    """The outputs of scored or labelled groups, in order."""
+    return [item for group in groups for item in (group.scored if isinstance(group, ScoredGroup) else group.labelled)]
 
 
 def judged(group="grpo/0", index=0, reward=1.0, tokens=3, **components):

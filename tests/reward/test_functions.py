@@ -11,7 +11,7 @@ from reward.judging.user_function import Wants, adapt
 from reward.scorer import FunctionScorer
 from reward.worker import RewardWorker
 from rollout.types import FinishReason
-from tests.reward.builders import judge_here, question, sample
+from tests.reward.builders import flat, judge_here, question, sample, sampled_groups
 
 ROWS = [{"question": f"{i} + 1", "output": "x" * i, "gold": str(i + 1), "columns": {}} for i in range(3)]
 
@@ -140,31 +140,32 @@ def scorer(*values, **config):
             for v in values
         ]
 
-    return FunctionScorer(RewardConfig().model_copy(update=config), Function(judge=function), judge_here)
+    made = FunctionScorer(RewardConfig().model_copy(update=config), Function(judge=function), judge_here)
+    return lambda samples, asked=None: flat(made.score(sampled_groups(samples, asked)))
 
 
 def test_components_are_weighted_into_one_event_and_the_rules_stand_beside():
     one = sample("#### 7", tokens=4)
-    (scored,) = scorer({"fit": 0.5, "style": 2.0}, weights={"fit": 2.0, "style": -0.25}).score([question()], [one])
+    (scored,) = scorer({"fit": 0.5, "style": 2.0}, weights={"fit": 2.0, "style": -0.25})([one])
     assert scored.verdict.reward == 0.5 and [(e.position, e.value) for e in scored.events] == [(3, 0.5)]
     assert scored.verdict.components == {"fit": 0.5, "style": 2.0, "correct": 1.0, "format": 1.0}
     assert (scored.verdict.extracted, scored.verdict.value, scored.verdict.seconds) == ("7", "7", 0.1)
-    (plain,) = scorer({"fit": 0.5, "style": 2.0}).score([question()], [one])
+    (plain,) = scorer({"fit": 0.5, "style": 2.0})([one])
     assert plain.verdict.reward == 2.5
 
 
 def test_its_own_correct_replaces_the_rules_and_is_needed_where_the_rule_cannot_judge():
     essay = question(gold="an essay about rain")
-    (own,) = scorer({"correct": 0.0}).score([question()], [sample("#### 7", finish_reason=FinishReason.LENGTH)])
+    (own,) = scorer({"correct": 0.0})([sample("#### 7", finish_reason=FinishReason.LENGTH)])
     assert own.verdict.components == {"correct": 0.0, "format": 0.0} and own.verdict.reward == 0.0
-    good, bad = scorer({"correct": 1.0}, {"fit": 1.0}).score([essay], [sample("rain"), sample("rain", index=1)])
+    good, bad = scorer({"correct": 1.0}, {"fit": 1.0})([sample("rain"), sample("rain", index=1)], [essay])
     assert good.verdict.status == "score" and good.verdict.components["correct"] == 1.0
     assert bad.verdict.status == "error" and "`correct` from it or from the rule" in bad.verdict.reason
 
 
 def test_a_failure_names_function_and_sample_and_is_no_number():
-    bad, other, empty = scorer("Traceback: boom", {"unasked": 1.0}, {"fit": 1.0}, weights={"fit": 1.0}).score(
-        [question()], [sample("#### 7"), sample("#### 7", index=1), sample("", index=2, tokens=0)]
+    bad, other, empty = scorer("Traceback: boom", {"unasked": 1.0}, {"fit": 1.0}, weights={"fit": 1.0})(
+        [sample("#### 7"), sample("#### 7", index=1), sample("", index=2, tokens=0)]
     )
     assert [x.verdict.status for x in (bad, other, empty)] == ["error", "error", "unscorable"]
     assert bad.verdict.reason == "reward.function on group grpo/0, index 0: Traceback: boom"
@@ -204,10 +205,10 @@ def test_the_reward_worker_scores_by_it_with_columns_and_keeps_what_it_prints(tm
     worker = RewardWorker(config, log)
     try:
         asked = [replace(question(n), columns={"level": n + 1}) for n in range(2)]
-        scored = worker.score(asked, [sample("7", n) for n in range(2)])
+        scored = flat(worker.score(sampled_groups([sample("7", n) for n in range(2)], asked)))
         assert [s.verdict.reward for s in scored] == [1.5, 1.5] and worker.describe()["scorer"] == "FunctionScorer"
         assert log.read_text() == "level 1\nlevel 2\n"
-        (lost,) = worker.score([question()], [sample("7")])
+        (lost,) = flat(worker.score(sampled_groups([sample("7")])))
         assert lost.verdict.status == "error" and "missing 1 required positional argument: 'level'" in lost.verdict.reason
     finally:
         worker.close()

@@ -11,7 +11,7 @@ from reward.judging.rule import judge
 from reward.judging.selftest import Report, try_rule
 from reward.judging.stored import StoredRow, judge_stored
 from reward.scorer import RuleScorer
-from tests.reward.builders import judge_here, question, sample
+from tests.reward.builders import flat, judge_here, question, sample, sampled_groups
 
 CASES = Path(__file__).parents[2].parent / "shared" / "cases" / "judge"
 
@@ -124,7 +124,8 @@ def test_a_setting_reaches_the_scorer_its_format_component_the_self_test_and_sto
     value, output, right = SETTINGS[name]
     for reading, expected in (({name: value}, right), ({}, not right)):
         config = RewardConfig(answer_format="auto", format=0.5, reading=reading)
-        (scored,) = RuleScorer(config, judge_here).score([question(gold=GOLD)], [sample(output)])
+        asked = sampled_groups([sample(output)], [question(gold=GOLD)])
+        (scored,) = flat(RuleScorer(config, judge_here).score(asked))
         assert scored.verdict.components["correct"] == float(expected)
         if name != "compare_units":
             assert scored.verdict.components["format"] == float(expected)

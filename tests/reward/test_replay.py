@@ -3,16 +3,18 @@ import random
 
 import pytest
 
+from reward.labels.examples import as_judged
 from reward.labels.replay import Replay
-from tests.reward.builders import judged
+from tests.reward.builders import flat, judged, scored_groups
 
 
 def group(name, size=2):
-    return [judged(f"{name}", i, float(i), correct=float(i)) for i in range(size)]
+    (made,) = scored_groups([judged(f"{name}", i, float(i)) for i in range(size)])
+    return as_judged(made)
 
 
 def names(groups):
-    return [members[0].sample.group_id for members in groups]
+    return [group.labelled[0].sample.group_id for group in groups]
 
 
 def filled(count=50, size=2, **options):
@@ -40,8 +42,8 @@ def test_the_share_is_kept_with_groups_of_uneven_size_to_half_a_group(share):
         mixed = replay.mix(new, step)
         assert names(mixed[: len(new)]) == names(new) and all(name.startswith("old/") for name in names(mixed[len(new) :]))
         assert len(set(names(mixed))) == len(mixed), "no group twice in one batch"
-        fresh += sum(map(len, new))
-        history += sum(map(len, mixed[len(new) :]))
+        fresh += len(flat(new))
+        history += len(flat(mixed[len(new) :]))
         assert abs(history - share / (1 - share) * fresh) <= 3
     assert history / (fresh + history) == pytest.approx(share, abs=0.005)
 

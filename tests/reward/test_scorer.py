@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,11 +9,11 @@ from reward.judging.pool import KILLED, Outcome
 from reward.scorer import ModelScorer, RuleScorer, probability
 from reward.types import RewardEvent
 from rollout.types import FinishReason
-from tests.reward.builders import judge_here, question, sample
+from tests.reward.builders import flat, judge_here, question, sample, sampled_groups
 
 
 def score(*samples, questions=None, **config):
-    return RuleScorer(RewardConfig(**config), judge_here).score(questions or [question()], list(samples))
+    return flat(RuleScorer(RewardConfig(**config), judge_here).score(sampled_groups(samples, questions)))
 
 
 def test_components_are_kept_apart_and_weighted_into_one_event_at_the_last_token():
@@ -34,13 +36,16 @@ def test_an_output_without_an_answer_is_wrong_and_not_unscorable(text):
     assert scored.events == (RewardEvent(position=2, value=0.0),)
 
 
-def test_samples_are_matched_to_questions_by_ordinal_and_keep_their_order():
+def test_a_group_is_judged_by_its_own_question_and_keeps_its_order_and_its_rejected_outputs():
     questions = [question(5, "50"), question(3, "30")]
-    samples = [sample(f"#### {10 * n}", ordinal=n, index=i) for i, n in enumerate((3, 5, 3, 5))]
-    scored = score(*samples, questions=questions)
-    assert [x.sample for x in scored] == samples and [x.verdict.reward for x in scored] == [1.0] * 4
-    with pytest.raises(ValueError, match="sample 0 of group grpo/4: its question 4 is not given"):
-        score(sample("", ordinal=4), questions=questions)
+    samples = [sample(f"#### {10 * n}", ordinal=n, index=i) for n in (3, 5) for i in range(3)]
+    samples[4] = replace(samples[4], rejected="NaN")
+    asked = []
+    scorer = RuleScorer(RewardConfig(), lambda rows: asked.extend(rows) or judge_here(rows))
+    scored = scorer.score(sampled_groups(samples, questions))
+    assert [group.question for group in scored] == questions[::-1] and [x.sample for x in flat(scored)] == samples
+    assert [x.verdict.reward for x in flat(scored)] == [1.0] * 4 + [None, 1.0] and len(asked) == 5
+    assert (flat(scored)[4].verdict.status, flat(scored)[4].verdict.reason) == ("rejected", "NaN")
 
 
 def test_a_reference_that_cannot_be_judged_is_unscorable_with_the_reason_and_no_event():
@@ -76,7 +81,7 @@ def test_an_output_whose_judge_was_killed_has_no_score_and_never_zero():
         killed = Outcome(status="killed", value=None, reason=f"{KILLED}no answer within 1 s", seconds=1.0)
         return [good[0], killed]
 
-    good, bad = RuleScorer(RewardConfig(), judge).score([question()], [sample("#### 7"), sample("#### 7", index=1)])
+    good, bad = flat(RuleScorer(RewardConfig(), judge).score(sampled_groups([sample("#### 7"), sample("#### 7", index=1)])))
     assert good.verdict.reward == 1.0 and good.verdict.value == "7" and good.verdict.seconds >= 0
     assert (bad.verdict.status, bad.verdict.reward, bad.events, bad.verdict.seconds) == ("killed", None, (), 1.0)
 
@@ -136,7 +141,7 @@ class Scalars(torch.nn.Module):
 def by_model(*samples, kind="outcome", members=1, questions=None, model=None, **scoring):
     config = RewardConfig(model=RewardModelConfig(members=members, **scoring))
     scorer = ModelScorer(config, model or Scalars(kind, members), Steps(), version=3, judge=judge_here)
-    return scorer.score(questions or [question()], list(samples))
+    return flat(scorer.score(sampled_groups(samples, questions)))
 
 
 def test_an_outcome_model_scores_the_last_token_and_the_truth_is_kept_beside_it():
@@ -216,9 +221,8 @@ def test_a_model_does_not_score_an_output_without_tokens():
 
 
 def test_a_model_without_settings_scores_by_the_defaults():
-    (scored,) = ModelScorer(RewardConfig(), Scalars("outcome", 2), Steps(), 0, judge_here).score(
-        [question()], [sample("#### 7")]
-    )
+    scorer = ModelScorer(RewardConfig(), Scalars("outcome", 2), Steps(), 0, judge_here)
+    (scored,) = flat(scorer.score(sampled_groups([sample("#### 7")])))
     assert scored.verdict.reward == 1.5 and scored.verdict.reward_version == 0, "the mean of 0.25 and 2.75"
 
 

@@ -12,7 +12,7 @@ from reward.scorer import RuleScorer
 from reward.worker import RewardWorker
 from rollout.tasks.arithmetic import make_small_llama
 from rollout.weights.transfer import TransferError, release, write_buckets
-from tests.reward.builders import judge_here, question, random_ids, sample
+from tests.reward.builders import flat, judge_here, random_ids, sample, sampled_groups
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +24,9 @@ def test_a_worker_scores_as_its_scorer_does_and_says_who_it_is():
     config = RewardConfig(answer_format="boxed", format=0.5)
     samples = [sample(r"\boxed{7}"), sample("#### 7", index=1)]
     worker = RewardWorker(config)
-    scored = worker.score([question()], samples)
-    assert scored == RuleScorer(config, judge_here).score([question()], samples)
-    assert [x.verdict.reward for x in scored] == [1.5, 0.0]
+    scored = worker.score(sampled_groups(samples))
+    assert scored == RuleScorer(config, judge_here).score(sampled_groups(samples))
+    assert [x.verdict.reward for x in flat(scored)] == [1.5, 0.0]
     described = worker.describe()
     assert (described["role"], described["scorer"], described["pid"]) == ("reward", "RuleScorer", os.getpid())
     assert (described["answer_format"], described["version"], described["reward_model"]) == ("boxed", None, None)
@@ -52,7 +52,7 @@ def events(scored):
 
 
 def by_model(worker, samples=SAMPLES):
-    return worker.score([question()], samples, by="model")
+    return flat(worker.score(sampled_groups(samples), by="model"))
 
 
 def reference(directory, kind, model_dir):
@@ -102,7 +102,7 @@ def test_scores_at_a_version_are_those_of_the_exported_model_and_carry_the_versi
         described = worker.describe()
         assert (described["version"], described["digest"], described["reward_model"]) == (version, manifest.digest, kind)
         digests[version] = manifest.digest
-        assert worker.score([question()], SAMPLES) == RuleScorer(RewardConfig(), judge_here).score([question()], SAMPLES)
+        assert worker.score(sampled_groups(SAMPLES)) == RuleScorer(RewardConfig(), judge_here).score(sampled_groups(SAMPLES))
     assert digests[1] != digests[2]
 
 
@@ -125,7 +125,7 @@ def test_a_model_without_weights_refuses_to_score_and_the_rule_scores_on(tiny_mo
     for one in (worker, RewardWorker(RewardConfig())):
         with pytest.raises(RuntimeError, match="has no weights"):
             by_model(one)
-        assert len(one.score([question()], SAMPLES)) == len(SAMPLES)
+        assert len(flat(one.score(sampled_groups(SAMPLES)))) == len(SAMPLES)
 
 
 def test_a_model_of_another_kind_or_tokenizer_is_refused(tiny_model_dir, tmp_path):

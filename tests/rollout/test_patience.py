@@ -61,7 +61,8 @@ def wave(model_dir, count, program="while True: pass", draw=0, engine_seconds=0.
     question = Question(ordinal=0, id="q:0", text="?", gold="7", prompt_ids=(1, 9))
     lease = Lease(question=question, group_id="grpo/0", indices=tuple(range(count)), attempt=0, draw=draw)
     sampling = Sampling(temperature=1.0, max_new_tokens=400)
-    made = asyncio.run(worker.generate([lease], sampling, deadline_s=60.0))
+    [group] = asyncio.run(worker.generate([lease], sampling, deadline_s=60.0))
+    made = group.samples
     assert [sample.index for sample in made] == list(range(count))
     return [s for s in made if not s.rejected], [s.rejected for s in made if s.rejected], engine
 

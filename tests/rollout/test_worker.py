@@ -25,7 +25,7 @@ def completion(ids=(11, 2), logprobs=(-0.5, -0.25)) -> Completion:
 
 
 def run(model_dir, leases, completions, run_seed=5):
-    """(samples, requests that reached the engine)."""
+    """(samples of all groups, requests that reached the engine)."""
     seen = []
 
     async def generate(requests):
@@ -34,7 +34,9 @@ def run(model_dir, leases, completions, run_seed=5):
 
     arguments = {"prompt": PLAIN, "run_seed": run_seed, "max_model_len": 64, "generate_fn": generate}
     worker = RolloutWorker(RolloutConfig(), model_dir, **arguments)
-    return asyncio.run(worker.generate(leases, SAMPLING, deadline_s=5)), seen
+    groups = asyncio.run(worker.generate(leases, SAMPLING, deadline_s=5))
+    assert [(g.question, len(g.samples)) for g in groups] == [(x.question, len(x.indices)) for x in leases]
+    return [s for group in groups for s in group.samples], seen
 
 
 def test_a_sample_is_the_completion_with_its_place_and_its_text(tiny_model_dir):
@@ -112,7 +114,8 @@ def test_the_templates_end_of_turn_stops_the_engine_and_the_tool_loop(tmp_path, 
 
     options = {"run_seed": 5, "max_model_len": 64, "generate_fn": generate}
     worker = RolloutWorker(RolloutConfig(tools=ToolsConfig()), tmp_path, prompt=CHAT, **options)
-    [sample] = asyncio.run(worker.generate([lease(indices=(0,))], SAMPLING, deadline_s=5))
+    [group] = asyncio.run(worker.generate([lease(indices=(0,))], SAMPLING, deadline_s=5))
+    [sample] = group.samples
     assert (sample.output_ids, sample.finish_reason, len(asked)) == ((11, end), FinishReason.STOP, 1)
     monkeypatch.setattr(Engine, "start", start)
     asyncio.run(RolloutWorker(RolloutConfig(), tmp_path, prompt=CHAT, **options).start(None, "run-1"))
@@ -125,6 +128,7 @@ def test_a_lease_becomes_samples_on_a_real_engine(tiny_model_dir, engine, engine
     worker.engine = engine
     (first, again) = (engine_loop.run(worker.generate([lease(), lease(18)], SAMPLING, deadline_s=60)) for _ in range(2))
     assert first == again
-    assert [(s.group_id, s.index) for s in first] == [("grpo/17", 0), ("grpo/17", 1), ("grpo/18", 0), ("grpo/18", 1)]
-    assert len({s.output_ids for s in first}) == 4
-    assert all(len(s.logprobs) == len(s.output_ids) == len(s.sampled_mask) and not s.rejected for s in first)
+    made = [s for group in first for s in group.samples]
+    assert [(s.group_id, s.index) for s in made] == [("grpo/17", 0), ("grpo/17", 1), ("grpo/18", 0), ("grpo/18", 1)]
+    assert len({s.output_ids for s in made}) == 4
+    assert all(len(s.logprobs) == len(s.output_ids) == len(s.sampled_mask) and not s.rejected for s in made)

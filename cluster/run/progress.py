@@ -1,0 +1,45 @@
+"""How far a run is."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.config.stages import StageConfig
+
+
+class Progress:
+    """The stage under way, and what is finished of it."""
+
+    def __init__(self, stages: Sequence[StageConfig]):
+        self._stages = stages
+        self.index, self.done = 0, 0
+        """The stage under way, and how many of its steps are finished."""
+        self.memory: dict[str, Any] = {}
+        """What the stage's source of groups keeps from step to step, JSON-able."""
+
+    @property
+    def stage(self) -> StageConfig:
+        """The stage under way."""
+        return self._stages[self.index]
+
+    @property
+    def step(self) -> int:
+        """Finished steps of the run, over all stages."""
+        return sum(stage.steps for stage in self._stages[: self.index]) + self.done
+
+    @property
+    def at_last(self) -> bool:
+        """Whether the stage under way is the last."""
+        return self.index + 1 == len(self._stages)
+
+    def finish_step(self) -> None:
+        self.done += 1
+
+    def next_stage(self) -> None:
+        self.index, self.done, self.memory = self.index + 1, 0, {}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"stage": self.index, "done": self.done, "memory": self.memory}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.index, self.done, self.memory = state["stage"], state["done"], state["memory"]
