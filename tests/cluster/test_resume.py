@@ -44,7 +44,7 @@ def runs(monkeypatch):
         started.append((config, found and found[1]["step"]))
         return {"stages": stage_facts(config)}
 
-    monkeypatch.setattr(cluster.launch, "run", run)
+    monkeypatch.setattr(cluster.run.launch, "run", run)
     return started
 
 

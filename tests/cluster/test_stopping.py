@@ -153,7 +153,7 @@ def start(tmp_path, monkeypatch):
     from reward.judging.selftest import Report
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cluster.preflight, "check", lambda *_: Report())
+    monkeypatch.setattr(cluster.run.preflight, "check", lambda *_: Report())
     return lambda *overrides: invoke("train", QUICKSTART, *SMALL, "output=runs/here", *overrides)
 
 
@@ -175,7 +175,8 @@ def stuck(*_, **options):
 
 
 @pytest.mark.parametrize(
-    "place", ["cluster.preflight.check", "cluster.launch.cluster", "cluster.launch.Roles", "cluster.launch.load_data"]
+    "place",
+    ["cluster.run.preflight.check", "cluster.run.launch.cluster", "cluster.run.launch.Roles", "cluster.run.launch.load_data"],
 )
 def test_a_signal_before_the_first_step_is_felt_at_once_and_leaves_nothing(start, tmp_path, monkeypatch, place):
     class Started:
