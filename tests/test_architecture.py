@@ -20,7 +20,8 @@ NEEDS_VLLM = {
     "rollout.worker",
 }
 """The engine's side of rollout; every other module of it is the data side."""
-TOP_LEVEL = {"pyproject.toml", "Makefile", "README.md", "LICENSE", *LAYERS, "tests", "deploy", "benchmarks", "docs"}
+PAGES = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"}
+TOP_LEVEL = {"pyproject.toml", "Makefile", *PAGES, *LAYERS, "tests", "deploy", "benchmarks", "docs"}
 
 
 def imported(path: Path) -> set[str]:

@@ -1,0 +1,80 @@
+"""What the README and the docs name is there: files, functions, links, commands."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
+MAP = ROOT / "docs/architecture.md"
+FOLDERS = "rollout|reward|learner|cluster|tests|deploy|benchmarks|docs"
+NAMED = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)(?:::([\w.]+))?`")
+"""A path of the repository in code marks, with `::` and what is defined in it."""
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^(`{3,}).*?^\1$", re.DOTALL | re.MULTILINE)
+
+
+def defined(tree: ast.AST, qualified: str) -> bool:
+    """Whether a module, or a class in it, defines this name: a function, a class, a variable or a field."""
+    first, _, rest = qualified.partition(".")
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = {getattr(node, "name", None), *(getattr(target, "id", None) for target in targets)}
+        if first in names:
+            return not rest or (isinstance(node, ast.ClassDef) and defined(node, rest))
+    return False
+
+
+def missing(text: str) -> list[str]:
+    """The paths and the names in them that are not there."""
+    out = []
+    for path, name in NAMED.findall(text):
+        if not (ROOT / path).exists():
+            out.append(path)
+        elif name and not defined(ast.parse((ROOT / path).read_text(encoding="utf-8")), name):
+            out.append(f"{path}::{name}")
+    return out
+
+
+def anchors(page: Path) -> set[str]:
+    """Those that a page's headings have."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_and_function_that_is_named_exists(page):
+    assert missing(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_is_named_exists(page):
+    text = page.read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= targets
+    main = (ROOT / "cluster/cli/main.py").read_text(encoding="utf-8")
+    commands = {name.replace("_", "-") for name in re.findall(r"^def (\w+)\(", main, re.MULTILINE)}
+    assert set(re.findall(r"(?:^|`)cohort ([a-z-]+)", text, re.MULTILINE)) <= commands
+
+
+def test_a_name_that_is_not_there_is_seen():
+    assert missing("`cluster/run/loop.py` has `cluster/run/loop.py::Loop.run`") == []
+    assert missing("`cluster/run/gone.py` and `cluster/run/loop.py::Loop.gone`") == [
+        "cluster/run/gone.py",
+        "cluster/run/loop.py::Loop.gone",
+    ]
