@@ -2,6 +2,7 @@
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,18 @@ def test_every_command_that_is_named_exists(page):
     main = (ROOT / "cluster/cli/main.py").read_text(encoding="utf-8")
     commands = {name.replace("_", "-") for name in re.findall(r"^def (\w+)\(", main, re.MULTILINE)}
     assert set(re.findall(r"(?:^|`)cohort ([a-z-]+)", text, re.MULTILINE)) <= commands
+
+
+def test_the_picture_is_the_loops_and_every_arrow_of_it_has_a_row_that_names_functions():
+    text, loop = MAP.read_text(encoding="utf-8"), (ROOT / "cluster/run/loop.py").read_text(encoding="utf-8")
+    picture = FENCE.search(text)[0].removeprefix("```\n").removesuffix("```")
+    assert textwrap.indent(picture, "    ") in loop
+    table = text.partition("## A newcomer's map")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert rows and [row for row in rows if not any(name for _, name in NAMED.findall(row))] == []
+    arrows = " ".join(row.split("|")[1] for row in rows)
+    words = re.findall(r"[A-Za-z]+", re.sub(r"\(.*?\)|v\+1|--a step's groups--", " ", picture))
+    assert [word for word in words if word not in arrows] == []
 
 
 def test_a_name_that_is_not_there_is_seen():

@@ -1,8 +1,8 @@
 """The loop of a run.
 
     questions --lease--> rollout actors --Groups--> reward actors --ScoredGroups--> buffer --a step's groups--+
-        ^                (vLLM, version v)          (rule, or reward model w)                             |
-        |                                                                                                 v
+        ^                (vLLM, version v)          (rule, or reward model w)                                 |
+        |                                                                                                     v
         +-- version v+1 serves <-- canary <-- commit <-- prepare <-- new weights <-- updates <-- credit <-- learner group
 
     lease     takes ordinals that the buffer admits (a step's), orders G outputs each; waits for nothing
