@@ -7,55 +7,62 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import ray
 
+from cluster.config.run_config import RunConfig
 from cluster.fleet.placement import arrived, share_of_cores, take_threads, whereabouts
-from cluster.fleet.publisher import Model, Publisher, Receivers, Way
-from cluster.fleet.weight_update import Moved, on_this_node
+from cluster.fleet.publisher import Model, Publisher
+from cluster.fleet.receivers import Buckets, Receivers, TransferInfo, on_this_node
+from cluster.fleet.weight_update import Moved
 from learner.config import LearnerConfig
 from learner.stage import StageSpec
-from reward.config import RewardConfig, RewardModelConfig
-from reward.types import By, ScoredGroup
+from reward.config import RewardModelConfig
+from reward.types import By, Labelled, ScoredGroup, ScoredSample
 from rollout.config import RolloutConfig
 from rollout.types import Group, Lease, PolicyVersion, Sampling
+
+if TYPE_CHECKING:
+    from learner.types import StepReport
 
 
 class RolloutActor:
     """A RolloutWorker with its engine. Async, so that weights can be staged while it samples."""
 
-    def __init__(self, config: RolloutConfig, model_dir: Path, options: dict[str, Any]):
+    def __init__(self, config: RunConfig, rollout: RolloutConfig, model_dir: Path, prefix: str, max_model_len: int):
+        """`rollout`: with the transport that everyone uses. `prefix` names this actor in shared memory."""
         from rollout.worker import RolloutWorker
 
-        self.config, self.prefix, self.sync_deadline_s = config, options.pop("prefix"), options.pop("sync_deadline_s")
-        self.worker = RolloutWorker(config, model_dir, **options)
+        self.rollout, self.prefix, self.sync_deadline_s = rollout, prefix, config.cluster.sync_deadline_s
+        options = {"prompt": config.data.prompt, "run_seed": config.seed, "max_model_len": max_model_len}
+        self.worker = RolloutWorker(rollout, model_dir, **options)
 
     async def locate(self) -> str:
         return arrived()
 
-    async def start(self, index: int, count: int) -> dict[str, Any]:
+    async def start(self, index: int, count: int) -> dict[str, object]:
         """Start the engine on its share of this node's cores (the index-th of `count` engines here)."""
-        await self.worker.start(share_of_cores(index, count, self.config.cores_per_worker), self.prefix)
+        await self.worker.start(share_of_cores(index, count, self.rollout.cores_per_worker), self.prefix)
         return {**self.worker.engine.describe(), **whereabouts()}
 
     async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float) -> list[Group]:
         return await self.worker.generate(leases, sampling, deadline_s)
 
-    async def score(self, sequences) -> list[list[float]]:
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return await self.worker.engine.score(sequences)
 
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    async def init_weight_transfer_engine(self, init_info: TransferInfo) -> None:
         await self.worker.engine.init_transfer(init_info)
 
     async def start_weight_update(self) -> None:
         await self.worker.engine.start_weight_update()
 
-    async def update_weights(self, update_info: dict[str, Any], buckets: dict[str, ray.ObjectRef] | None = None) -> str:
+    async def update_weights(self, update_info: TransferInfo, buckets: Buckets) -> str:
         """Stage (shm) or stream (nccl, ipc); returns the digest of the bytes as received.
 
-        Buckets of a sender on another node come as Ray objects by segment; they become this node's segments while the
-        engine stages, so that it knows one path only.
+        Buckets of a sender on another node become this node's segments while the engine stages, so that it knows one path
+        only.
         """
         if not buckets:
             return await self.worker.engine.update_weights(update_info)
@@ -77,16 +84,17 @@ class RolloutActor:
 class RewardActor:
     """A RewardWorker."""
 
-    def __init__(self, config: RewardConfig, prefix: str, sync_deadline_s: float, log: Path):
+    def __init__(self, config: RunConfig, prefix: str, log: Path):
+        """`log`: the file for what a reward function prints."""
         from reward.worker import RewardWorker
 
-        self.config, self.prefix, self.sync_deadline_s = config, prefix, sync_deadline_s
-        self.worker = RewardWorker(config, log)
+        self.config, self.prefix, self.sync_deadline_s = config.reward, prefix, config.cluster.sync_deadline_s
+        self.worker = RewardWorker(config.reward, log)
 
     def locate(self) -> str:
         return arrived()
 
-    def load_model(self, model_dir: Path, kind: str, index: int, count: int) -> dict[str, Any]:
+    def load_model(self, model_dir: Path, kind: Literal["outcome", "process"], index: int, count: int) -> dict[str, object]:
         """Make room for the reward model, on this actor's share of the node's cores (the index-th of `count` here)."""
         take_threads(index, count, (self.config.model or RewardModelConfig()).cores_per_worker)
         self.worker.load_model(model_dir, kind)
@@ -95,16 +103,16 @@ class RewardActor:
     def score(self, groups: Sequence[Group], by: By) -> list[ScoredGroup]:
         return self.worker.score(groups, by)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {**self.worker.describe(), **whereabouts()}
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    def init_weight_transfer_engine(self, init_info: TransferInfo) -> None:
         self.worker.init_transfer(init_info["names"], init_info["dtype_names"], init_info["shapes"])
 
     def start_weight_update(self) -> None:
         self.worker.start_weight_update()
 
-    def update_weights(self, update_info: dict[str, Any], buckets: dict[str, ray.ObjectRef] | None = None) -> str:
+    def update_weights(self, update_info: TransferInfo, buckets: Buckets) -> str:
         """Stage and verify; returns the digest of the bytes as received."""
         if not buckets:
             return self.worker.update_weights(update_info["manifest"])
@@ -131,8 +139,11 @@ class LearnerActor:
             address = f"tcp://{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"
         return arrived(), address, os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
-    def start(self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, way: Way) -> dict[str, Any]:
-        """Join the group; `index` of `count` ranks are on this node and share its cores."""
+    def start(self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, prefix: str) -> dict[str, object]:
+        """Join the group; `index` of `count` ranks are on this node and share its cores.
+
+        `prefix` names the run in shared memory.
+        """
         take_threads(index, count, self.config.cores_per_rank)
         from learner.worker import LearnerWorker
 
@@ -141,13 +152,13 @@ class LearnerActor:
             self.config, self.model_dir, rank=self.rank, world_size=self.config.ranks, rendezvous=rendezvous,
             timeout_seconds=self.timeout_s,
         )  # fmt: skip
-        self.publisher = Publisher(self.worker, rollout, self.rank, way)
+        self.publisher = Publisher(self.worker, rollout, self.rank, prefix)
         return {**self.worker.describe(), **whereabouts()}
 
     def begin_stage(self, spec: StageSpec) -> None:
         self.worker.begin_stage(spec)
 
-    def step(self, batch, updates: int, temperature: float):
+    def step(self, batch: Sequence[ScoredSample], updates: int, temperature: float) -> "StepReport":
         report = self.worker.step(batch, updates=updates, temperature=temperature)
         if self.rollout.sleep:
             self.worker.leave_gpu()  # the engines wake up on it
@@ -156,10 +167,10 @@ class LearnerActor:
     def leave_gpu(self) -> None:
         self.worker.leave_gpu()
 
-    def logprobs(self, sequences) -> list[list[float]]:
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self.worker.logprobs(sequences)
 
-    def scores(self, examples):
+    def scores(self, examples: Sequence[Labelled]) -> list[tuple[tuple[float, ...], ...]]:
         return self.worker.scores(examples)
 
     def save(self, directory: Path) -> dict[str, int]:

@@ -1,14 +1,20 @@
-"""Answers of actors: awaited with a deadline, and errors in words."""
+"""Calls of actors: typed by the method that they name, awaited with a deadline, and with errors in words."""
 
 import re
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Concatenate, ParamSpec, TypeVar, overload
 
 import ray
+import ray.exceptions
+from ray import ObjectRef
+from ray.actor import ActorHandle
 
 from rollout.engine_log import COLOUR
 
+A = TypeVar("A")
+R = TypeVar("R")
+P = ParamSpec("P")
 LATE = "no answer within"
 """How an error says that a deadline passed, an engine's or an actor's."""
 
@@ -17,14 +23,27 @@ class RoleFailed(RuntimeError):
     """A role failed in a way that the run cannot outlive; names the actor and its error."""
 
 
-def gather(pending: dict[Any, ray.ObjectRef], deadline_s: float, *, grace_s: float | None = None):
-    """(answers, errors) by key. What has not come by the deadline is an error; nothing is awaited longer.
+@overload
+def ask(
+    actor: ActorHandle[A], method: Callable[Concatenate[A, P], Awaitable[R]], name: str = ""
+) -> Callable[P, ObjectRef[R]]: ...
+@overload
+def ask(actor: ActorHandle[A], method: Callable[Concatenate[A, P], R], name: str = "") -> Callable[P, ObjectRef[R]]: ...
+def ask(actor, method, name=""):
+    """The actor's method: it takes the method's arguments and returns at once. `name` is the call's in the dashboard."""
+    return getattr(actor, method.__name__).options(name=name or method.__name__).remote
+
+
+def gather(
+    pending: Mapping[int, ObjectRef[R]], deadline_s: float, *, grace_s: float | None = None
+) -> tuple[dict[int, R], dict[int, str]]:
+    """(answers, errors) by slot. What has not come by the deadline is an error; nothing is awaited longer.
 
     With `grace_s`, the first error shortens the wait for the others to that many seconds: ranks of one group cannot go on
     without each other.
     """
-    answers: dict[Any, Any] = {}
-    errors: dict[Any, str] = {}
+    answers: dict[int, R] = {}
+    errors: dict[int, str] = {}
     keys = {ref: key for key, ref in pending.items()}
     until = time.monotonic() + deadline_s
     while keys:
@@ -51,22 +70,11 @@ def in_one_line(error: ray.exceptions.RayError) -> str:
     return text if ours or not frames else f"{text} ({frames[-1][0]}:{frames[-1][1]} in {frames[-1][2]})"
 
 
-def all_answers(calls: dict[int, Any], role: str, deadline_s: float) -> dict[int, Any]:
+def all_answers(pending: Mapping[int, ObjectRef[R]], role: str, deadline_s: float) -> dict[int, R]:
     """The answers by slot. Raises RoleFailed where one does not come."""
-    answers, errors = gather(calls, deadline_s, grace_s=10)
+    answers, errors = gather(pending, deadline_s, grace_s=10)
     if errors:
         # The rank that failed by itself is told apart from those that only waited for it.
         slot = min(errors, key=lambda s: (LATE in errors[s], s))
         raise RoleFailed(f"{role}-{slot}: {errors[slot]}")
     return answers
-
-
-def asking(handles: Mapping[int, Any], deadline_s: float):
-    """Function of (method, slots, *arguments): asks these actors, and gives (answers, errors) by slot within the deadline."""
-
-    def ask(method: str, slots: Iterable[int], *arguments: Any) -> tuple[dict[int, Any], dict[int, str]]:
-        named = {slot: getattr(handles[slot], method).options(name=f"{method} of slot {slot}") for slot in slots}
-        answers, errors = gather({slot: call.remote(*arguments) for slot, call in named.items()}, deadline_s)
-        return answers, {slot: f"{method}: {error}" for slot, error in errors.items()}
-
-    return ask

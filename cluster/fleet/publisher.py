@@ -1,62 +1,61 @@
 """Where weights leave a learner rank: the LearnerWorker's tensors, a sender of `rollout.weights.senders`, and a client over the
-handles of the actors that receive."""
+actors that receive."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import ray
 
-from cluster.fleet.calls import gather
-from cluster.fleet.placement import node_id
+from cluster.fleet.receivers import Receivers
 from cluster.fleet.weight_update import FanOut, Moved
 from rollout.config import RolloutConfig
 from rollout.types import PolicyVersion
 
 if TYPE_CHECKING:
     from learner.worker import LearnerWorker
+    from rollout.weights.senders import ShmTrainer, StreamingTrainer
 
 STREAMING = {"nccl", "ipc"}
 NCCL_GRACE_S = 10
 """The members of an nccl group cannot go on without each other."""
 Model = Literal["policy", "reward_model"]
-Receivers = dict[int, tuple[Any, str]]
-"""Slot -> (actor handle, node)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """What all publishes of a run have in common."""
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A sender, and the receivers that it can serve again."""
 
-    prefix: str
-    """Names the run in shared memory."""
-    deadline_s: float
-    """For one call to an engine."""
+    sender: "ShmTrainer | StreamingTrainer"
+    members: list[tuple[int, str]]
 
 
 class Publisher:
     """One rank's. Its publishes are collectives, which end on all ranks together, whichever receiver fails."""
 
-    def __init__(self, worker: "LearnerWorker", rollout: RolloutConfig, rank: int, way: Way):
-        self.worker, self.rollout, self.rank, self.way = worker, rollout, rank, way
-        self._senders: dict[Model, tuple[Any, Any]] = {}
-        """Per model its sender, and the receivers that it was made for."""
+    def __init__(self, worker: "LearnerWorker", rollout: RolloutConfig, rank: int, prefix: str):
+        """`prefix` names the run in shared memory."""
+        self.worker, self.rollout, self.rank, self.prefix = worker, rollout, rank, prefix
+        self._held: dict[Model, _Held] = {}
 
     def forget(self, model: Model) -> None:
         """The model's tensors are others from here on."""
-        self._senders.pop(model, None)
+        self._held.pop(model, None)
 
     def publish(self, model: Model, version: PolicyVersion, receivers: Receivers) -> Moved:
         from rollout.weights.senders import make_trainer
 
         transport, dtype = (self.rollout.transport, self.rollout.dtype) if model == "policy" else ("shm", "float32")
-        client = self._client(receivers, transport)
-        members = sorted((slot, handle._actor_id.hex()) for slot, (handle, _) in receivers.items())
-        sender, before = self._senders.pop(model, (None, None))
-        if members != before:
-            if sender is not None:
-                sender.shutdown()
+        receivers = replace(receivers, grace_s=NCCL_GRACE_S if transport == "nccl" else None)
+        client = FanOut(list(receivers.members), receivers, tensor_parallel_size=self.rollout.tensor_parallel_size)
+        members = sorted((slot, actor._actor_id.hex()) for slot, actor in receivers.members.items())
+        held = self._held.pop(model, None)
+        if held and held.members == members:
+            sender = held.sender
+        else:
+            if held:
+                held.sender.shutdown()
             source, address = self.worker.source(dtype, model), ray.util.get_node_ip_address()
-            where = {"rank": self.rank, "prefix": self.way.prefix, "address": address}
+            where = {"rank": self.rank, "prefix": self.prefix, "address": address}
             try:
                 sender = make_trainer(transport, source=source, client=client, **where)
             except Exception:
@@ -68,25 +67,5 @@ class Publisher:
         sender.client, sender.version = client, version
         sender.send_weights()
         # Whoever failed is replaced by another member. The old group, of nccl in particular, is of no use then.
-        self._senders[model] = sender, None if client.failed else members
+        self._held[model] = _Held(sender, [] if client.failed else members)
         return Moved(digest=sender.digest, sums=sender.sums, failed=client.failed)
-
-    def _client(self, receivers: Receivers, transport: str) -> FanOut:
-        from rollout.weights.transfer import read_bucket
-
-        here, shipped = node_id(), {}
-
-        def invoke(slot: int, method: str, arguments: tuple[Any, ...]):
-            handle, node = receivers[slot]
-            if method == "update_weights" and transport == "shm" and node != here:
-                for bucket in arguments[0]["manifest"]["buckets"]:
-                    if bucket["segment"] not in shipped:
-                        shipped[bucket["segment"]] = ray.put(read_bucket(bucket["segment"]))
-                arguments = (*arguments, shipped)
-            return getattr(handle, method).options(name=f"{method} of slot {slot}").remote(*arguments)
-
-        grace_s = NCCL_GRACE_S if transport == "nccl" else None
-        return FanOut(
-            list(receivers), invoke, lambda pending: gather(pending, self.way.deadline_s, grace_s=grace_s),
-            tensor_parallel_size=self.rollout.tensor_parallel_size,
-        )  # fmt: skip

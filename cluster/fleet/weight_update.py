@@ -9,14 +9,14 @@ With shm a failure before `finish` leaves the old version serving everywhere. A 
 transport (nccl, ipc: bytes go straight into the live weights), takes that engine out of service: it is replaced.
 """
 
-import copy
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rollout.types import PolicyVersion
+
+if TYPE_CHECKING:
+    from cluster.fleet.receivers import Receivers, TransferInfo
 
 
 class UpdateFailed(RuntimeError):
@@ -27,38 +27,28 @@ class CanaryFailed(UpdateFailed):
     """An engine's log-probabilities are not the learner's."""
 
 
-Invoke = Callable[[int, str, tuple[Any, ...]], Any]
-"""(slot, method, arguments) -> a pending answer of that slot's engine."""
-Gather = Callable[[dict[int, Any]], tuple[dict[int, Any], dict[int, str]]]
-"""Pending answers -> answers and errors by slot, within the deadline of a weight update."""
-
-
 class FanOut:
-    """A sender's client over several engines (rollout.senders.Client). Whoever fails is left out from then on."""
+    """A sender's client over several engines (rollout.weights.senders.Client). Whoever fails is left out from then on."""
 
-    def __init__(self, slots: Sequence[int], invoke: Invoke, gather: Gather, *, tensor_parallel_size: int):
-        self.slots, self.invoke, self.gather = list(slots), invoke, gather
+    def __init__(self, slots: Sequence[int], receivers: "Receivers", *, tensor_parallel_size: int):
+        self.slots, self.receivers = list(slots), receivers
         self.tensor_parallel_size = tensor_parallel_size
         self.failed: dict[int, str] = {}
         self.processes = len(self.slots) * tensor_parallel_size
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    def init_weight_transfer_engine(self, init_info: "TransferInfo") -> None:
         from rollout.weights.senders import init_infos
 
         infos = init_infos(init_info, [self.tensor_parallel_size] * len(self.slots))
-        self._all("init_weight_transfer_engine", dict(zip(self.slots, infos, strict=True)))
+        _, errors = self.receivers.init(dict(zip(self.slots, infos, strict=True)))
+        self.failed |= errors
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        digests = self._all("update_weights", dict.fromkeys(self.slots, update_info))
+    def update_weights(self, update_info: "TransferInfo") -> None:
+        digests, errors = self.receivers.update([slot for slot in self.slots if slot not in self.failed], update_info)
+        self.failed |= errors
         if "manifest" in update_info:
             sent = update_info["manifest"]["digest"]
             self.failed |= {slot: f"received digest {d}, sent {sent}" for slot, d in digests.items() if d != sent}
-
-    def _all(self, method: str, arguments: dict[int, Any]) -> dict[int, Any]:
-        pending = {s: self.invoke(s, method, (arguments[s],)) for s in self.slots if s not in self.failed}
-        answers, errors = self.gather(pending)
-        self.failed |= {slot: f"{method}: {error}" for slot, error in errors.items()}
-        return answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +63,11 @@ class Moved:
     """Why each receiver that failed did, by slot."""
 
 
-Ask = Callable[..., tuple[dict[int, Any], dict[int, str]]]
-"""(method, slots, *arguments) -> answers and errors by slot, within the deadline of a weight update."""
-
-
-def transact(ask: Ask, move: Callable[[list[int]], Moved], slots: Sequence[int], version: int, *, streaming: bool):
+def transact(
+    receivers: "Receivers", move: Callable[[list[int]], Moved], slots: Sequence[int], version: int, *, streaming: bool
+) -> tuple[str, dict[int, str], bool]:
     """One version to these slots. Returns (digest, failures by slot, whether those that failed may hold a mixture)."""
-    _, failed = ask("start_weight_update", slots)
+    _, failed = receivers.begin(slots)
     ready = [slot for slot in slots if slot not in failed]
     if not ready or failed and not streaming:
         return "", failed, streaming
@@ -87,7 +75,7 @@ def transact(ask: Ask, move: Callable[[list[int]], Moved], slots: Sequence[int],
     failed = failed | moved.failed
     if failed and not streaming:
         return moved.digest, failed, False
-    _, errors = ask("finish_weight_update", [slot for slot in ready if slot not in failed], version, moved.sums)
+    _, errors = receivers.finish([slot for slot in ready if slot not in failed], version, moved.sums)
     failed |= errors
     return moved.digest, failed, bool(failed)
 
@@ -145,14 +133,17 @@ class Fleet(Protocol):
 
     def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:
         """Send the learner's weights. Returns (digest, failures by slot, whether those engines may hold a mixture)."""
+        ...
 
     def score(self, slots: Sequence[int], sequences) -> tuple[dict[int, list[list[float]]], dict[int, str]]:
         """Log-probabilities of the sequences by slot, and errors by slot."""
+        ...
 
     def learner_logprobs(self, sequences) -> list[list[float]]: ...
 
     def replace(self, slot: int, why: str) -> None:
         """A fresh engine in this slot, with the weights on disk. Raises when the crash budget is spent."""
+        ...
 
 
 class Judges(Protocol):
@@ -162,9 +153,11 @@ class Judges(Protocol):
 
     def send_reward_model(self, version: int, slots: Sequence[int]) -> tuple[str, dict[int, str]]:
         """Send the learner's reward model. Returns (digest, failures by slot)."""
+        ...
 
     def replace_judge(self, slot: int, why: str) -> None:
         """A fresh reward actor in this slot, without weights. Raises when the crash budget is spent."""
+        ...
 
 
 def publish_reward_model(judges: Judges, version: int, slots: Sequence[int] | None = None) -> str:
@@ -212,20 +205,3 @@ def publish(fleet: Fleet, version: PolicyVersion, canary: Canary, slots: Sequenc
         before |= failed
         if not failed:
             return digest, worst
-
-
-@contextmanager
-def on_this_node(manifest: dict[str, Any], buckets: Mapping[str, bytes], prefix: str) -> Iterator[dict[str, Any]]:
-    """The manifest of another node's sender with its buckets in this node's shared memory, while the block lasts."""
-    from rollout.weights.transfer import Manifest, release, write_bucket
-
-    local = copy.deepcopy(manifest)
-    names = {segment: f"cohort_{prefix}_{os.getpid()}_v{manifest['version']}_{i}" for i, segment in enumerate(buckets)}
-    for bucket in local["buckets"]:
-        bucket["segment"] = names[bucket["segment"]]
-    try:
-        for segment, data in buckets.items():
-            write_bucket(names[segment], data)
-        yield local
-    finally:
-        release(Manifest.from_dict(local))

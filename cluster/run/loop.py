@@ -68,7 +68,7 @@ class Loop:
         self.labeller = Labeller(config.reward, config.seed, tokenizer, self.collector, bound)
         self.held_out = HeldOut(config, data.evaluation, sampler, self.serving, records)
         checkpoints = Checkpoints(self.dir, keep=config.keep_checkpoints)
-        self.boundary = Boundary(checkpoints, self.progress, records.ledger, self._save_learner, self._state)
+        self.boundary = Boundary(checkpoints, self.progress, records.ledger, roles.learner.save, self._state)
 
     def run(self, resume_from: tuple[Path, dict] | None = None) -> None:
         """Take up the state, then run every stage to its end, evaluating between. Raises Stopped after a signal."""
@@ -88,7 +88,7 @@ class Loop:
         while True:
             stage = self.progress.stage
             if self.progress.done == 0:
-                self.roles.learn("begin_stage", stage.spec(self.config.reward.model, self.config.seed))
+                self.roles.learner.begin_stage(stage.spec(self.config.reward.model, self.config.seed))
             self._run_stage(stage)
             if stage.trains_policy:
                 self.serving.publish()
@@ -150,7 +150,7 @@ class Loop:
         with self.clock.timed("train"):
             self.roles.rest()
             name = f"train step {self.progress.step + 1} v{self.serving.version}"
-            return self.roles.learn("step", batch, stage.updates_per_batch, self._temperature(stage), name=name)[0]
+            return self.roles.learner.named(name).step(batch, stage.updates_per_batch, self._temperature(stage))
 
     def _evaluate(self) -> None:
         """Held-out accuracy of the serving version, once per step of the run."""
@@ -164,11 +164,11 @@ class Loop:
         self.serving.publish_reward_model()
         with self.clock.timed("evaluate"):
             examples = self.labeller.held_out(stage, self.held_out.sampled())
-            scores = self.roles.learn("scores", flat_labels(examples))[0]
+            scores = self.roles.learner.scores(flat_labels(examples))
             self.held_out.assess(self.progress.step, stage, examples, scores)
         self.labeller.finish(stage)
         with self.clock.timed("other"), whole_directory(self.dir / "reward_model") as place:
-            self.roles.learn("export_reward_model", place)
+            self.roles.learner.export_reward_model(place)
             self.labeller.write(place)
 
     def _after_step(self, stage: StageConfig) -> None:
@@ -198,9 +198,6 @@ class Loop:
         for reason, samples in by_reason((s for s, a in settled if a is None), "no credit").items():
             self.collector.book("dropped", samples, step=step, reason=reason)
 
-    def _save_learner(self, directory: Path) -> dict[str, int]:
-        return self.roles.learn("save", directory)[0]
-
     def _state(self) -> dict[str, Any]:
         """For a checkpoint: what only a step of the learner changes, and what may be later than the boundary."""
         return {
@@ -215,7 +212,7 @@ class Loop:
         self.collector.restore(state["sampled_tokens"])
         self.labeller.restore(state["labels"])
         stage = self.progress.stage
-        self.roles.learn("load", place / "learner", stage.spec(self.config.reward.model, self.config.seed))
+        self.roles.learner.load(place / "learner", stage.spec(self.config.reward.model, self.config.seed))
         # While a reward model is trained, nobody is judged by it.
         self.serving.restore(state["serving"], judged=stage.trains_policy)
         self.boundary.restored()

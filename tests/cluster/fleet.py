@@ -53,6 +53,29 @@ def cut_off(made):
     return replace(made, output_ids=ids, logprobs=made.logprobs[:4])
 
 
+class Learner(LearnerWorker):
+    """The worker, called as the group of the ranks is."""
+
+    def named(self, name):
+        return self
+
+    def step(self, batch, updates, temperature):
+        return super().step(batch, updates=updates, temperature=temperature)
+
+
+class LearnerCalls:
+    """The learner group, each of whose calls is one of `learn(method, *arguments)`."""
+
+    def __init__(self, learn):
+        self._learn = learn
+
+    def named(self, name):
+        return self
+
+    def __getattr__(self, method):
+        return lambda *args: self._learn(method, *args)
+
+
 class Fleet:
     """What the driver calls of `cluster.fleet.roles.Roles`, with one slot each."""
 
@@ -67,7 +90,7 @@ class Fleet:
         self.rollout = RolloutWorker(config.rollout, model_dir, generate_fn=self.engine, **options)
         self.engine.tokenizer = self.rollout.tokenizer
         self.reward = RewardWorker(config.reward)
-        self.learner = LearnerWorker(config.learner, model_dir, rendezvous=f"tcp://127.0.0.1:{free_port()}")
+        self.learner = Learner(config.learner, model_dir, rendezvous=f"tcp://127.0.0.1:{free_port()}")
 
     def stop(self, deadline_s):
         self.reward.close()
@@ -89,12 +112,6 @@ class Fleet:
 
     def rest(self):
         pass
-
-    def learn(self, method, *args, **options):
-        if method == "step":
-            batch, updates, temperature = args
-            return [self.learner.step(batch, updates=updates, temperature=temperature)]
-        return [getattr(self.learner, method)(*args)]
 
     def learner_logprobs(self, sequences):
         return self.learner.logprobs(sequences)

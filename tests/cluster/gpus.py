@@ -14,7 +14,7 @@ from vllm.distributed.weight_transfer import ipc_engine, nccl_common, nccl_engin
 from vllm.model_executor.model_loader import reload
 
 from cluster.config.run_config import RunConfig
-from cluster.fleet import actors, calls, publisher, roles, spawner
+from cluster.fleet import actors, calls, publisher, receivers, roles, spawner
 from cluster.fleet.placement import bundles
 from learner import worker as learner_worker
 from rollout import worker as rollout_worker
@@ -130,7 +130,7 @@ class Fleet:
             actors: {"ray": FakeRay, "arrived": lambda: "node", "whereabouts": dict,
                      "take_threads": lambda *_: None},
             roles: {"ray": FakeRay}, calls: {"ray": FakeRay}, spawner: {"ray": FakeRay, "place": lambda *_: (None, wanted)},
-            publisher: {"ray": FakeRay, "node_id": lambda: "node"},
+            publisher: {"ray": FakeRay}, receivers: {"ray": FakeRay, "node_id": lambda: "node"},
         }  # fmt: skip
         for module, names in (fakes | without_gpus(fleet, ranks)).items():
             for name, fake in names.items():

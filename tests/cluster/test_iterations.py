@@ -60,13 +60,13 @@ class Judged(FakeRoles):
 
         return [replace(group, scored=tuple(map(by_model, group.scored))) for group in scored]
 
-    def learn(self, method, *args, **options):
+    def learn(self, method, *args):
         if method in ("begin_stage", "load"):
             self.spec = args[-1]
         if method == "begin_stage":
             self.events.append(f"begin {type(self.spec.row).__name__} at weights {self.weights}")
         if method == "scores":
-            return [[((0.5,),) * len(item.events) for item in args[0]]]
+            return [((0.5,),) * len(item.events) for item in args[0]]
         if method == "step" and isinstance(self.spec.row, RewardModelRow):
             kept = self.weights
             answer = super().learn(method, *args)
@@ -74,7 +74,7 @@ class Judged(FakeRoles):
             self.weights, self.judge_weights = kept, (self.judge_weights * 7 + hashlib.sha256(seen).digest()[0]) % 1000
             self.batches.append(args[0])
             return answer
-        answer = super().learn(method, *args, **options)
+        answer = super().learn(method, *args)
         if method == "save":
             (args[0] / "judge").write_text(str(self.judge_weights))
         if method == "load":
@@ -174,9 +174,9 @@ class Dies(Judged):
         self._at("send_reward_model")
         return super().send_reward_model(version, slots)
 
-    def learn(self, method, *args, **options):
+    def learn(self, method, *args):
         self._at(method)
-        return super().learn(method, *args, **options)
+        return super().learn(method, *args)
 
 
 SEAMS = ("generate", "judge", "publish", "send_reward_model", "begin_stage", "save", "scores", "export_reward_model")

@@ -22,6 +22,7 @@ from reward.scorer import RuleScorer
 from rollout.data.datasets import load_data
 from rollout.tasks.arithmetic import character_tokenizer
 from rollout.types import FinishReason, Group, Sample, sample_seed
+from tests.cluster.fleet import LearnerCalls
 from tests.reward.builders import judge_here
 
 SFT = {"algorithm": "sft", "steps": 2, "questions_per_step": 4, "optimizer": {"learning_rate": 1e-3}}
@@ -63,7 +64,7 @@ class FakeRoles:
         self.tokenizer, self.die_at, self.fail_step = tokenizer, die_at, fail_step
         self.weights, self.held, self.steps, self.deaths, self.info = 0, {0: 0, 1: 0}, 0, 0, {}
         self.stale = set()
-        self.calls, self.reward = 0, RuleScorer(RewardConfig(), judge_here)
+        self.calls, self.reward, self.learner = 0, RuleScorer(RewardConfig(), judge_here), LearnerCalls(self.learn)
 
     def slots(self):
         return [0, 1]
@@ -98,20 +99,20 @@ class FakeRoles:
     def judged(self, groups, by):
         return self.reward.score(groups)
 
-    def learn(self, method, *args, **options):
+    def learn(self, method, *args):
         if method == "step":
             self.steps += 1
             if self.steps == self.fail_step:
                 raise RuntimeError("killed")
             seen = hashlib.sha256(repr([s.sample.output_ids for s in args[0]]).encode()).digest()
             self.weights = (self.weights * 31 + seen[0]) % 1000
-            return [SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(args[0]), tokens=len(args[0]))]
+            return SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(args[0]), tokens=len(args[0]))
         if method == "save":
             args[0].mkdir()
-            return [{"weights": (args[0] / "weights").write_text(str(self.weights))}]
+            return {"weights": (args[0] / "weights").write_text(str(self.weights))}
         if method == "load":
             self.weights = int((args[0] / "weights").read_text())
-        return [None]
+        return None
 
     def learner_logprobs(self, sequences):
         return [[-1.0 - self.weights / 1e6]]

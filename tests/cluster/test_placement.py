@@ -38,8 +38,8 @@ def test_an_actor_without_a_gpu_sees_none_and_an_engine_sees_its_learners(monkey
     monkeypatch.setattr(spawner, "place", lambda *_: (None, wanted))
     monkeypatch.setattr(spawner, "ray", SimpleNamespace(remote=remote))
     made = spawner.Spawner(None, None, "run")
-    made.spawn("rollout", 0, "engine", environment=placement.shared_devices({0: "5"}, 0, 1))
-    made.spawn("learner", 0, "learner")
-    made.spawn("reward", 0, "judge")
+    made.spawn("rollout", 0, "engine", environment=placement.shared_devices({0: "5"}, 0, 1))()
+    made.spawn("learner", 0, "learner")()
+    made.spawn("reward", 0, "judge")()
     assert asked["judge"]["CUDA_VISIBLE_DEVICES"] == "" and "CUDA_VISIBLE_DEVICES" not in asked["learner"]
     assert asked["engine"]["CUDA_VISIBLE_DEVICES"] == "5"

@@ -54,9 +54,9 @@ class Signalled(FakeRoles):
         self._count("publish")
         return super().publish(*args)
 
-    def learn(self, method, *args, **options):
+    def learn(self, method, *args):
         self._count(method)
-        return super().learn(method, *args, **options)
+        return super().learn(method, *args)
 
 
 def settings(path):

@@ -14,20 +14,26 @@ class FakeEngines:
     def __init__(self, fail=None, digest="d"):
         self.fail, self.digest, self.calls = fail or {}, digest, []
 
-    def invoke(self, slot, method, arguments):
-        self.calls.append((slot, method, *arguments))
-        return slot, method
+    def init(self, infos):
+        return self._asked("init_weight_transfer_engine", {slot: (info,) for slot, info in infos.items()})
 
-    def gather(self, pending):
-        errors = {s: "boom" for s, (slot, method) in pending.items() if self.fail.get(slot) == method}
-        return {s: self.digest for s in pending if s not in errors}, errors
+    def begin(self, slots):
+        return self._asked("start_weight_update", dict.fromkeys(slots, ()))
 
-    def ask(self, method, slots, *arguments):
-        return self.gather({slot: self.invoke(slot, method, arguments) for slot in slots})
+    def update(self, slots, info):
+        return self._asked("update_weights", dict.fromkeys(slots, (info,)))
+
+    def finish(self, slots, version, sums):
+        return self._asked("finish_weight_update", dict.fromkeys(slots, (version, sums)))
+
+    def _asked(self, method, arguments):
+        self.calls += [(slot, method, *given) for slot, given in arguments.items()]
+        errors = {slot: f"{method}: boom" for slot in arguments if self.fail.get(slot) == method}
+        return {slot: self.digest for slot in arguments if slot not in errors}, errors
 
 
 def fan_out(engines, slots=(0, 1), tp=1):
-    return FanOut(slots, engines.invoke, engines.gather, tensor_parallel_size=tp)
+    return FanOut(slots, engines, tensor_parallel_size=tp)
 
 
 PAYLOAD = {"manifest": {"digest": "d"}}
@@ -55,7 +61,7 @@ def transacted(engines, *, streaming, refused=None):
         engines.calls.append(("move", slots))
         return Moved(digest="d", sums={"w": 1}, failed=refused or {})
 
-    done = transact(engines.ask, move, [0, 1], 5, streaming=streaming)
+    done = transact(engines, move, [0, 1], 5, streaming=streaming)
     return done, [slot for slot, method, *_ in engines.calls if method == "finish_weight_update"]
 
 
@@ -72,19 +78,19 @@ def test_with_shm_a_failure_before_the_commit_commits_nobody():
 
 def test_with_shm_the_ranks_do_not_gather_for_a_receiver_that_is_dead():
     engines = FakeEngines(fail={1: "start_weight_update"})
-    assert transacted(engines, streaming=False) == (("", {1: "boom"}, False), [])
+    assert transacted(engines, streaming=False) == (("", {1: "start_weight_update: boom"}, False), [])
     assert not any(call[0] == "move" for call in engines.calls)
 
 
 def test_a_streaming_transport_goes_on_without_a_receiver_that_is_dead():
     engines = FakeEngines(fail={1: "start_weight_update"})
-    assert transacted(engines, streaming=True) == (("d", {1: "boom"}, True), [0])
+    assert transacted(engines, streaming=True) == (("d", {1: "start_weight_update: boom"}, True), [0])
     assert ("move", [0]) in engines.calls
 
 
 def test_a_failure_in_the_commit_is_that_engines_alone():
     done, _ = transacted(FakeEngines(fail={0: "finish_weight_update"}), streaming=False)
-    assert done == ("d", {0: "boom"}, True)
+    assert done == ("d", {0: "finish_weight_update: boom"}, True)
 
 
 @pytest.mark.parametrize("engines", [1, 2, 3])

@@ -153,10 +153,10 @@ def test_the_learners_collectives_wait_as_long_as_the_driver_does(recipe, tmp_pa
     config = load(recipe, ["cluster.train_deadline_s=1234"])
     spawned = []
 
-    def spawn(self, role, slot, cls, *args, **options):
-        spawned.append((cls, args))
+    def spawn(self, role, slot, cls, **options):
         if role != "learner":
             raise InterruptedError
+        return lambda *args: spawned.append((cls, args))
 
     monkeypatch.setattr(spawner, "place", lambda *_: (None, []))
     monkeypatch.setattr(spawner.Spawner, "spawn", spawn)
