@@ -41,11 +41,18 @@ class RolloutWorker:
         self.max_model_len = max_model_len
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self.stop_token_ids = stop_token_ids(self.model_dir, self.tokenizer, prompt)
-        self.engine: Engine | None = None
+        self._engine: Engine | None = None
         self._generate_fn = generate_fn
         self._tools: ToolLoop | None = None
         if config.tools is not None:
             self._tools = ToolLoop(config.tools, self.tokenizer, self.stop_token_ids)
+
+    @property
+    def engine(self) -> Engine:
+        """Raises RuntimeError before `start`."""
+        if self._engine is None:
+            raise RuntimeError("no engine: call start first")
+        return self._engine
 
     async def start(self, cores: Sequence[int] | None, prefix: str) -> None:
         """Start the engine on these cores (None: all allowed ones). `prefix` names its segments in shared memory.
@@ -54,7 +61,7 @@ class RolloutWorker:
         """
         if self._tools is not None:
             await self._tools.check()
-        self.engine = await Engine.start(
+        self._engine = await Engine.start(
             self.model_dir,
             self.config,
             max_model_len=self.max_model_len,

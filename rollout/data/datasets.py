@@ -179,7 +179,7 @@ class _Loader:
             bad = [(row.where, reason) for row, reason in zip(rows, reasons, strict=True) if reason is not None]
             reject(bad, f"the reference answer cannot be judged; {DROPPED}")
         self.unjudgeable += len(rows) - len(kept)
-        return self._ask([rows[i] for i in kept], source, [golds[i] for i in kept])
+        return self._ask([rows[i] for i in kept], source, [str(golds[i]) for i in kept])
 
     def _reasons(self, golds: Sequence[str | ValueError]) -> list[str | None]:
         """For each reference answer why there is none or why it cannot be judged, or None."""

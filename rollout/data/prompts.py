@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from jinja2 import TemplateError
 
@@ -78,21 +78,25 @@ def encode_steps(
     return tuple(ids), tuple(ends)
 
 
-@lru_cache(maxsize=8)
 def end_token_id(tokenizer: "PreTrainedTokenizerBase", config: PromptConfig) -> int:
     """The token that ends an output: what the chat template puts after an assistant's turn; in the plain form the EOS.
 
     Raises ValueError where there is none.
     """
-    end = template_end(tokenizer) if config.template == "chat" else tokenizer.eos_token_id
-    if end is None and config.template == "chat":
+    return _end_token_id(tokenizer, config.template)
+
+
+@lru_cache(maxsize=8)
+def _end_token_id(tokenizer: "PreTrainedTokenizerBase", template: str) -> int:
+    end = template_end(tokenizer) if template == "chat" else tokenizer.eos_token_id
+    if end is None and template == "chat":
         raise ValueError(
             "the chat template puts no control token behind an assistant's words, so what ends an output is unknown; "
             "expected a template that ends the turn, or prompt.template: plain"
         )
     if end is None:
         raise ValueError("the tokenizer has no EOS token, so no output could ever end")
-    return end
+    return cast(int, end)
 
 
 def template_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
@@ -123,12 +127,12 @@ def turns_differ(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def declared_ends(model_dir: Path, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """The eos ids of generation_config.json, config.json and the tokenizer."""
-    found = [tokenizer.eos_token_id]
+    found = [cast(int | None, tokenizer.eos_token_id)]
     for name in ("generation_config.json", "config.json"):
         if (path := Path(model_dir) / name).exists():
             eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
             found += eos if isinstance(eos, list) else [eos]
-    return set(found) - {None}
+    return {token for token in found if token is not None}
 
 
 def stop_token_ids(model_dir: Path, tokenizer: "PreTrainedTokenizerBase", config: PromptConfig) -> tuple[int, ...]:
@@ -152,7 +156,7 @@ def _apply(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]],
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template: set prompt.template: plain, or use a model that has one")
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
     except TemplateError as error:
         roles = [message["role"] for message in messages]
         raise ValueError(f"the chat template refused the roles {roles}: {error}") from error
@@ -163,7 +167,7 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, split_special_token
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens).input_ids
     control = _control_tokens(tokenizer)
     bad = [token for token in ids if token in control]
-    if bad and bad[0] == tokenizer.unk_token_id and tokenizer.unk_token not in text:
+    if bad and bad[0] == tokenizer.unk_token_id and str(tokenizer.unk_token) not in text:
         raise ValueError(f"the text {text[:80]!r} has characters that the tokenizer does not know")
     if bad:
         raise ValueError(f"the text {text[:80]!r} contains {control[bad[0]]!r}, which would become a control token")
@@ -177,7 +181,7 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
 
 
 def _with_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
-    bos = tokenizer.bos_token_id
+    bos = cast(int | None, tokenizer.bos_token_id)
     if bos is None:
         return ids
     if ids[:1] != [bos] and _puts_first(tokenizer) == [bos]:

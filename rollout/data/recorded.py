@@ -78,8 +78,7 @@ def read_steps(rows: Sequence[Row], steps: str, labels: str) -> list[tuple[list[
     out, problems = [], []
     for row in rows:
         texts, values = row.columns.get(steps), row.columns.get(labels)
-        texts_fit = isinstance(texts, list) and texts and all(isinstance(x, str) and x.strip() for x in texts)
-        if not texts_fit:
+        if not isinstance(texts, list) or not texts or not all(isinstance(x, str) and x.strip() for x in texts):
             problems.append((row.where, f"column {steps!r} is {texts!r:.60}; expected a list of steps, none blank"))
         elif lines := [text for text in texts if "\n" in text]:
             # Scores are read where a line ends, so a label in the middle of a step would stand elsewhere than its score.

@@ -7,10 +7,10 @@ import difflib
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rollout.config import SourceConfig, TaskSourceConfig
 from rollout.tasks import arithmetic as tasks
@@ -142,13 +142,22 @@ def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         raise _not_json(path, error.lineno, error, last="\n" not in text[error.pos :]) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {_beyond(error)}") from error
-    decoder, space, line, seen = json.JSONDecoder(), re.compile(r"[\s,]*"), 1, 0
-    place = space.match(text, text.index("[") + 1).end()
+    decoder, line, seen = json.JSONDecoder(), 1, 0
+    place = _item(text, text.index("[") + 1)
     while text[place] != "]":
         line, seen = line + text.count("\n", seen, place), place
         item, place = decoder.raw_decode(text, place)
         yield line, item
-        place = space.match(text, place).end()
+        place = _item(text, place)
+
+
+_SPACE = re.compile(r"[\s,]*")
+
+
+def _item(text: str, place: int) -> int:
+    """Past blanks and commas."""
+    found = _SPACE.match(text, place)
+    return found.end() if found else place
 
 
 def _not_json(path: Path, number: int, error: json.JSONDecodeError, *, last: bool) -> ValueError:
@@ -189,4 +198,6 @@ def _hub_rows(hub: str) -> list[Row]:
         loaded = datasets.load_dataset(name, split=split or "train")
     except (OSError, ValueError) as error:
         raise ValueError(f"hub: {hub}: cannot be loaded: {error}") from error
-    return [Row(where=f"{hub}:{number}", columns=columns) for number, columns in enumerate(loaded, start=1)]
+    return [
+        Row(where=f"{hub}:{number}", columns=columns) for number, columns in enumerate(cast(Iterable[dict], loaded), start=1)
+    ]

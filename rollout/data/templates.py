@@ -108,7 +108,7 @@ def _fields(template: str, role: str) -> list[str]:
         parts = [(name, spec) for _, name, spec, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"{role}: {template!r} is not a format string: {error}") from error
-    if any("{" in spec for _, spec in parts):
+    if any("{" in (spec or "") for _, spec in parts):
         raise ValueError(f"{role}: {template!r} has a field inside a format; expected plain formats such as {{answer:g}}")
     names = list(dict.fromkeys(name for name, _ in parts))
     if not names or "" in names:
@@ -122,7 +122,7 @@ def _fields(template: str, role: str) -> list[str]:
 def _bare(template: str) -> str:
     """The place that is the whole template, or nothing."""
     (literal, name, spec, conversion), *more = string.Formatter().parse(template)
-    return "" if literal or spec or conversion or more else name
+    return "" if literal or spec or conversion or more or name is None else name
 
 
 def _check_columns(rows: Sequence[Row], places: Sequence[str], what: str) -> None:

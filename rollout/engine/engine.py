@@ -66,7 +66,7 @@ class Engine(UpdatableEngine):
         engine._folder = folder
         async with engine._failures("start"):
             await llm.update_weight_version("0")
-            engine._pids = [process.pid for process in llm.engine_core.resources.engine_manager.processes]
+            engine._pids = [process.pid for process in engine._llm.engine_core.resources.engine_manager.processes]
             engine._pids += await llm.collective_rpc("process_id")
         del llm  # a frame that outlives this call would keep it, and its finaliser, until the interpreter is half gone
         engine._record = record_engine(prefix, engine._pids)
@@ -95,8 +95,8 @@ class Engine(UpdatableEngine):
         outputs = await self._wave([(sequence, scoring_params()) for sequence in sequences], deadline_s)
         scores = []
         for sequence, output in zip(sequences, outputs, strict=True):
-            rows = zip(sequence[1:], output.prompt_logprobs[1:], strict=True)
-            scores.append([row[token].logprob for token, row in rows])
+            rows = zip(sequence[1:], (output.prompt_logprobs or [])[1:], strict=True)
+            scores.append([(row or {})[token].logprob for token, row in rows])
         return scores
 
     async def shutdown(self, *, deadline_s: float = 30.0) -> None:

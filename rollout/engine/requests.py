@@ -39,7 +39,7 @@ def completion(output: RequestOutput, version: int) -> Completion:
     spans = [(int(span.version), span.start) for span in made.weight_versions or ()]
     return Completion(
         output_ids=ids,
-        logprobs=tuple(row[token].logprob for token, row in zip(ids[: len(rows)], rows, strict=True)),
+        logprobs=tuple((row or {})[token].logprob for token, row in zip(ids[: len(rows)], rows, strict=True)),
         versions=tuple(spans) or ((version, 0),),
         finish_reason=FinishReason(made.finish_reason),
     )

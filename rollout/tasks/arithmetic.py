@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rollout.models.gguf import as_umask_says
 
@@ -27,7 +27,6 @@ COUNTABLE = 2_000_000
 TASK_CHARACTERS = "\n #+-=0123456789"
 CODE_CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 CODE_WORDS = ("```", "python", "print", "output")
-T = TypeVar("T")
 SMALL_MODELS = {"small-llama": (TASK_CHARACTERS,), "small-llama-code": (CODE_CHARACTERS, CODE_WORDS)}
 """The characters and words of each model's tokenizer."""
 
@@ -36,6 +35,16 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}{% endfor %}"
 )
+
+
+class Asks(Protocol):
+    """An item of a task."""
+
+    @property
+    def question(self) -> str: ...
+
+
+T = TypeVar("T", bound=Asks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,11 +223,7 @@ def make_small_llama(directory: Path, seed: int, name: str = "small-llama", tied
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = character_tokenizer(*SMALL_MODELS[name])
-    ids = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,

@@ -56,8 +56,8 @@ def questions(lengths: tuple[int, int]) -> Questions:
 
     def every() -> Iterator[str]:
         for count in counts:
-            for a, b, *rest in product(numbers, numbers, *[terms] * count):
-                yield Calculation(factors=(a, b), terms=tuple(rest)).question
+            for factors, rest in product(product(numbers, numbers), product(terms, repeat=count)):
+                yield Calculation(factors=factors, terms=rest).question
 
     return Questions(total=sum(len(numbers) ** 2 * len(terms) ** count for count in counts), every=every)
 

@@ -44,6 +44,7 @@ class Episode:
     """Why the sandbox could not serve it."""
 
     def completion(self) -> Completion:
+        assert self.finish_reason is not None, "it goes on"
         return Completion(
             output_ids=tuple(self.output_ids), logprobs=tuple(self.logprobs), versions=tuple(self.versions),
             finish_reason=self.finish_reason,
@@ -115,7 +116,7 @@ class ToolLoop:
         """Run the program that the output has just ended with, if there is one, and append what it printed."""
         if episode.finish_reason is not None:
             return
-        text = self._tokenizer.decode(episode.output_ids, skip_special_tokens=True)
+        text = str(self._tokenizer.decode(episode.output_ids, skip_special_tokens=True))
         program = _PROGRAM.search(text)
         if program is None:
             return

@@ -19,7 +19,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from rollout.config import SandboxConfig
 from rollout.leftovers import remove_folder, temporary_folder
@@ -102,9 +102,8 @@ class Sandbox:
             remove_folder(folder)
 
     def _watched(self, process: subprocess.Popen, told: int, program: str, seconds: float) -> Ran:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(program.encode(errors="replace"))
-            process.stdin.close()
+        with contextlib.suppress(BrokenPipeError), _pipe(process.stdin) as stdin:
+            stdin.write(program.encode(errors="replace"))
         said, _ = _read(told, 1 << 16, START_SECONDS)
         if not said:
             raise SandboxError(f"the sandboxed process said nothing within {START_SECONDS} s")
@@ -123,7 +122,7 @@ class Sandbox:
     def _followed(self, process: subprocess.Popen, seconds: float) -> Ran:
         """The output until the program ends, or is ended."""
         limit, until = self._config.output_characters, time.monotonic() + seconds
-        output, ended = _read(process.stdout.fileno(), 4 * limit, seconds)
+        output, ended = _read(_pipe(process.stdout).fileno(), 4 * limit, seconds)
         why = ""
         if ended == "by itself":
             try:
@@ -150,6 +149,11 @@ def _read(descriptor: int, limit: int, seconds: float) -> tuple[bytes, Literal["
         if len(found) > limit:
             return found, "output"
     return found, "time"
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None, "the process was started without a pipe"
+    return stream
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     # By its path: what is installed, and what the environment names, does not count here.
     spec = importlib.util.spec_from_file_location("confine", Path(__file__).with_name("confine.py"))
+    assert spec and spec.loader
     confine = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(confine)
     confine.die_with_parent()

@@ -5,7 +5,8 @@ of its shards. It tells a tensor that was left as it was, however little an upda
 known to a hundredth of a nat, and an update moves them by less. Misplaced tensors are the canary's business.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ def sum_of_bits(tensor: Tensor) -> int:
 def held_sums(model: nn.Module, dtype: torch.dtype) -> list[tuple[str, int]]:
     """(parameter, sum) of every weight of a vLLM model in `dtype`; twice where there are two copies, as of an output head."""
     found = [(name, sum_of_bits(p)) for name, p in model.named_parameters() if p.dtype == dtype and p.numel()]
-    for name, module in model.named_modules():
+    for name, module in cast(Iterable[tuple[str, Any]], model.named_modules()):
         # vLLM's CPU build packs matrices for its kernels. A product with a row of the unit matrix is a column, exactly.
         width = getattr(module, "input_size_per_partition", None) or getattr(module, "embedding_dim", None)
         if hasattr(module, "cpu_linear") and width:

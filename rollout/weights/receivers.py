@@ -10,7 +10,7 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
@@ -82,7 +82,7 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         parameters = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
         with disable_mtp_completeness_check():
-            loaded = self.model.load_weights(list(self.staging.tensors.items()))
+            loaded = cast(Any, self.model).load_weights(list(self.staging.tensors.items()))
         finalize_layerwise_reload(self.model, self.model_config)
         self.staging.clear()
         if missing := sorted(parameters - set(loaded)):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import torch
 from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
@@ -26,12 +26,15 @@ GRACE_S = 5.0
 
 
 class Client(Protocol):
-    """The engines that receive. A call speaks to all that have not failed, and raises nothing."""
+    """The engines that receive. A call speaks to all that have not failed, and raises nothing.
 
-    failed: Mapping[int, str]
-    """Why each engine that failed did, by slot."""
+    `failed`: why each engine that failed did, by slot. `processes`: of all engines; an nccl group has one more.
+    """
+
     processes: int
-    """Of all engines; an nccl group has one more."""
+
+    @property
+    def failed(self) -> Mapping[int, str]: ...
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
 
@@ -78,9 +81,10 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
     """
 
     init_info_cls = ShmTrainerInitInfo
+    client: Client
 
     def __init__(self, *, client: Client, source: Any, init_info: ShmTrainerInitInfo) -> None:
-        super().__init__(client=client, source=source, is_sender=init_info.is_sender)
+        super().__init__(client=cast(Any, client), source=source, is_sender=init_info.is_sender)
         self.init_info = init_info
         self.version = 0
         self.digest, self.sums = "", {}
@@ -124,14 +128,15 @@ class StreamingTrainer:
 
     def __init__(self, *, client: Client, source: Any) -> None:
         self.client, self._source = client, source
-        self._engine: TrainerWeightTransferEngine | None = None
-        self._whole: Whole | None = None
+        self._engine: Any = None  # vLLM's sender, once it has met the engines
+        self._whole = Whole(())
         self.version = 0
         self.digest, self.sums = "", {}
 
     def start(self, init_info: TrainerInitInfo) -> Self:
         """Rendezvous with the engines."""
-        self._engine = WeightTransferTrainerFactory.trainer_init(init_info, client=self, source=self)
+        stands_between = cast(Any, self)
+        self._engine = WeightTransferTrainerFactory.trainer_init(init_info, client=stands_between, source=stands_between)
         return self
 
     def start_or_give_up(self, init_info: TrainerInitInfo) -> Self:
@@ -201,13 +206,7 @@ class StreamingTrainer:
 
 
 def make_trainer(
-    transport: str,
-    *,
-    source: Any,
-    client: Client,
-    rank: int,
-    prefix: str,
-    address: str,
+    transport: str, *, source: Any, client: Client, rank: int, prefix: str, address: str
 ) -> ShmTrainer | StreamingTrainer:
     """The sender for one learner rank; every rank calls it, and rank 0 meets the engines.
 

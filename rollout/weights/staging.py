@@ -74,7 +74,7 @@ def _copy(bucket: Bucket) -> torch.Tensor:
     try:
         with open(segment_path(bucket.segment), "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            copied = file.readinto(buffer.numpy())
+            copied = file.readinto(buffer.numpy().data)
     except FileNotFoundError as error:
         raise TransferError(f"bucket {bucket.segment} does not exist on this node") from error
     if not size == copied == bucket.nbytes:

@@ -92,7 +92,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def sha256_of(flat: torch.Tensor) -> str:
     """sha256 of a flat uint8 tensor."""
-    return hashlib.sha256(flat.numpy()).hexdigest()
+    return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
 def checked(source: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -124,7 +124,7 @@ def write_buckets(source: Any, *, prefix: str, version: int, bucket_bytes: int =
             file.truncate(used)
             for offset, flat in waiting:
                 file.seek(offset)
-                file.write(flat.numpy())
+                file.write(flat.numpy().data)
         waiting.clear()
 
     try:

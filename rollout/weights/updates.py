@@ -26,7 +26,8 @@ class UpdatableEngine:
     """An AsyncLLM and the version of the weights that it holds. Once an update has failed in it, it is out of service."""
 
     def __init__(self, llm: Any, transport: str) -> None:
-        self._llm, self._transport, self._log = llm, transport, EngineLog()
+        self._llm: Any = llm
+        self._transport, self._log = transport, EngineLog()
         self._gate = asyncio.Lock()
         self._broken = ""
         self._staged = False

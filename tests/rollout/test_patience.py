@@ -57,7 +57,7 @@ def wave(model_dir, count, program="while True: pass", draw=0, engine_seconds=0.
     """(samples, why others are rejected, the engine) of a wave through a worker as an actor asks for it."""
     config = RolloutConfig(tools=ToolsConfig(**limits))
     worker = RolloutWorker(config, model_dir, run_seed=5, max_model_len=512, prompt=PromptConfig())
-    worker.engine = engine = Engine(worker, program, engine_seconds)
+    worker._engine = engine = Engine(worker, program, engine_seconds)
     question = Question(ordinal=0, id="q:0", text="?", gold="7", prompt_ids=(1, 9))
     lease = Lease(question=question, group_id="grpo/0", indices=tuple(range(count)), attempt=0, draw=draw)
     sampling = Sampling(temperature=1.0, max_new_tokens=400)

@@ -125,7 +125,7 @@ def test_the_templates_end_of_turn_stops_the_engine_and_the_tool_loop(tmp_path, 
 @pytest.mark.engine
 def test_a_lease_becomes_samples_on_a_real_engine(tiny_model_dir, engine, engine_loop):
     worker = RolloutWorker(RolloutConfig(), tiny_model_dir, prompt=PLAIN, run_seed=5, max_model_len=64)
-    worker.engine = engine
+    worker._engine = engine
     (first, again) = (engine_loop.run(worker.generate([lease(), lease(18)], SAMPLING, deadline_s=60)) for _ in range(2))
     assert first == again
     made = [s for group in first for s in group.samples]
