@@ -5,9 +5,9 @@ from fractions import Fraction
 
 from reward.answers.choices import Choice
 from reward.answers.compound import RANGE, Ratio, Time, same_time
-from reward.answers.dress import normalise
 from reward.answers.formulas import equal, fingerprint
-from reward.answers.quantities import conversion
+from reward.answers.normalise import normalise, unit
+from reward.answers.units import conversion
 from reward.answers.values import INTERVALS, Collection, Formula, Percent, Value, Words, parse
 
 _INEQUALITY = re.compile(r"[<>≤≥]|\\[lg][et]")
@@ -16,7 +16,7 @@ _UNORDERED = {"set", "list"}
 
 def same_with_units(a: str | None, b: str | None) -> bool:
     """As `same`, where what is measured must be the same too: 3 cm is 0.03 m, and neither 3 nor 3 m."""
-    if a is None or b is None or (factor := conversion(a, b)) is None:
+    if a is None or b is None or (factor := conversion(wanted, unit(b)) if (wanted := unit(a)) else 1) is None:
         return False
     values = parse(a), parse(b)
     if factor == 1 or not all(isinstance(value, Fraction | Formula) for value in values):

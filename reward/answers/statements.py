@@ -5,9 +5,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from reward.answers.choices import choice
-from reward.answers.dress import FUNCTIONS
 from reward.answers.mentions import MONTH, mentions
-from reward.answers.phrases import NUMBER_WORD
+from reward.answers.rules import FUNCTIONS, NUMBER_WORD
 from reward.answers.units import changes
 from reward.answers.values import Words, parse
 from reward.config import Reading

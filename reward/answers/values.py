@@ -12,8 +12,9 @@ from functools import lru_cache
 from reward.answers.chinese import chinese_number
 from reward.answers.choices import Choice, choice
 from reward.answers.compound import RANGE, Date, Ratio, Time, compound
-from reward.answers.dress import LONGEST_NUMBER, NAME, in_interval_notation, normalise
 from reward.answers.formulas import closed, readable
+from reward.answers.normalise import LONGEST_NUMBER, in_interval_notation, normalise
+from reward.answers.rules import NAME
 from reward.answers.units import SCALES, TEXT, without_units
 
 LARGEST_EXPONENT = 1000

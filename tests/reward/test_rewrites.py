@@ -1,20 +1,36 @@
-"""Every rule of the tables does what its example says; units are compared on request."""
+"""Every row of the tables is needed: without it its examples are judged otherwise. Units are compared on request."""
 
 import re
+from itertools import chain
 
 import pytest
 
-from reward.answers.dress import PLAIN, TYPED
+from reward.answers import normalise, values
 from reward.answers.equality import same, same_with_units
 from reward.answers.extract import extract
-from reward.answers.phrases import WORDS
+from reward.answers.rules import STAGES, Stage
 from reward.answers.statements import CHOSEN, chosen
 
+ROWS = [(name, i, *pair) for name, stage in STAGES.items() for i, row in enumerate(stage.rows) for pair in row.examples.items()]
 
-@pytest.mark.parametrize("row", [*TYPED.rows, *PLAIN.rows, *WORDS.rows], ids=lambda row: row[2])
-def test_each_rewrite_makes_of_its_example_what_it_says_and_says_why(row):
-    pattern, replacement, example, becomes, why = row
-    assert re.sub(pattern, replacement, example) == becomes != example and why
+
+def judged_with(monkeypatch, name, rows, example, value):
+    monkeypatch.setattr(normalise, name, Stage(*rows))
+    for cached in (normalise.normalise, normalise._written, values.parse):
+        cached.cache_clear()
+    return same(value, example)
+
+
+@pytest.mark.parametrize(("name", "place", "example", "value"), ROWS)
+def test_an_example_has_its_value_with_its_row_and_not_without(monkeypatch, name, place, example, value):
+    rows = STAGES[name].rows
+    assert judged_with(monkeypatch, name, rows, example, value)
+    assert not judged_with(monkeypatch, name, rows[:place] + rows[place + 1 :], example, value)
+    assert judged_with(monkeypatch, name, rows, example, value)
+
+
+def test_every_row_has_an_example_and_a_reason():
+    assert len(STAGES) == 6 and all(row.examples and row.why for row in chain.from_iterable(s.rows for s in STAGES.values()))
 
 
 @pytest.mark.parametrize(("pattern", "example"), CHOSEN)
