@@ -3,14 +3,14 @@
 Behind one stands a unit or a measure word with what it counts, and nothing else: 三个苹果 is 3 and 三棱柱 a word.
 """
 
+import math
 import re
 from fractions import Fraction
 from typing import Literal
 
 LONGEST_NUMERAL = 60
 _DIGITS = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
-_PLACES = {"十": 10, "百": 100, "千": 1000}
-_MYRIADS = {"万": 10**4, "亿": 10**8}
+_PLACES = {"亿": 10**8, "万": 10**4, "千": 1000, "百": 100, "十": 10}
 _NUMERAL = "零〇一二两兩三四五六七八九十百千万亿点负"
 _NOUN = rf"[^\W{_NUMERAL}0-9_半余来几]"
 _COUNTERS = (
@@ -27,10 +27,12 @@ _WHOLE_UNITS = (
     "|类|款|级|号|班|股|幕|章|集|篇|卷|册|滴|口|尊|代|队|伙|批|群|帮|户|席|桌|床|车|船|笔|则"
 )
 _UNIT = rf"(?:每?(?:{_WHOLE_UNITS})(?:[/每](?:{_WHOLE_UNITS}|[{_COUNTERS}]))*|[{_COUNTERS}](?![数角体形]){_NOUN}{{0,6}}|)"
-_PLAIN = re.compile(rf"([{_NUMERAL}]+?)({_UNIT})(半?)")
-_APPROXIMATE = re.compile("[一二两三四五六七八九]{2}")
+# 三四 is three or four, and 百 alone no number.
+_PLAIN = re.compile(
+    rf"(?![一二两三四五六七八九]{{2}}(?![{_NUMERAL}])|[百千万亿](?![{_NUMERAL}]))([{_NUMERAL}]+?)({_UNIT})(半?)"
+)
 _MIXED = re.compile(rf"(负?)(?:([{_NUMERAL}0-9]+)又)?([{_NUMERAL}0-9]+)分之([{_NUMERAL}0-9.]+){_UNIT}")
-_SCALED = re.compile(rf"([-+]?[0-9]+(?:\.[0-9]+)?)\s*([万亿]+){_UNIT}")
+_SCALED = re.compile(rf"([-+]?[0-9]+(?:\.[0-9]+)?)\s*(万亿|[万亿]){_UNIT}")
 
 
 def chinese_number(text: str) -> tuple[Fraction, Literal["%", "1"]] | None:
@@ -38,62 +40,41 @@ def chinese_number(text: str) -> tuple[Fraction, Literal["%", "1"]] | None:
     if len(text) > LONGEST_NUMERAL:
         return None
     if match := _SCALED.fullmatch(text):
-        scale = 1
-        for character in match[2]:
-            scale *= _MYRIADS[character]
-        return Fraction(match[1]) * scale, "1"
+        return Fraction(match[1]) * math.prod(_PLACES[character] for character in match[2]), "1"
     if match := _MIXED.fullmatch(text):
         whole, bottom, top = (_number(part) if part else Fraction(0) for part in match.groups()[1:])
-        if whole is None or bottom is None or top is None or bottom == 0:
+        if whole is None or top is None or not bottom:
             return None
-        value = (whole + (top if match[3] == "百" else top / bottom)) * (-1 if match[1] else 1)
-        return value, "%" if match[3] == "百" else "1"
-    match = _PLAIN.fullmatch("一" * text.startswith("半") + text)
-    # 三四 is three or four, and 三半 nothing.
-    if (
-        match is None
-        or match[1] in "百千万亿"
-        or _APPROXIMATE.fullmatch(match[1])
-        or match[3]
-        and not match[2]
-        and match[1] != "一"
-    ):
-        return None
-    value = _number(match[1])
-    half = Fraction(1, 2)
-    return None if value is None else (value + half if match[3] and match[2] else half if match[3] else value, "1")
+        percent = match[3] == "百"
+        return (whole + top / (1 if percent else bottom)) * (-1 if match[1] else 1), "%" if percent else "1"
+    if text in ("半", "一半"):
+        return Fraction(1, 2), "1"
+    match = _PLAIN.fullmatch(text)
+    value = _number(match[1]) if match and (match[2] or not match[3]) else None
+    return None if value is None else (value + Fraction(len(match[3]), 2), "1")
 
 
 def _number(text: str) -> Fraction | None:
     if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text):
         return Fraction(text)
-    sign, text = (-1, text[1:]) if text.startswith("负") else (1, text)
-    whole, point, decimals = text.partition("点")
-    value = _integer(whole)
-    if value is None or point and not (decimals and all(c in _DIGITS for c in decimals)):
+    whole, point, decimals = text.removeprefix("负").partition("点")
+    value, tail = _integer(whole), "".join(str(_DIGITS.get(c, " ")) for c in decimals)
+    if value is None or point and not tail.isdigit():
         return None
-    tail = Fraction(int("".join(str(_DIGITS[c]) for c in decimals)), 10 ** len(decimals)) if point else 0
-    return Fraction(sign * (value + tail))
+    return (-1 if text.startswith("负") else 1) * Fraction(f"{value}.{tail or 0}")
 
 
 def _integer(text: str) -> int | None:
-    """一万零五十 and 二〇二四 alike; None where the characters make no number."""
-    if not text or any(c in "点负" for c in text):
-        return None
-    if all(c in _DIGITS for c in text):
+    """一万零五十, 一百五 and 二〇二四 alike; None where the characters make no number."""
+    if text and _DIGITS.keys() >= set(text):
         return int("".join(str(_DIGITS[c]) for c in text))
-    total = section = digit = 0
-    place = 0
-    for character in text:
-        if character in _DIGITS:
-            digit = _DIGITS[character]
-        elif character in _PLACES:
-            place = _PLACES[character]
-            section, digit = section + (digit or 1) * place, 0
-        else:
-            # 万 is of what stands behind 亿, and 亿 of all before it.
-            before, here = (total, section + digit) if character == "万" else (0, total + section + digit)
-            total, section, digit = before + (here or 1) * _MYRIADS[character], 0, 0
+    place = next((place for place in _PLACES if place in text), None)
+    if place is None:
+        return None
+    before, _, behind = text.rpartition(place)
+    many, rest = _integer(before) if before.strip("零〇") else 1, _integer(behind) if behind else 0
+    if many is None or rest is None or place in "千百十" and many > 9:
+        return None
     # 一百五 is 150: a last digit without a place takes the next one.
-    short = place // 10 if digit and text[-2:-1] in ("百", "千") else 1
-    return total + section + digit * short
+    short = _PLACES[place] // 10 if len(behind) == 1 and place != "十" else 1
+    return many * _PLACES[place] + rest * short
