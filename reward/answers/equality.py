@@ -3,10 +3,9 @@
 import re
 from fractions import Fraction
 
-from reward.answers.choices import Choice
-from reward.answers.compound import RANGE, Ratio, Time, same_time
 from reward.answers.formulas import equal, fingerprint
 from reward.answers.normalise import normalise, unit
+from reward.answers.notations import RANGE, Choice, Ratio, Time, same_time
 from reward.answers.units import conversion
 from reward.answers.values import INTERVALS, Collection, Formula, Percent, Value, Words, parse
 

@@ -3,8 +3,8 @@
 import re
 from functools import lru_cache
 
-from reward.answers.compound import Ratio
 from reward.answers.mentions import Mention, mentions
+from reward.answers.notations import Ratio
 from reward.answers.statements import LAST_WORDS, LONGEST_TAIL, MATHS, Statement, answer_in, chosen, headed, plainly
 from reward.answers.values import Words, parse
 from reward.config import READING, AnswerFormat, Reading

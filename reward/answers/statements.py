@@ -4,8 +4,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from reward.answers.choices import choice
 from reward.answers.mentions import MONTH, mentions
+from reward.answers.notations import choice
 from reward.answers.rules import FUNCTIONS, NUMBER_WORD
 from reward.answers.units import changes
 from reward.answers.values import Words, parse

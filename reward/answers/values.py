@@ -10,10 +10,9 @@ from fractions import Fraction
 from functools import lru_cache
 
 from reward.answers.chinese import chinese_number
-from reward.answers.choices import Choice, choice
-from reward.answers.compound import RANGE, Date, Ratio, Time, compound
 from reward.answers.formulas import closed, readable
 from reward.answers.normalise import LONGEST_NUMBER, in_interval_notation, normalise
+from reward.answers.notations import RANGE, Choice, Date, Ratio, Time, choice, compound
 from reward.answers.rules import NAME
 from reward.answers.units import SCALES, TEXT, without_units
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from reward.answers.chinese import chinese_number
-from reward.answers.compound import Time
 from reward.answers.equality import same
 from reward.answers.extract import extract, reference
+from reward.answers.notations import Time
 from reward.answers.values import Percent, parse
 
 ROOT = Path(__file__).parents[2]

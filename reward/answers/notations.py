@@ -1,13 +1,33 @@
-"""Several numbers that are one value: times of day, dates, ratios, and versions, which are not arithmetic."""
+"""Notations with a meaning of their own: options of a multiple choice, times of day, dates, ratios, and versions."""
 
 import re
 from dataclasses import dataclass
 
-_MONTHS = [
-    *("january", "february", "march", "april", "may", "june"),
-    *("july", "august", "september", "october", "november", "december"),
-]
-_MONTH = rf"(?P<name>{'|'.join(f'{month[:3]}(?:{month[3:]})?' for month in _MONTHS)}|sept)\.?"
+from reward.answers.units import LONGEST, TEXT
+
+_LETTER = "[A-J]"
+_WORD = r"(?i:(?:options?|choices?|statements?|the\s+letter|选项|选择|选)\s*[:：]?\s*)?"
+_TRUE = r"(?i:(?:is|are)\s+(?:the\s+)?(?:correct|right|best|true)(?:\s+(?:one|option|choice|answer)s?)?)"
+_BEHIND = rf"\s*(?:选?项|(?i:options?|choices?))?\s*(?:正确|对|{_TRUE})?"
+_BARE = rf"[(\[{{<【]?\s*({_LETTER})\s*[)\]}}>】]?"
+_ONE = re.compile(rf"{_WORD}{_BARE}\s*[.．、:：]?{_BEHIND}")
+_AROUND = re.compile(rf"^{_WORD}|{_BEHIND}$")
+_SEPARATOR = re.compile(r"[\s,，、;；&()\[\]]|\band\b|和|与|及")
+_LABEL = re.compile(
+    rf"{_WORD}(?:[(\[]\s*(?P<bracketed>{_LETTER})\s*[)\]]\s*[.:：、]?|(?P<plain>{_LETTER})"
+    r"(?:(?P<mark>[)）、．：]|\.(?![a-z])|:(?=\s|[0-9\\$-])|(?=\s+\())|\s+[-–—](?=\s+[A-Z\u4e00-\u9fff])))\s*(?P<content>\S.*)",
+    re.DOTALL,
+)
+_NAMED = re.compile(rf"(?P<content>[^.;:()]*[A-Za-z]{{3,}})\s+\(({_LETTER})\)")
+_ABOUT = r"(?:is|are|was|were|can|cannot|could|would|does|do|has|have|fails?|seems?|contradicts?)\b|[不错是]"
+"""A sentence about an option is no label."""
+_LISTED = re.compile(rf"[,;，；、]\s*(?:[(\[]\s*({_LETTER})\s*[)\]]|({_LETTER})[.)．:：])\s*(?=\S)(?!{_ABOUT})")
+"""Behind a comma a label is one however it is written."""
+
+_MONTH = (
+    r"(?P<name>jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    r"|nov(?:ember)?|dec(?:ember)?)\.?"
+)
 _DAY = r"(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?"
 _YEAR = r"(?P<year>[0-9]{4})"
 _WEEKDAY = r"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,?\s+)?(?:the\s+)?"
@@ -37,6 +57,14 @@ RANGE = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:-[0-9]+(?:\.[0-9]+)?)+")
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    letters: str
+    """In alphabetical order."""
+    content: str
+    """What a single one stands for, where that is said."""
+
+
+@dataclass(frozen=True, slots=True)
 class Time:
     hour: int
     minute: int
@@ -60,6 +88,32 @@ class Ratio:
     """As they are written; none is 0."""
 
 
+def choice(text: str) -> Choice | None:
+    """The option that an answer names, or the options: where others are labelled behind the first, all of them."""
+    if len(text) > LONGEST or not re.search(_LETTER, text):
+        return None
+    text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", text).replace("*", "").strip()
+    if one := _ONE.fullmatch(text):
+        return Choice(one[1], "")
+    parts = _SEPARATOR.sub(" ", _AROUND.sub("", text)).split()
+    if parts and all(re.fullmatch(f"{_LETTER}+", part) for part in parts):
+        joined = "".join(parts)
+        # Letters side by side are options in alphabetical order only: AB, not BA.
+        ordered = all("".join(sorted(part)) == part for part in parts)
+        return Choice("".join(sorted(joined)), "") if ordered and len(set(joined)) == len(joined) > 1 else None
+    if named := _NAMED.fullmatch(text):
+        return Choice(named[2], named["content"])
+    label = _LABEL.fullmatch(text)
+    if label is None:
+        return None
+    first, content = label["bracketed"] or label["plain"], label["content"].strip()
+    style = rf"[(\[]\s*({_LETTER})\s*[)\]]" if label["bracketed"] else rf"({_LETTER}){re.escape(label['mark'] or '.')}"
+    others = re.findall(rf"(?:(?<=[\s,;，；。.])|(?<=[\u4e00-\u9fff])){style}\s*(?=\S)(?!{_ABOUT})", content)
+    others += map("".join, _LISTED.findall(content))
+    letters = sorted({first, *others})
+    return Choice("".join(letters), content if len(letters) == 1 else "")
+
+
 def compound(plain: str) -> Time | Date | Ratio | str | None:
     """The time, date, ratio or (as its text) version that a text is."""
     for pattern in _DATES:
@@ -78,10 +132,9 @@ def compound(plain: str) -> Time | Date | Ratio | str | None:
 
 
 def _date(name: str = "", year: str | None = None, month: str | None = None, day: str | None = None) -> Date | None:
-    number = [m[:3] for m in _MONTHS].index(name[:3].lower()) + 1 if name else int(month)
+    number = "janfebmaraprmayjunjulaugsepoctnovdec".index(name[:3].lower()) // 3 + 1 if name else int(month)
     on = int(day) if day else None
-    if on and number > 12 and on <= 12:
-        number, on = on, number
+    number, on = (on, number) if on and on <= 12 < number else (number, on)
     full = int(year) + (2000 if len(year) == 2 else 0) if year else None
     return Date(full, number, on) if 1 <= number <= 12 and (on is None or 1 <= on <= 31) else None
 
@@ -99,7 +152,5 @@ def _time(match: re.Match[str]) -> Time | None:
 
 def same_time(a: Time, b: Time) -> bool:
     """2:30 is 2:30 am as well as 2:30 pm, and 14:30 is 2:30 pm only."""
-    unsaid = [not time.noon and 1 <= time.hour <= 12 for time in (a, b)]
-    said = [bool(time.noon) for time in (a, b)]
-    either = unsaid[0] and said[1] or unsaid[1] and said[0]
+    either = any(not x.noon and 1 <= x.hour <= 12 and y.noon for x, y in ((a, b), (b, a)))
     return (a.minute, a.second) == (b.minute, b.second) and (a.hour == b.hour or either and a.hour % 12 == b.hour % 12)
