@@ -5,40 +5,32 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from reward.answers.normalise import plain_characters
+from reward.answers.units import SCALES
 from reward.answers.values import UNSIGNED
 
 MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
+_DAY = r"[0-9]{1,2}(?:st|nd|rd|th)?"
+_YEAR = r"(?:,?\s+[0-9]{4})?"
 # A minus after a letter, a digit or a bracket subtracts.
 _NUMBER = (
-    r"(?:(?<![A-Za-z0-9)\]])[-+])?[$€£¥]?"
-    rf"(?:{MONTH}\s+[0-9]{{1,2}}(?:st|nd|rd|th)?(?:,?\s+[0-9]{{4}})?|[0-9]{{1,2}}(?:st|nd|rd"
-    rf"|th)?\s+(?:of\s+)?{MONTH}(?:,?\s+[0-9]{{4}})?|"
-    rf"[0-9]+\s+[0-9]+/[0-9]+|[0-9]+(?:\.[0-9]+)*:[0-9]+(?::[0-9]+)*|[0-9]{{4}}-[0-9]{{1,2}}-[0-9]{{1,2}}"
-    rf"|[0-9]+/[0-9]+/[0-9]+"
+    rf"(?:(?<![A-Za-z0-9)\]])[-+])?[$€£¥]?(?:{MONTH}\s+{_DAY}{_YEAR}|{_DAY}\s+(?:of\s+)?{MONTH}{_YEAR}|[0-9]+\s+[0-9]+/[0-9]+"
+    r"|[0-9]+(?:\.[0-9]+)*:[0-9]+(?::[0-9]+)*|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]+/[0-9]+/[0-9]+"
     rf"|[0-9]+(?:\.[0-9]+)?-[0-9]+(?:\.[0-9]+)?(?![0-9]|\.[0-9]|\s*=)|[vV]?[0-9]+(?:\.[0-9]+){{2,}}|(?:{UNSIGNED})(?:/[0-9]+)?%?)"
 )
 _BEFORE = (
-    r"(?:(?i:\b(?:at (?:least|most)|no (?:more|less|fewer|other) than|(?:more|less|fewer|greater|bigger|larger"
-    r"|smaller|higher|lower) than"
-    r"|up to|over|under|above|below|nearly|almost|just (?:over|under)|exceed(?:s|ing)?|not|negative|minus"
-    r"|plus or minus|moins|menos"
-    r"|(?:the )?(?:square|cube|fourth) root of|root of|twice|double|triple|thrice|(?:a |one )?half(?: of)?"
-    r"|(?:the )?(?:square|cube) of"
-    r"|(?:a |one |the )?(?:third|quarter|fourth|fifth|tenth|percent|reciprocal|inverse|negative|opposite|factorial"
-    r"|logarithm) of"
-    r"|(?:a |the )?(?:minimum|maximum)(?: of)?|(?:the )?(?:opposite|additive inverse) of|(?:a |the )?multiples? of"
-    r"|divisible by|between|either)\s+(?:the\s+|about\s+)?)"
+    r"(?:(?i:\b(?:at (?:least|most)|no (?:more|less|fewer|other) than|(?:more|less|fewer|greater|bigger|larger|smaller|higher"
+    r"|lower) than|up to|over|under|above|below|nearly|almost|just (?:over|under)|exceed(?:s|ing)?|not|negative|minus|moins|menos"
+    r"|plus or minus|twice|double|triple|thrice|divisible by|between|either|(?:a |one |the )?(?:half|minimum|maximum"
+    r"|(?:half|third|quarter|fourth|fifth|tenth|percent|(?:(?:square|cube|fourth) )?root|square|cube|reciprocal|inverse|negative"
+    r"|opposite|additive inverse|factorial|logarithm|minimum|maximum|multiples?) of))\s+(?:the\s+|about\s+)?)"
     r"|至少|至多|最多|最少|不少于|不多于|不超过|不到|不足|超过|大于|小于|多于|少于|低于|高于|将近|接近|不是|正负|负|根号|√\s*"
     r"|(?:[<>≤≥≠±]=?|\\(?:leq?|geq?|lt|gt|neq?|pm)(?![a-z]))\s*)"
 )
-_PART = "half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?"
+_PART = "half|halves|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?"
 _BEHIND = (
-    rf"(?:\s*(?i:and (?:an? |one |two |three |four )?(?:{_PART})|(?:dozen|hundred|thousand|million|billion|trillion"
-    rf"|lakh|crore|bn|mn)s?"
-    rf"|squared|cubed|factorial|(?:{_PART})|or (?:more|less|fewer|greater|higher|lower|above|below|so)|and (?:above"
-    rf"|below|up|over)"
-    r"|at (?:least|most)|to the (?:power|[0-9]+(?:th|nd|rd)|[a-z]+ power)[^.,;]{0,20}|(?:times|plus|minus|over|divided by"
-    r"|multiplied by) [0-9.]+"
+    rf"(?:\s*(?i:and (?:an? |one |two |three |four )?(?:{_PART})|(?:{'|'.join(SCALES)})s?|squared|cubed|factorial|(?:{_PART})"
+    r"|or (?:more|less|fewer|greater|higher|lower|above|below|so)|and (?:above|below|up|over)|at (?:least|most)"
+    r"|to the (?:power|[0-9]+(?:th|nd|rd)|[a-z]+ power)[^.,;]{0,20}|(?:times|plus|minus|over|divided by|multiplied by) [0-9.]+"
     r"|o'?clock|[ap]\.?\s?m\b\.?)(?![A-Za-z])"
     r"|\s*(?:\^\s*(?:\{[^{}]*\}|-?[0-9]+)|[⁰¹²³⁴-⁹]+|_\{?[0-9]+\}?|!(?![=\s]|\Z)|[十百千万亿]+|[个只倍元米岁]?(?:半"
     r"|[多余](?![少边项面数元样]))|几|[角棱边面维][\u4e00-\u9fff]|以上|以下|以内|左右?分之[0-9一二三四五六七八九十百]+"
@@ -51,17 +43,13 @@ _RIGHT = re.compile(rf"(?:{_BEHIND})+")
 _FARTHEST = 60
 _CURRENCY = re.compile(r"(?<![A-Za-z])(?:RMB|USD|EUR|GBP|CNY|Rs)(?=\.?[0-9])")
 _LABEL = re.compile(
-    r"(?i:(?<![A-Za-z])(?:steps?|notes?|figures?|fig\.|tables?|equations?|eqs?\.?|questions?|q\.?|problems?|cases?"
-    r"|parts?|sections?|chapters?"
-    r"|examples?|exercises?|tasks?|solutions?|phases?|stages?|iterations?|rules?|items?|rows?|claims?|remarks?"
-    r"|theorems?|lemmas?|corollary|propositions?|definitions?|lines?|footnotes?|appendix"
-    r"|hints?|methods?|approach|pasos?"
-    r"|étapes?|passo|schritt|шаг)(?:\s+no\.?"
-    r"|\s+number)?[\s#:-]*[(\[]?[0-9]+(?:\.[0-9]+)*[a-z]?[)\]]?(?![0-9])(?:\s*(?:,|-|–|and|to)\s*\(?[0-9]+\)?(?=[\s:.)]|\Z))*)"
-    r"|第\s*[0-9]+\s*(?:步|题|问|行|章|节|条)|(?:步骤|问题|方法|情况|公式|方程|式|图|表|注|例|题|ステップ"
-    r"|단계)\s*[(（]?[0-9]+[)）]?"
-    r"|(?i:(?<![A-Za-z])(?:from|by|using|in|into|with|see|of|and))\s+[(\[][0-9]{1,2}[)\]](?:\s*(?:,"
-    r"|and)\s*[(\[][0-9]{1,2}[)\]])*"
+    r"(?i:(?<![A-Za-z])(?:steps?|notes?|figures?|fig\.|tables?|equations?|eqs?\.?|questions?|q\.?|problems?|cases?|parts?|sections?"
+    r"|chapters?|examples?|exercises?|tasks?|solutions?|phases?|stages?|iterations?|rules?|items?|rows?|claims?|remarks?|theorems?"
+    r"|lemmas?|corollary|propositions?|definitions?|lines?|footnotes?|appendix|hints?|methods?|approach|pasos?|étapes?|passo|schritt"
+    r"|шаг)(?:\s+no\.?|\s+number)?[\s#:-]*[(\[]?[0-9]+(?:\.[0-9]+)*[a-z]?[)\]]?(?![0-9])"
+    r"(?:\s*(?:,|-|–|and|to)\s*\(?[0-9]+\)?(?=[\s:.)]|\Z))*)"
+    r"|第\s*[0-9]+\s*(?:步|题|问|行|章|节|条)|(?:步骤|问题|方法|情况|公式|方程|式|图|表|注|例|题|ステップ|단계)\s*[(（]?[0-9]+[)）]?"
+    r"|(?i:(?<![A-Za-z])(?:from|by|using|in|into|with|see|of|and))\s+[(\[][0-9]{1,2}[)\]](?:\s*(?:,|and)\s*[(\[][0-9]{1,2}[)\]])*"
     r"|(?:由|将|把|代入)\s*[(（][0-9][)）]"
 )
 _ITEM = re.compile(

@@ -4,6 +4,7 @@ Numbers are exact fractions: 0.333 is not 1/3, though 0.333333333333333, as prog
 currency, trailing zeros, units and dress do not matter. Formulas stay LaTeX here; `formulas` compares them.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -51,17 +52,15 @@ class Collection:
 Value = Fraction | Percent | Words | Choice | Time | Date | Ratio | Formula | Collection
 
 UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_NUMBER = re.compile(rf"(?:(?<![A-Za-z0-9)\]])[-+])?[$€£¥]?(?:[0-9]+\s+[0-9]+/[0-9]+|(?:{UNSIGNED})(?:/[0-9]+)?%?)")
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s*(?:(?P<whole>[0-9]+)\s+(?=[0-9]+/))?(?P<top>{UNSIGNED})(?:e(?P<exponent>[-+]?[0-9]{{1,9}}))?"
     rf"(?:\s*/\s*(?P<bottom>{UNSIGNED}))?(?P<scales>(?:\s*\b(?:{'|'.join(SCALES)})s?\b)*)(?P<percent>\s*(?:%|percent(?:age)?\b|pct\b))?",
     re.IGNORECASE,
 )
 _REPEATING = re.compile(r"(-?)([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]{1,20})\}")
-_PLAIN_WORDS = {"yes", "no", "true", "false", "even", "odd", "none", "infinite"} | {
-    f"{day}day" for day in ("mon", "tues", "wednes", "thurs", "fri", "satur", "sun")
-}
-_CHINESE_WORDS = re.compile(r"[\u3400-\u9fff]{1,16}")
+_PLAIN_WORDS = re.compile(
+    r"(?i:yes|no|true|false|even|odd|none|infinite|(?:mon|tues|wednes|thurs|fri|satur|sun)day)|[\u3400-\u9fff]{1,16}"
+)
 _BASED = re.compile(r"\(?([0-9A-F]+)\)?_\{?\s*\(?([0-9]{1,2})\)?\s*\}?")
 _MANY = re.compile(
     r"[:∶比点點时時月]|\b[ap]\.?\s?m|clock|\bto\b|colon|[0-9][-/.][0-9]+[-/.]|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)",
@@ -81,10 +80,8 @@ def parse(text: str | None) -> Value | None:
 
 
 def _value(plain: str) -> Value | None:
-    if plain and (option := choice(plain)):
+    if (option := choice(plain)) or not plain or not closed(plain):
         return option
-    if not plain or not closed(plain):
-        return None
     if len(plain) <= LONGEST_NUMBER:
         text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r" \1 ", plain).strip()
         if _MANY.search(text) and (many := compound(" ".join(text.split()))):
@@ -97,45 +94,35 @@ def _value(plain: str) -> Value | None:
         # A formula of numbers alone may have a unit too: 3.0 × 10^8 m/s.
         if alone != text and not re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", alone)):
             return _value(alone)
-    if (words := _words(plain)) is not None:
+    if words := _words(plain):
         return words
-    collection = _collection(in_interval_notation(plain))
-    if collection is not None:
-        return collection if all(item is not None for item in collection.items) else None
+    if collection := _collection(in_interval_notation(plain)):
+        return None if None in collection.items else collection
     latex = re.sub(rf"{TEXT}(?=\{{)", "", plain)
     return Formula(latex) if readable(latex) else None
 
 
 def _number(text: str) -> tuple[Fraction | Percent | None] | None:
     """The number, None in its place where it has no value that can be held; None where the text is no number."""
-    text = re.sub(r"\\frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}", r" \1/\2", text).strip()
-    text = without_units(text)
-    match = _NUMBER.fullmatch(text)
+    text = without_units(re.sub(r"\\frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}", r" \1/\2", text).strip())
     if repeating := _REPEATING.fullmatch(text):
         sign, before, after, again = repeating.groups()
         value = Fraction(int(before + after + again) - int(before + after or "0"), 10 ** len(after) * (10 ** len(again) - 1))
         return (-value if sign else value,)
-    if match is None:
+    if (match := _NUMBER.fullmatch(text)) is None:
         found = chinese_number(text)
         return found and (Percent(found[0]) if found[1] == "%" else found[0],)
+    top, bottom = (Fraction((match[part] or "1").replace(",", "")) for part in ("top", "bottom"))
     exponent = int(match["exponent"] or 0)
-    if abs(exponent) > LARGEST_EXPONENT:
-        return (None,)
-    top, bottom = (Fraction((part or "1").replace(",", "")) for part in (match["top"], match["bottom"]))
-    if bottom == 0:
+    if abs(exponent) > LARGEST_EXPONENT or bottom == 0:
         return (None,)
     value = int(match["whole"] or 0) + top * Fraction(10) ** exponent / bottom
-    value = _unrounded(value)
+    # A decimal as programs print them, to twelve digits or more, is the simple fraction that it rounds.
+    simple = value.limit_denominator(LARGEST_DENOMINATOR) if value.denominator > 10**11 else value
+    value = simple if abs(simple - value) <= abs(value) / 10**12 else value
+    value *= math.prod(SCALES[scale.removesuffix("s")] for scale in match["scales"].lower().split())
     value *= -1 if match["sign"] == "-" else 1
-    for scale in match["scales"].lower().split():
-        value *= SCALES[scale] if scale in SCALES else SCALES[scale.removesuffix("s")]
     return (Percent(value) if match["percent"] else value,)
-
-
-def _unrounded(value: Fraction) -> Fraction:
-    """A decimal as programs print them, to twelve digits or more, is the simple fraction that it rounds."""
-    simple = value.limit_denominator(LARGEST_DENOMINATOR)
-    return simple if value.denominator > 10**11 and abs(simple - value) <= abs(value) / 10**12 else value
 
 
 def _words(plain: str) -> Words | None:
@@ -143,8 +130,7 @@ def _words(plain: str) -> Words | None:
     text = re.sub(r"^(?:[Aa]n?|[Tt]he)\s+|\s+(?=,)|(?<=,)\s+", "", dressed[1].strip(" .")) if dressed else plain
     if based := _BASED.fullmatch(plain):
         return Words(f"{based[1]}_{based[2]}".lower())
-    bare = text.lower() in _PLAIN_WORDS or _CHINESE_WORDS.fullmatch(text)
-    return Words(" ".join(text.lower().split())) if dressed or bare else None
+    return Words(" ".join(text.lower().split())) if dressed or _PLAIN_WORDS.fullmatch(text) else None
 
 
 def _collection(plain: str) -> Collection | None:
@@ -158,7 +144,7 @@ def _collection(plain: str) -> Collection | None:
     if inner and closed(inner[2]):
         items = _split(inner[2], ",")
         if inner[1] in (r"\{", r"\lbrace"):
-            return Collection("set", _expanded(items)) if inner[2].strip() else Collection("set", ())
+            return Collection("set", _expanded(items) if inner[2].strip() else ())
         if len(items) > 1:
             return Collection(inner[1][-1].replace("e", "(") + inner[3][-1].replace("e", ")"), tuple(map(parse, items)))
         return None
@@ -185,12 +171,10 @@ def _expanded(items: list[str]) -> tuple[Value | None, ...]:
 
 def _split(text: str, separator: str) -> list[str]:
     """The parts between separators that stand outside all brackets."""
-    parts, start, seen, depth = [], 0, 0, 0
-    for match in re.finditer(separator, text):
-        between = text[seen : match.start()]
-        depth += sum(map(between.count, "([{")) - sum(map(between.count, ")]}"))
-        seen = match.start()
-        if depth == 0 and match.start() >= start:
+    parts, start, depth = [], 0, 0
+    for match in re.finditer(rf"(?P<open>[(\[{{])|(?P<close>[)\]}}])|{separator}", text):
+        depth += (match["open"] is not None) - (match["close"] is not None)
+        if depth == 0 and match["close"] is None:
             parts.append(text[start : match.start()].strip())
             start = match.end()
     return [*parts, text[start:].strip()]
