@@ -19,10 +19,10 @@ _NUMBER = (
 )
 _BEFORE = (
     r"(?:(?i:\b(?:at (?:least|most)|no (?:more|less|fewer|other) than|(?:more|less|fewer|greater|bigger|larger|smaller|higher"
-    r"|lower) than|up to|over|under|above|below|nearly|almost|just (?:over|under)|exceed(?:s|ing)?|not|negative|minus|moins|menos"
-    r"|plus or minus|twice|double|triple|thrice|divisible by|between|either|(?:a |one |the )?(?:half|minimum|maximum"
-    r"|(?:half|third|quarter|fourth|fifth|tenth|percent|(?:(?:square|cube|fourth) )?root|square|cube|reciprocal|inverse|negative"
-    r"|opposite|additive inverse|factorial|logarithm|minimum|maximum|multiples?) of))\s+(?:the\s+|about\s+)?)"
+    r"|lower) than|up to|over|under|above|below|nearly|almost|just (?:over|under)|exceed(?:s|ing)?|not|negative|minus|moins"
+    r"|menos|plus or minus|twice|double|triple|thrice|divisible by|between|either|(?:a |one |the )?(?:half|minimum|maximum"
+    r"|(?:half|third|quarter|fourth|fifth|tenth|percent|(?:(?:square|cube|fourth) )?root|square|cube|reciprocal|inverse"
+    r"|negative|opposite|additive inverse|factorial|logarithm|minimum|maximum|multiples?) of))\s+(?:the\s+|about\s+)?)"
     r"|至少|至多|最多|最少|不少于|不多于|不超过|不到|不足|超过|大于|小于|多于|少于|低于|高于|将近|接近|不是|正负|负|根号|√\s*"
     r"|(?:[<>≤≥≠±]=?|\\(?:leq?|geq?|lt|gt|neq?|pm)(?![a-z]))\s*)"
 )

@@ -16,8 +16,7 @@ LONGEST_TAIL = 2000
 _OPTION_IS = r"(?:correct|right|best|true|final)\s+(?:option|choice|statement|selection|response)"
 _OF = r"(?:\s+(?:to|for|of|in|here)\b[^.:=\n]{0,60}?)?"
 _LINK = (
-    r"(?:\b(?:is|are|was|equals|(?:must|should|would|will|can only|has to) be)(?![A-Za-z])|[:：=是为為は은는]"
-    r"|(?=不)|选(?=[^项择]|项)"
+    r"(?:\b(?:is|are|was|equals|(?:must|should|would|will|can only|has to) be)(?![A-Za-z])|[:：=是为為は은는]|(?=不)|选(?!择)"
     r"|\b(?:est|es|é|è|ist|lautet|là|adalah|jest|هي|है)(?=[\s:])|\s[-–—→]\s)"
 )
 _ADVERB = (
@@ -31,19 +30,17 @@ _VALUE = (
 _NO_STATEMENT = re.compile(r"(?:in)?correct\b|right\b|wrong\b|clear\b|reasonable\b|as follows|below|above", re.IGNORECASE)
 _LETTERS = r"(?>[(\[{*]*[A-J](?![A-Za-z'])[\s,、和与&)\]}*(\[{]*+(?:and\s++)?)++"
 _TRUE = r"\s*(?:is|are)\s+(?:the\s+)?(?:correct|right|best)"
+# fmt: off
 CHOSEN = (
-    (
-        rf"(?i:\b(?:choose|pick|select|go with|opt for)\s+(?:(?:the )?(?:option|choice|answer|letter)\s+)?)({_LETTERS})",
-        "I choose B",
-    ),
-    (
-        rf"(?i:\b(?:it's|it is|it must be|option|choice)\s+(?:option\s+)?)({_LETTERS})(?:[.!。]?\s*\Z|(?i:{_TRUE}))",
-        "so it's B.",
-    ),
+    (rf"(?i:\b(?:choose|pick|select|go with|opt for)\s+(?:(?:the )?(?:option|choice|answer|letter)\s+)?)({_LETTERS})",
+     "I choose B"),
+    (rf"(?i:\b(?:it's|it is|it must be|option|choice)\s+(?:option\s+)?)({_LETTERS})(?:[.!。]?\s*\Z|(?i:{_TRUE}))",
+     "so it's B."),
     (rf"(?:\A|\n|[.;:,]\s|(?i:\b(?:so|thus|hence|therefore),?\s))\s?({_LETTERS})(?i:{_TRUE})", "Thus B is correct."),
     (rf"(?:选择?|选项|選)\s*(?:项|是|为)?\s*[:：]?\s*({_LETTERS}|[A-J]+)(?!\s*(?:选?项)?\s*[错误不点])", "选项B正确"),
     (rf"(?:\A|\n)[ \t]?({_LETTERS})(?<=[\s)\]}}*A-J])[.。]?[ \t]*(?:\Z|\n|(?<=\n))", "It fits.\n(B)"),
 )
+# fmt: on
 """What says that an option is right in other words, and an example of B."""
 _CHOSEN = re.compile("|".join(pattern for pattern, _ in CHOSEN))
 _IS = re.compile(r"\b(?:is|are)\b(?=.*[0-9$\\])", re.DOTALL)
@@ -92,13 +89,11 @@ def headed(text: str, reading: Reading) -> list[Statement]:
 
 def chosen(text: str) -> Statement | None:
     """The last option that is said to be right. Numbers behind it are what the text is about: there is none then."""
-    first = max(0, len(text) - LONGEST_TAIL)
-    places = [text[first:], text[:LONGEST].partition("\n")[0] + "\n"] if "\n" in text[:LONGEST] else [text[first:]]
-    for offset, part in zip((first, 0), places, strict=False):
-        last = max(_CHOSEN.finditer(part), key=re.Match.start, default=None)
-        if last and not next(mentions(part[last.end() :]), None):
-            words = next(group for group in last.groups() if group).strip()
-            return Statement(offset + last.start(), offset + last.end(), words)
+    # At the end, or in a first line with reasons behind it.
+    for start, end in ((max(0, len(text) - LONGEST_TAIL), len(text)), (0, text.find("\n", 0, LONGEST) + 1)):
+        last = max(_CHOSEN.finditer(text, start, end), key=re.Match.start, default=None)
+        if last and not next(mentions(text[last.end() : end]), None):
+            return Statement(last.start(), last.end(), last[last.lastindex].strip())
     return None
 
 
@@ -117,11 +112,11 @@ def answer_in(sentence: str) -> str | None:
         named = LAST_WORDS.search(said)
         return named[1] if named and isinstance(value, Words) else said
     # What it is made of stands behind it: "72 (48 + 24)".
-    made_of = re.search(r"\s+\(([^()]*)\)\W*$", said)
-    if made_of and changes(made_of[1]) and not re.search("[0-9]", made_of[1]):
-        return said
-    if made_of and parse(bare := said[: made_of.start()]) is not None and not _SEVERAL.search(said):
-        return bare
+    if made_of := re.search(r"\s+\(([^()]*)\)\W*$", said):
+        if changes(made_of[1]) and not re.search("[0-9]", made_of[1]):
+            return said
+        if parse(bare := said[: made_of.start()]) is not None and not _SEVERAL.search(said):
+            return bare
     # A sentence around it: "the volume of $ABCD$ is 120", "48 + 24 = 72 clips", "18 apples that she sells", "at $x = 3$".
     said = _IS.split(said)[-1].strip()
     if parse(said) is not None:
@@ -129,8 +124,7 @@ def answer_in(sentence: str) -> str | None:
     worked = said.rpartition("=")[2].strip(" $") if "," not in said else said
     if parse(worked) is not None and not _SEVERAL.search(said):
         return worked
-    maths = MATHS.findall(said)
-    numbers = [mention.text for mention in mentions(said)]
-    if _SEVERAL.search(said) or len(maths) > 1 or not maths and len({parse(number) for number in numbers}) > 1:
-        return said
-    return next(part for part in maths[0] if part) if maths else numbers[0] if numbers else said or None
+    # One formula, or one number however often.
+    found = [match[match.lastindex] for match in MATHS.finditer(said)]
+    found = found or list({parse(mention.text): mention.text for mention in reversed(list(mentions(said)))}.values())
+    return found[0] if len(found) == 1 and not _SEVERAL.search(said) else said or None

@@ -104,7 +104,7 @@ CHOICES_RIGHT = [
     ("The answer is B, not C.", "B"), ("Correct answer: (C) 15", "C"), ("Correct answer: (C) 15", "15"),
     ("The right option is A", "A"), ("Option A is incorrect. Option B is correct.", "B"), ("D", "(D) Alina"),
     ("C", "C Cecile"), ("A", "A Peter"), ("The correct answers are A, C, and D.", "ACD"), ("答案：ABD", "ABD"),
-    ("答案是B和D", "BD"), ("We select option C.", "C"),
+    ("答案是B和D", "BD"), ("We select option C.", "C"), ("B\nBecause 3 + 4 = 7", "B"), ("(D)\nIt has 5 of 6.", "D"),
 ]  # fmt: skip
 CHOICES_WRONG = [
     ("Answer: C. Rome", "B"), (r"\boxed{\textbf{(A) }5}", "6"), ("The answer is A, B and C.", "A"),
