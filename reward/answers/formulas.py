@@ -9,13 +9,17 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    import sympy
+import math_verify
+import sympy
+from sympy.core.relational import Relational
 
-A, B = TypeVar("A"), TypeVar("B")
+# It warns that its alarm signals are off, which they must be outside the main thread.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+B = TypeVar("B")
+# Only its LaTeX reader takes the whole text or nothing; the others take the part that they understand.
+_READER = [math_verify.LatexExtractionConfig()]
 LONGEST_EXPRESSION = 300
 DEEPEST = 20
 LARGEST_POWER = 10**4
@@ -72,7 +76,7 @@ def closed(text: str, deepest: int = DEEPEST) -> bool:
 @lru_cache(maxsize=4096)
 def readable(latex: str) -> bool:
     """Whether this is a formula that can be read and evaluated safely."""
-    return bool(_tried(_readings, latex, ()))
+    return _tried(_reading, latex) is not None
 
 
 @lru_cache(maxsize=4096)
@@ -80,27 +84,27 @@ def equal(a: str, b: str) -> bool:
     """Whether two formulas are equal as mathematics. What cannot be read equals nothing."""
     if "".join(a.split()) == "".join(b.split()):
         return True
-    readings = _tried(_readings, a, ()), _tried(_readings, b, ())
-    return all(readings) and _tried(lambda pair: _same_expression(*pair), (readings[0][0], readings[1][0]), False)
+    readings = _tried(_reading, a), _tried(_reading, b)
+    return None not in readings and bool(_tried(_same_expression, *readings))
 
 
 @lru_cache(maxsize=4096)
 def fingerprint(latex: str) -> str:
     """A text that equal formulas share: their values at a few points, to ten digits."""
-    return _tried(_fingerprint, latex, f"text {latex}")
+    return _tried(_fingerprint, latex) or f"text {latex}"
 
 
-def _tried(function: Callable[[A], B], argument: A, otherwise: B) -> B:
-    """What the function makes of a text, or `otherwise` where the text is beyond it.
+def _tried(function: Callable[..., B], *arguments: Any) -> B | None:
+    """What the function makes of a text, or None where the text is beyond it.
 
     The libraries raise almost anything on texts that they were not made for, and an output may be any text.
     """
     try:
-        return function(argument)
-    except (ImportError, MemoryError):
+        return function(*arguments)
+    except MemoryError:
         raise
     except Exception:
-        return otherwise
+        return None
 
 
 def _ends(latex: str) -> bool:
@@ -131,12 +135,9 @@ def _group(text: str) -> str:
 
 
 def _fingerprint(latex: str) -> str:
-    import sympy
-
-    expression = _readings(latex)[0]
+    expression = _reading(latex)
     if not isinstance(expression, sympy.Expr):
         return f"{type(expression).__name__} {sympy.srepr(expression)}"
-    expression = _with_i(expression)
     values = _values(expression, expression.free_symbols)
     if None in values:
         return sympy.srepr(expression)
@@ -146,37 +147,23 @@ def _fingerprint(latex: str) -> str:
     return " ".join([names, *(str(value.evalf(10)) for value in values)])
 
 
-def _with_i(expression: "sympy.Expr") -> "sympy.Expr":
-    """The symbol i is the imaginary unit."""
-    import sympy
-
-    return expression.subs({s: sympy.I for s in expression.free_symbols if s.name == "i"})
-
-
-def _same_expression(a: "sympy.Basic", b: "sympy.Basic") -> bool:
-    import sympy
-
-    if isinstance(a, sympy.core.relational.Relational) and isinstance(b, sympy.core.relational.Relational):
+def _same_expression(a: sympy.Basic, b: sympy.Basic) -> bool:
+    if isinstance(a, Relational) and isinstance(b, Relational):
         return _same_relation(a, b)
     if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)):
-        return type(a) is type(b) and bool(_math_verify().verify([a], [b], timeout_seconds=None))
-    a, b = _with_i(a), _with_i(b)
-    symbols = a.free_symbols | b.free_symbols
-    if a.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) or b.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan):
+        return type(a) is type(b) and bool(math_verify.verify([a], [b], timeout_seconds=None))
+    if any(x.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for x in (a, b)):
         return a == b
-    points = _POINTS + (_NEGATIVE if a.has(sympy.Abs) or b.has(sympy.Abs) else ())
+    points, symbols = _POINTS + (_NEGATIVE if a.has(sympy.Abs) or b.has(sympy.Abs) else ()), a.free_symbols | b.free_symbols
     # A decimal inside a formula was read as a floating-point number, and one of many digits was printed from one.
     rounded = any(x.has(sympy.Float) or x.is_Rational and x.q > 10**11 for x in (a, b))
-    tolerance = "1e-12" if rounded else "1e-20"
     pairs = zip(_values(a, symbols, points), _values(b, symbols, points), strict=True)
-    return all(_close(x, y, tolerance) for x, y in pairs)
+    return all(_close(x, y, "1e-12" if rounded else "1e-20") for x, y in pairs)
 
 
-def _same_relation(a: "sympy.core.relational.Relational", b: "sympy.core.relational.Relational") -> bool:
+def _same_relation(a: Relational, b: Relational) -> bool:
     """Two equations or inequalities of the same unknowns are the same when their sides' differences are in one proportion,
     for inequalities a positive one."""
-    import sympy
-
     # a > b is written b < a.
     a, b = (r.reversed if isinstance(r, sympy.Gt | sympy.Ge) else r for r in (a, b))
     left, right = a.lhs - a.rhs, b.lhs - b.rhs
@@ -186,15 +173,11 @@ def _same_relation(a: "sympy.core.relational.Relational", b: "sympy.core.relatio
     (x0, y0), *others = pairs
     if x0 is None or y0 is None or isinstance(a, sympy.Lt | sympy.Le) and not (x0 * y0).is_positive:
         return False
-    return all(None not in (x, y) and _close(x * y0, y * x0) for x, y in others)
+    return all(None not in (x, y) and _close(x * y0, y * x0, "1e-12") for x, y in others)
 
 
-def _values(
-    expression: "sympy.Expr", symbols: set["sympy.Symbol"], points: Sequence[str] = _POINTS
-) -> list["sympy.Expr | None"]:
+def _values(expression: sympy.Expr, symbols: set[sympy.Symbol], points: Sequence[str] = _POINTS) -> list[sympy.Expr | None]:
     """The expression at a few points, exactly where it is rational; None where it has no finite value."""
-    import sympy
-
     named = sorted(symbols, key=str)
     out = []
     for turn in range(len(points)) if named else range(1):
@@ -205,11 +188,9 @@ def _values(
     return out
 
 
-def _close(x: "sympy.Expr | None", y: "sympy.Expr | None", tolerance: str = "1e-12") -> bool:
+def _close(x: sympy.Expr | None, y: sympy.Expr | None, tolerance: str) -> bool:
     if x is None or y is None:
         return False
-    import sympy
-
     if x.is_Rational and y.is_Rational:
         return x == y
     # What is 0 only in truth comes out a little beside it.
@@ -217,27 +198,18 @@ def _close(x: "sympy.Expr | None", y: "sympy.Expr | None", tolerance: str = "1e-
 
 
 @lru_cache(maxsize=4096)
-def _readings(latex: str) -> tuple:
-    if not (latex and closed(latex)) or len(latex) > LONGEST_EXPRESSION or not _ends(latex):
-        return ()
-    if "'" in latex or _SIDE_BY_SIDE.search(latex) or _PROSE.search(_NAMES.sub(" ", _MARKUP.sub(" ", latex))):
-        return ()
-    reader = _math_verify()
-    # Only its LaTeX reader takes the whole text or nothing; the others take the part that they understand.
-    whole = [reader.LatexExtractionConfig()]
+def _reading(latex: str) -> sympy.Basic | None:
+    if not 0 < len(latex) <= LONGEST_EXPRESSION or not _ends(latex) or "'" in latex or _SIDE_BY_SIDE.search(latex):
+        return None
+    bare = _MARKUP.sub(" ", latex)
+    if _PROSE.search(_NAMES.sub(" ", bare)):
+        return None
     # Its reader drops letters that it takes for units.
     grouped = _PRODUCT.sub(lambda match: "".join(f"{{{letter}}}" for letter in match[0]), latex.replace("**", "^"))
-    found = tuple(reader.parse(f"${grouped}$", whole, fallback_mode="no_fallback", parsing_timeout=None))
-    letters = set(re.findall("[a-z]", _MARKUP.sub(" ", latex).lower())) - {"e", "i"}
+    found = math_verify.parse(f"${grouped}$", _READER, fallback_mode="no_fallback", parsing_timeout=None)
+    read, letters = str(found[0]), set(re.findall("[a-z]", bare.lower())) - {"e", "i"}
     # What is not finite, as 1/0, has no value.
-    if not found or re.search(r"\b(?:zoo|nan)\b", str(found[0])):
-        return ()
-    return found if letters <= set(re.findall("[a-z]", str(found[0]).lower())) else ()
-
-
-def _math_verify() -> ModuleType:
-    import math_verify
-
-    # It warns that its alarm signals are off, which they must be outside the main thread.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    return math_verify
+    if re.search(r"\b(?:zoo|nan)\b", read) or not letters <= set(re.findall("[a-z]", read.lower())):
+        return None
+    i = [s for s in found[0].free_symbols if s.name == "i" and isinstance(found[0], sympy.Expr)]
+    return found[0].subs(dict.fromkeys(i, sympy.I))

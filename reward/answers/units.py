@@ -2,10 +2,10 @@
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import sympy
+import sympy
+from sympy.physics import units as physics
+from sympy.physics.units.systems import SI
 
 LONGEST = 1000
 """Characters of a text that may be a number with a unit."""
@@ -91,18 +91,15 @@ def without_dressed_units(latex: str) -> str:
     return units["left"] if known else latex
 
 
-def conversion(wanted: str, found: str) -> "sympy.Expr | None":
+def conversion(wanted: str, found: str) -> sympy.Expr | None:
     """How many of the wanted unit one of the unit found is; None where they measure something else."""
     (scale, measured), (other, of) = _scaled(wanted), _scaled(found)
     return other / scale if measured == of else None
 
 
 @lru_cache(maxsize=4096)
-def _scaled(text: str) -> tuple["sympy.Expr", frozenset]:
+def _scaled(text: str) -> tuple[sympy.Expr, frozenset]:
     """A unit in SI units: the factor, and the power of each dimension or, for what is counted, of its name."""
-    import sympy
-    from sympy.physics.units.systems import SI
-
     scale, measured = sympy.Integer(1), {}
     for over, raised, name, power in _PART.findall(text):
         times = int(power or 1) * _POWERS[raised] * (-1 if over else 1)
@@ -117,16 +114,14 @@ def _scaled(text: str) -> tuple["sympy.Expr", frozenset]:
     return scale, frozenset((name, power) for name, power in measured.items() if power)
 
 
-def _quantity(name: str) -> "tuple[int | str, sympy.Expr | None]":
+def _quantity(name: str) -> tuple[int | str, sympy.Expr | None]:
     """The power of ten and the unit that a name stands for; the name itself, in the singular, and None where it is no unit."""
-    from sympy.physics import units
-
     name = _NAMES.get(name, name).replace("metre", "meter").replace("litre", "liter")
     single = name.lower() if len(name) > 3 else name
     for spelled in (name, single, single.removesuffix("s"), single.removesuffix("es")):
-        if isinstance(getattr(units, spelled, None), units.Quantity):
-            return 0, getattr(units, spelled)
-    if name[0] in _PREFIXES and isinstance(getattr(units, name[1:], None), units.Quantity):
-        return _PREFIXES[name[0]], getattr(units, name[1:])
+        if isinstance(getattr(physics, spelled, None), physics.Quantity):
+            return 0, getattr(physics, spelled)
+    if name[0] in _PREFIXES and isinstance(getattr(physics, name[1:], None), physics.Quantity):
+        return _PREFIXES[name[0]], getattr(physics, name[1:])
     single = single.lower()
     return single.removesuffix("ies") + "y" if single.endswith("ies") else single.removesuffix("s"), None

@@ -70,7 +70,6 @@ class Pool:
         self._setup = {
             "target": target, "adapter": adapter, "memory_bytes": int(memory_gb * 2**30),
             "environment": reach.environment, "network": reach.network, "printing": reach.log is not None,
-            "preload": ["math_verify"] if target.startswith("reward.") else [],
         }  # fmt: skip
         self._seconds = seconds
         self._log = PrintLog(reach.log) if reach.log else None

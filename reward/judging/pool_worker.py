@@ -53,8 +53,6 @@ def main() -> None:
         judge, batched, wants = load(setup["target"]), False, {}
         if setup["adapter"]:
             judge, batched, wants = load(setup["adapter"])(judge)
-        for name in setup["preload"]:
-            pkgutil.resolve_name(name)
     except BaseException as error:
         _answer(answers, {"error": _told(error)})
         return
