@@ -25,14 +25,22 @@ data:
   max_prompt_tokens: 32
   hold_out: 8
 rollout: {max_new_tokens: 32, kv_cache_gb: 0.25}
-reward: {format: 1.0}
+reward: {format: 1.0, workers: 2}
 evaluation: {samples_per_question: 2}
 checkpoint_every: 2
 stages:
   - {algorithm: sft, steps: 40, questions_per_step: 64, optimizer: {learning_rate: 2.0e-3, warmup_updates: 5}}
-  - {algorithm: grpo, reward: rule, steps: 6, questions_per_step: 8, samples_per_question: 8,
+  - {algorithm: grpo, name: ruled, reward: rule, steps: 3, questions_per_step: 8, samples_per_question: 8,
      optimizer: {learning_rate: 2.0e-4}}
+  - {algorithm: outcome_model, steps: 2, questions_per_step: 8, samples_per_question: 8, optimizer: {learning_rate: 5.0e-4}}
+  - iterations: 2
+    stages:
+      - {algorithm: grpo, steps: 3, questions_per_step: 4, samples_per_question: 4, optimizer: {learning_rate: 2.0e-4}}
+      - {algorithm: outcome_model, name: judge, steps: 1, questions_per_step: 8, samples_per_question: 8,
+         optimizer: {learning_rate: 2.0e-4}}
 """
+"""Demonstrations, the rule (steps 41 to 43), then iterative GRPO: from step 46 on a model judges that the run trained."""
+STEPS = 53
 
 
 def free_port():
@@ -62,7 +70,7 @@ def raylets(tmp_path, nodes=1, cpus=2):
             os.killpg(process.pid, signal.SIGTERM)
         for process in started:
             try:
-                process.wait(30)
+                process.wait(5)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
@@ -120,18 +128,14 @@ def processes(name):
     return found
 
 
-def started(env, recipe, run_dir, *overrides):
-    """A driver on its own."""
-    command = [COHORT, "train", recipe, f"output={run_dir}", *overrides]
-    return subprocess.Popen(command, env=env, cwd=recipe.parent, stdout=subprocess.DEVNULL)
+def submitted(env, dashboard, name, *command):
+    """Hand a command to the cluster as a job."""
+    submit = [RAY, "job", "submit", f"--address={dashboard}", f"--submission-id={name}", "--no-wait", "--"]
+    clean = {k: v for k, v in env.items() if k != "RAY_ADDRESS"}
+    subprocess.run([*submit, *map(str, command)], env=clean, check=True, capture_output=True, timeout=120)
 
 
-def killed_and_resumed(env, recipe, run_dir, *, step):
-    """A run whose driver is killed once `step` is done, and resumed to its end."""
-    driver = started(env, recipe, run_dir)
-    until(lambda: len(steps(run_dir)) >= step or driver.poll() is not None, 300, f"step {step}")
-    driver.kill()
-    driver.wait(30)
-    assert not (run_dir / "summary.json").exists()
-    cohort(env, "resume", run_dir)
-    return run_dir
+def ended(env, dashboard, name):
+    """What is known of a job once it has ended; None before."""
+    job = {j["submission_id"]: j for j in listed("jobs", env, dashboard)}[name]
+    return job if job["status"] in ("SUCCEEDED", "FAILED", "STOPPED") else None

@@ -4,23 +4,28 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cluster.records.ledger import history
+from cluster.records.metrics import read_jsonl
 from tests.cluster.clusters import (
     COHORT,
-    RAY,
     RECIPE,
+    STEPS,
     cohort,
-    killed_and_resumed,
+    ended,
     listed,
     processes,
     raylets,
     sample_files,
     steps,
+    submitted,
     summary,
     until,
 )
@@ -30,23 +35,68 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def unbroken(here, head):
-    """The run that the others are compared with."""
+    """The run that the broken one is compared with."""
     cohort(head[0], "train", here / "recipe.yaml", f"output={here / 'unbroken'}")
     return here / "unbroken"
 
 
+@pytest.fixture(scope="module")
+def broken(here, head):
+    """The same run, whose driver is killed; it goes on as a submitted job, of which a reward actor is killed."""
+    env, dashboard, metrics = head
+    run_dir, seen = here / "broken", SimpleNamespace(gauge=False)
+    command = [COHORT, "train", here / "recipe.yaml", f"output={run_dir}"]
+    driver = subprocess.Popen(command, env=env, cwd=here, stdout=subprocess.DEVNULL)
+    until(lambda: len(steps(run_dir)) >= 42 or driver.poll() is not None, 300, "step 42")
+    driver.kill()
+    driver.wait(30)
+    assert not (run_dir / "summary.json").exists()
+
+    submitted(env, dashboard, "small", COHORT, "resume", run_dir)
+    watch = threading.Thread(target=_watch, args=(metrics, seen), daemon=True)
+    watch.start()
+
+    def actors():
+        alive = {a["name"]: a for a in listed("actors", env, dashboard) if a["state"] == "ALIVE"}
+        named = {name: a for name, a in alive.items() if name.startswith("small-1/")}
+        return named if len(named) == 4 else None
+
+    seen.actors = until(actors, 120, "the actors of the job")
+    until(lambda: len(steps(run_dir)) >= 46, 300, "a step that a model judges")
+    seen.engines = processes("VLLM::EngineCore")
+    os.kill(seen.actors["small-1/reward-1"]["pid"], signal.SIGKILL)
+    seen.job = until(lambda: ended(env, dashboard, "small"), 300, "the job's end")
+    assert seen.job["status"] == "SUCCEEDED", (run_dir / "ledger.jsonl").read_text()[-500:]
+    watch.join(60)
+    seen.tasks = {t["name"] for t in listed("tasks", env, dashboard)}
+    return SimpleNamespace(dir=run_dir, **vars(seen))
+
+
+def _watch(metrics, seen):
+    """Look for the reward on the metrics port, to which Ray hands what it has every few seconds."""
+    until = time.monotonic() + 180
+    while not seen.gauge and time.monotonic() < until:
+        lines = urllib.request.urlopen(metrics, timeout=20).read().decode().splitlines()
+        seen.gauge = any(line.startswith("ray_cohort_reward{") and 'run="small"' in line for line in lines)
+        time.sleep(0.5)
+
+
 def test_the_run_publishes_new_weights_every_step_and_its_samples_carry_their_version(unbroken):
     digests = summary(unbroken)["versions"]
-    assert list(digests) == [str(v) for v in range(1, 8)]
-    assert len(set(digests.values())) == 7
-    for step, rows in sample_files(unbroken).items():
-        version = int(step.removeprefix("step_").removesuffix(".jsonl")) - 40
-        assert version < 1 or {tuple(map(tuple, r["versions"])) for r in rows} == {((version, 0),)}
+    policies = [name for name in digests if not name.startswith("reward")]
+    assert policies == [str(v) for v in range(1, 11)]
+    assert [name for name in digests if name not in policies] == [f"reward model {n}" for n in (1, 2, 3)]
+    assert len(set(digests.values())) == len(digests)
+    rows = [row for rows in sample_files(unbroken).values() for row in rows]
+    spans = {(row["group"].split("/")[0], tuple(map(tuple, row["versions"]))) for row in rows}
+    expected = {"sft": [0], "ruled": [1, 2, 3], "outcome_model": [4], "grpo-1": [4, 5, 6], "judge-1": [7]}
+    expected |= {"grpo-2": [7, 8, 9], "judge-2": [10]}
+    assert spans == {(stage, ((version, 0),)) for stage, versions in expected.items() for version in versions}
 
 
 def test_engine_and_learner_agree_at_every_step(unbroken):
-    grpo = [row for row in steps(unbroken) if row["stage"] == "grpo"]
-    assert len(grpo) == 6
+    grpo = [row for row in steps(unbroken) if row["stage"] == "ruled" or row["stage"].startswith("grpo")]
+    assert len(grpo) == 9
     assert all(row["mismatch_max"] < 1e-3 and row["canary_mean"] < 1e-4 for row in grpo)
     assert all(sum(row[f"seconds_{p}"] for p in ("generate", "score", "train", "sync")) <= row["seconds_step"] for row in grpo)
 
@@ -54,6 +104,7 @@ def test_engine_and_learner_agree_at_every_step(unbroken):
 def test_what_a_user_finds_in_the_run_directory(unbroken):
     names = {"config.yaml", "metrics.jsonl", "samples", "ledger.jsonl", "checkpoints", "tensorboard", "summary.json", "run.png"}
     assert names <= {p.name for p in unbroken.iterdir()}
+    assert (unbroken / "inputs.json").read_text() == "{}", "a built-in task and its model read no file"
     facts = summary(unbroken)
     for name in ("accuracy", "greedy_accuracy", "maj_at_2", "pass_at_2"):
         assert 0 <= facts[f"{name}_before"] <= 1 and 0 <= facts[f"{name}_after"] <= 1
@@ -61,49 +112,38 @@ def test_what_a_user_finds_in_the_run_directory(unbroken):
     assert list(unbroken.glob("tensorboard/events*"))
 
 
-def test_a_run_whose_driver_is_killed_resumes_to_the_same_samples_and_the_same_weights(here, head, unbroken):
-    run_dir = killed_and_resumed(head[0], here / "recipe.yaml", here / "killed", step=43)
-    assert sample_files(run_dir) == sample_files(unbroken)
-    assert summary(run_dir)["versions"] == summary(unbroken)["versions"]
-    assert (run_dir / "inputs.json").read_text() == "{}", "a built-in task and its model read no file"
-    lines = history(run_dir / "ledger.jsonl")
-    trained = [(g, i) for x in lines if x["event"] == "trained" for g, ids in x["groups"].items() for i in ids]
-    assert len(trained) == len(set(trained)) == 40 * 64 + 6 * 64
+def test_reward_models_reach_the_reward_actors_with_versions_and_export_as_classifiers(unbroken):
+    from transformers import AutoModelForSequenceClassification
+
+    versions = {name: {row["reward_version"] for row in rows} for name, rows in sample_files(unbroken).items()}
+    assert versions["step_45.jsonl"] == {None} and versions["step_46.jsonl"] == {1} and versions["step_50.jsonl"] == {2}
+    assert AutoModelForSequenceClassification.from_pretrained(unbroken / "reward_model").config.num_labels == 1
+    for row in steps(unbroken):
+        if row["stage"].startswith("grpo"):
+            assert row["reward"] == row["model_reward"] != row["accuracy"]
+
+
+def test_a_run_of_which_driver_and_reward_actor_are_killed_ends_with_the_same_samples_and_the_same_weights(unbroken, broken):
+    assert sample_files(broken.dir) == sample_files(unbroken)
+    assert summary(broken.dir)["versions"] == summary(unbroken)["versions"]
+    assert read_jsonl(broken.dir / "reward_model.jsonl") == read_jsonl(unbroken / "reward_model.jsonl")
+    assert summary(broken.dir)["replaced_workers"] == 1 and len(steps(broken.dir)) == STEPS
+    lines = history(broken.dir / "ledger.jsonl")
     assert {x["incarnation"] for x in lines} == {0, 1}
+    trained = [_trained(x) for x in (lines, history(unbroken / "ledger.jsonl"))]
+    assert len(trained[0]) == len(set(trained[0])) and trained[0] == trained[1]
 
 
-def test_a_submitted_job_is_seen_in_the_dashboard_and_outlives_its_reward_actor(here, head):
-    env, dashboard, metrics = head
-    run_dir = here / "job"
-    submit = [RAY, "job", "submit", f"--address={dashboard}", "--submission-id=small", "--no-wait", "--"]
-    entry = [str(COHORT), "train", str(here / "recipe.yaml"), f"output={run_dir}", "stages.grpo.steps=12"]
-    clean = {k: v for k, v in env.items() if k != "RAY_ADDRESS"}
-    subprocess.run([*submit, *entry], env=clean, check=True, capture_output=True, timeout=120)
+def _trained(lines):
+    return sorted((g, i) for x in lines if x["event"] == "trained" for g, ids in x["groups"].items() for i in ids)
 
-    until(lambda: len(steps(run_dir)) >= 41, 300, "the first step of GRPO")
-    actors = {
-        a["name"]: a for a in listed("actors", env, dashboard) if a["state"] == "ALIVE" and not a["name"].startswith("_ray")
-    }
-    assert set(actors) == {"small-0/rollout-0", "small-0/reward-0", "small-0/learner-0"}
-    assert processes("VLLM::EngineCore")
-    os.kill(actors["small-0/reward-0"]["pid"], signal.SIGKILL)
 
-    def gauge():
-        lines = urllib.request.urlopen(metrics, timeout=20).read().decode().splitlines()
-        return any(line.startswith("ray_cohort_reward{") and 'run="small"' in line for line in lines)
-
-    until(gauge, 60, "the reward gauge")  # Ray hands metrics to the port every few seconds
-
-    def status():
-        jobs = {j["submission_id"]: j for j in listed("jobs", env, dashboard)}
-        return jobs["small"]["status"] in ("SUCCEEDED", "FAILED") and jobs["small"]
-
-    job = until(status, 300, "the job's end")
-    assert job["status"] == "SUCCEEDED", (run_dir / "ledger.jsonl").read_text()[-500:]
-    assert summary(run_dir)["replaced_workers"] == 1
-    assert len([r for r in steps(run_dir) if r["stage"] == "grpo"]) == 12
-    tasks = {t["name"] for t in listed("tasks", env, dashboard)}
-    assert {"generate step 41 v1", "generate step 42 v2", "train step 42 v2", "score step 42"} <= tasks
+def test_a_submitted_job_is_seen_in_the_dashboard(head, broken):
+    assert {"small-1/rollout-0", "small-1/reward-0", "small-1/reward-1", "small-1/learner-0"} == set(broken.actors)
+    assert broken.engines and broken.gauge
+    assert {"generate step 49 v6", "generate step 50 v7", "train step 50 v7", "score step 50"} <= broken.tasks
+    metadata = [j["metadata"] or {} for j in listed("jobs", head[0], head[1])]
+    assert any(m.get("cohort_run") == "small" for m in metadata), metadata
 
 
 def test_a_run_whose_every_output_is_rejected_ends_with_the_cause_and_3(here, head):
@@ -114,13 +154,7 @@ def test_a_run_whose_every_output_is_rejected_ends_with_the_cause_and_3(here, he
     assert "2 of 2 outputs have no score (2 rejected)" in done.stdout and "outside the tokenizer's vocabulary" in done.stdout
 
 
-def test_a_run_names_itself_in_the_metadata_of_its_job(head, unbroken):
-    env, dashboard, _ = head
-    metadata = [j["metadata"] or {} for j in listed("jobs", env, dashboard)]
-    assert any(m.get("cohort_run") == "small" for m in metadata), metadata
-
-
-def test_nothing_is_left_of_finished_runs(head, unbroken):
+def test_nothing_is_left_of_finished_runs(head, unbroken, broken):
     env, dashboard, _ = head
     until(lambda: not [a for a in listed("actors", env, dashboard) if a["state"] == "ALIVE"], 60, "the end of all actors")
     pids = summary(unbroken)["actors"]["rollout-0"]["pids"]
@@ -131,12 +165,14 @@ def test_nothing_is_left_of_finished_runs(head, unbroken):
 def test_two_workers_and_two_ranks_on_four_nodes_share_the_work(tmp_path):
     """Each actor has a raylet of its own, so every bucket of weights crosses from node to node."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    wide = ["rollout.workers=2", "learner.ranks=2", "stages.grpo.steps=3", "stages.grpo.optimizer.learning_rate=0"]
+    size = "steps: 3, questions_per_step: 8, samples_per_question: 8"
+    grpo = f"{{algorithm: grpo, reward: rule, {size}, optimizer: {{learning_rate: 0}}}}"
+    wide = ["rollout.workers=2", "learner.ranks=2", "reward.workers=1", "data.demonstrations=null", f"stages=[{grpo}]"]
     with raylets(tmp_path, nodes=5, cpus=1) as (env, _, _):
         cohort(env, "train", tmp_path / "recipe.yaml", f"output={tmp_path / 'run'}", *wide)
     facts = summary(tmp_path / "run")
     assert len({info["node_id"] for info in facts["actors"].values()}) == 5
     assert all("Shard" in p for p in facts["actors"]["learner-1"]["placements"].values())
     # At learning rate 0 the published bytes are the same, whatever way they went.
-    assert len(facts["versions"]) == 4 and len(set(facts["versions"].values())) == 1
-    assert all(row["canary_mean"] < 1e-4 for row in steps(tmp_path / "run") if row["stage"] == "grpo")
+    assert len(facts["versions"]) == 3 and len(set(facts["versions"].values())) == 1
+    assert len(found := steps(tmp_path / "run")) == 3 and all(row["canary_mean"] < 1e-4 for row in found)
