@@ -13,7 +13,7 @@ from pathlib import Path
 NEXT = {"leased": {"leased", "generated", "dropped"}, "generated": {"scored", "dropped"}, "scored": {"trained", "dropped"}}
 """What may follow what. A second lease is a re-issue under the next attempt; `trained` and `dropped` are final."""
 
-Groups = Mapping[str, Sequence[int]]
+Members = Mapping[str, Sequence[int]]
 """group id -> indices of its members."""
 
 
@@ -42,7 +42,7 @@ class Ledger:
             self._file.write(b"\n" * cut_off)
             self._write({"event": "abandoned", "from": offset, "to": end + cut_off})
 
-    def record(self, event: str, groups: Groups, *, attempt: int = 0, **fields) -> None:
+    def record(self, event: str, groups: Members, *, attempt: int = 0, **fields) -> None:
         """Move members of groups. Raises LedgerError (and writes nothing) when a move is not legal."""
         self._apply(event, groups, attempt)
         self._write({"event": event, "groups": {g: list(i) for g, i in groups.items()}, "attempt": attempt, **fields})
@@ -55,7 +55,7 @@ class Ledger:
     def close(self) -> None:
         self._file.close()
 
-    def _apply(self, event: str, groups: Groups, attempt: int) -> None:
+    def _apply(self, event: str, groups: Members, attempt: int) -> None:
         members = [(group, index) for group, indices in groups.items() for index in indices]
         for key in members:
             state, held = self._state.get(key, (None, -1))

@@ -13,8 +13,8 @@ from cluster.fleet.sampler import Bound, Sampler, leases
 from cluster.records.metrics import Sinks, read_jsonl
 from cluster.records.samples import write_rows, write_text
 from cluster.run import inputs
+from cluster.run.directory import RunDirectory
 from cluster.run.launch import named, started
-from cluster.run.resume import RunDirectory
 from cluster.stopping import Stop
 from reward.judging.judges import gold_check
 from reward.judging.stored import Judged, StoredRow, accuracy, measures

@@ -22,8 +22,8 @@ from cluster.records.report import plot
 from cluster.records.samples import evaluation_rows, write_rows, write_text
 from cluster.run import inputs
 from cluster.run.checkpoints import FULL, CheckpointFailed, disk_full
+from cluster.run.directory import RunDirectory, stage_facts
 from cluster.run.loop import Loop
-from cluster.run.resume import RunDirectory, stage_facts
 from cluster.stopping import RunFailed, Stop, Stopped, grace_s
 from rollout.leftovers import sweep
 

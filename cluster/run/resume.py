@@ -1,59 +1,17 @@
-"""A run's directory: held by one driver at a time, taken up again, exported from."""
+"""A run taken up again, or exported from."""
 
-import fcntl
-import json
 import logging
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
-from cluster.config.run_config import ConfigError, RunConfig, diff, load, refusals, resolved_yaml
+from cluster.config.run_config import ConfigError, RunConfig, diff, refusals, resolved_yaml
 from cluster.records.ledger import history
 from cluster.records.samples import write_text
 from cluster.run import inputs
 from cluster.run.checkpoints import Checkpoints
+from cluster.run.directory import RunDirectory, finished, run_config
 from cluster.stopping import Stop
-from rollout.config import absolute
 
 log = logging.getLogger("cohort")
-
-
-class RunDirectory:
-    """A run's directory, held while the process lives and freed by the system however it ends.
-
-    A directory that is new is removed again unless the run began: one that did not leaves nothing.
-    """
-
-    def __init__(self, path: Path):
-        self.path = absolute(path)
-        self.stays = self.path.is_dir() and any(self.path.iterdir())
-        """Whether the run has begun."""
-        self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
-
-    def begun(self) -> None:
-        """From here on the directory stays."""
-        self.stays = True
-
-    def __enter__(self) -> Self:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._file = (self.path / "lock").open("w")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise ConfigError([f"{self.path} is in use by another cohort process"]) from None
-        return self
-
-    def __exit__(self, *_) -> None:
-        if not self.stays:
-            for inside in self.path.iterdir():
-                shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
-            for place in self._made:
-                if any(place.iterdir()):
-                    break
-                place.rmdir()
-        self._file.close()
 
 
 def resume(run_dir: Path, overrides: list[str], stop: Stop) -> dict:
@@ -69,7 +27,7 @@ def resume(run_dir: Path, overrides: list[str], stop: Stop) -> dict:
         config, changed = run_config(run_dir), run_config(run_dir, overrides)
         if refused := refusals(config, changed):
             raise ConfigError(refused)
-        if (summary := _finished(run_dir, changed)) is not None:
+        if (summary := finished(run_dir, changed)) is not None:
             log.info("%s is finished; to train on, add a stage at the end of its config.yaml", run_dir)
             return summary
         if edited := inputs.changed(config):
@@ -83,19 +41,6 @@ def resume(run_dir: Path, overrides: list[str], stop: Stop) -> dict:
             log.warning("changed on resume: %s", line)
         write_text(run_dir / "config.yaml", resolved_yaml(changed))
         return run(changed, held, stop, found)
-
-
-def stage_facts(config: RunConfig) -> list[dict]:
-    """What summary.json says of the stages that it sums up."""
-    return [stage.model_dump(include={"name", "algorithm", "steps", "questions_per_step"}) for stage in config.stages]
-
-
-def _finished(run_dir: Path, config: RunConfig) -> dict | None:
-    """The summary of a run that has done all stages of its configuration."""
-    if not (run_dir / "summary.json").exists():
-        return None
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    return summary if summary["stages"] == stage_facts(config) else None
 
 
 def _check_beginning(run_dir: Path, config: RunConfig) -> None:
@@ -142,15 +87,3 @@ def export(run_dir: Path, out: Path, step: int | None = None, dtype: str = "floa
         worker.close()
         (run_dir / ".export").unlink(missing_ok=True)
     return out
-
-
-def run_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a run; its `output` is this directory, wherever the run was begun, unless an override names another.
-
-    Raises ConfigError when the directory is no run.
-    """
-    path = run_dir / "config.yaml"
-    if not path.exists():
-        raise ConfigError([f"{run_dir} is not a run directory: config.yaml is missing"])
-    begun, config = load(path), load(path, overrides)
-    return config if config.output != begun.output else config.model_copy(update={"output": absolute(run_dir)})

@@ -42,7 +42,7 @@ def test_help_imports_nothing_but_what_the_command_line_needs(command):
     """Measured by what is imported: the time for it is the machine's."""
     code = (
         "import sys, typer._adapters, typer.rich_utils; before = {name.split('.')[0] for name in sys.modules}\n"
-        "from cluster.cli import main; sys.argv = ['cohort', *sys.argv[1:], '--help']\n"
+        "from cluster.cli.main import main; sys.argv = ['cohort', *sys.argv[1:], '--help']\n"
         "try: main()\nexcept SystemExit: print(*{name.split('.')[0] for name in sys.modules} - before, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True, timeout=120)

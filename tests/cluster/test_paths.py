@@ -8,7 +8,8 @@ import pytest
 from cluster.config.explain import _sections
 from cluster.config.recipe import ConfigError
 from cluster.config.run_config import RunConfig, load, resolved_yaml
-from cluster.run.resume import resume, run_config
+from cluster.run.directory import run_config
+from cluster.run.resume import resume
 from cluster.stopping import Stop
 from rollout.config import AbsolutePath, absolute
 from tests.cluster.test_config import SMALL, problems

@@ -11,7 +11,8 @@ from cluster.config.recipe import ConfigError
 from cluster.config.run_config import load, resolved_yaml
 from cluster.records.ledger import Ledger
 from cluster.run.checkpoints import Checkpoints
-from cluster.run.resume import RunDirectory, resume, stage_facts
+from cluster.run.directory import RunDirectory, stage_facts
+from cluster.run.resume import resume
 from cluster.stopping import Stop
 from tests.cluster.test_checkpoints import break_file, learner
 from tests.cluster.test_config import SMALL
