@@ -17,7 +17,7 @@ from learner.algorithms.table import TABLE
 from learner.training.reward_model_stage import bootstrap, outputs, pairs
 from learner.worker import LearnerWorker
 from reward.models import scalar_model as scalar_models
-from tests.learner.builders import adamw, grpo, new_worker, plain_logprobs, random_batch, write_model
+from tests.learner.builders import adamw, groups, grpo, new_worker, plain_logprobs, random_batch, write_model
 from tests.learner.ranks import MEMBERS, OPTIMIZER, REWARD_MODEL_BATCHES, all_gradients
 from tests.learner.slow import HEAD_SEED, batch_of, label_gradients, policy_gradients, ranking_gradients
 from tests.learner.stages import gradients, stage, weights
@@ -90,7 +90,7 @@ def _sft_errors(worker: LearnerWorker, places: Sequence[Path]) -> dict[str, floa
     """The row without a clipped ratio: at the edge of a clip, rounding decides whether a token counts."""
     worker.begin_stage(stage(TABLE["sft"], adamw(**OPTIMIZER), 1))
     batch = batch_of(TABLE["sft"].weighting.unit)
-    worker.step(batch, updates=1, temperature=1.0)
+    worker.step(groups(batch), updates=1, temperature=1.0)
     return {"sft policy": relative(gradients(worker), policy_gradients("sft", *places, batch)[0])}
 
 
@@ -107,14 +107,14 @@ def _continued(place: Path, folder: Path) -> Line:
     plan = stage(grpo(), adamw(learning_rate=1e-3), 4)
     first = new_worker(place)
     first.begin_stage(plan)
-    first.step(random_batch(0), updates=1, temperature=1.0)
+    first.step(groups(random_batch(0)), updates=1, temperature=1.0)
     first.save(folder)
-    saved, report = weights(first), first.step(random_batch(1), updates=1, temperature=1.0)
+    saved, report = weights(first), first.step(groups(random_batch(1)), updates=1, temperature=1.0)
     first.close()
     second = new_worker(place)
     second.load(folder, plan)
     same = all(torch.equal(saved[name], x) for name, x in weights(second).items())
-    again = second.step(random_batch(1), updates=1, temperature=1.0)
+    again = second.step(groups(random_batch(1)), updates=1, temperature=1.0)
     second.close()
     apart = abs(again.metrics["grad_norm"] - report.metrics["grad_norm"]) / report.metrics["grad_norm"]
     text = f"loaded weights are {'the same bits' if same else 'others'}; the next gradient's norm differs by {apart:.1g} of it"

@@ -6,6 +6,7 @@ weight of the output head and a trained token, 12 x layers x width of the querie
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -13,16 +14,14 @@ from gpu import Line
 from gpu_shapes import build, config_of
 from torch.distributed.device_mesh import DeviceMesh
 
-from learner.algorithms.credit import Ones
 from learner.algorithms.table import TABLE
-from learner.batch.packing import pack
+from learner.batch.packing import columns, pack, plain_output
 from learner.config import LearnerConfig, OptimizerConfig
 from learner.models.policy import PolicyModel, visible
 from learner.models.sharding import decoder_layers, init_distributed, shard
-from learner.models.supported import sequence
 from learner.training.objectives import PolicyObjective
 from learner.training.trainer import Trainer
-from learner.types import PackedBatch
+from learner.types import PackedBatch, PolicyBatch
 from tests.learner.builders import free_address
 
 NOMINAL = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
@@ -87,13 +86,15 @@ def measured(shape: str, trainer: Trainer, length: int, peak: float, device: tor
     return Line(name=name, passed=passed, text=text, figures=figures)
 
 
-def batch_of(vocabulary: int, length: int, device: torch.device) -> PackedBatch:
-    """Random sequences, one a micro-batch."""
+def batch_of(vocabulary: int, length: int, device: torch.device) -> PackedBatch[PolicyBatch]:
+    """Random sequences as demonstrations, one a micro-batch."""
     ids = torch.randint(3, vocabulary, (MICRO_BATCHES, length), generator=torch.Generator().manual_seed(0)).tolist()
-    batch = [sequence(tuple(x[: length // 8]), tuple(x[length // 8 :]), group=str(i), index=0) for i, x in enumerate(ids)]
-    packed = pack(batch, Ones()(batch), max_tokens=length)
-    micros = tuple(micro.to(device) for micro in packed.micro_batches)
-    return PackedBatch(micro_batches=micros, trained_tokens=packed.trained_tokens, padding_share=packed.padding_share)
+    outputs = [plain_output(i, tuple(x[: length // 8]), tuple(x[length // 8 :])) for i, x in enumerate(ids)]
+    packed = pack(outputs, max_tokens=length)
+    ones, unknown = (columns(packed, outputs, [(x,) * len(o.output_ids) for o in outputs]) for x in (1.0, float("nan")))
+    logprobs = dict.fromkeys(("behaviour_logprob_N", "old_logprob_N", "reference_logprob_N"), unknown)
+    packed = packed.to_train(PolicyBatch, advantage_N=ones, **logprobs)
+    return replace(packed, micro_batches=tuple(micro.to(device) for micro in packed.micro_batches))
 
 
 def operations(policy: PolicyModel, packed: PackedBatch) -> float:

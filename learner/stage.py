@@ -29,6 +29,12 @@ class StageSpec(Strict):
     seed: int = 0
     """Of the reward model's new heads and its bootstrap samples."""
 
+    @property
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """Of the models that a stage of a policy trains, by name."""
+        found = {"policy": self.optimizer, "critic": self.critic_optimizer}
+        return {name: optimizer for name, optimizer in found.items() if optimizer is not None}
+
     @model_validator(mode="after")
     def _critic_has_an_optimizer(self):
         needed = isinstance(self.row, Algorithm) and Need.CRITIC in self.row.needs

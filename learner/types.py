@@ -7,7 +7,9 @@ Several outputs of a group share a row with their prompt, [prompt | o_1 | o_2 ..
 list of N rather than a rectangle.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """What one forward and backward pass works on.
+    """The tokens that one forward pass works on. Its subclasses add, per trained token, what a kind of model learns from.
 
     Example: prompt (7, 8) with outputs (5, 2) and (6,), all sampled, is one row of 5 positions: input_ids_BT = [[7, 8, 5, 2,
     6]], position_ids_BT = [[0, 1, 2, 3, 2]], segment_BT = [[0, 0, 1, 1, 2]], source_N = [1, 2, 1], place_N = [2, 3, 4],
@@ -34,19 +36,8 @@ class MicroBatch:
     """int64: b * T + t of the token itself, where a reward model scores what ends with it."""
     target_N: Tensor
     """int64: the token ids."""
-    advantage_N: Tensor
     token_weight_N: Tensor
     """Normalised over the whole batch, 1 / (groups * G * |o|) in the paper: losses of micro-batches and ranks are summed."""
-    behaviour_logprob_N: Tensor
-    """As recorded while sampling; NaN for demonstrations, which were not sampled."""
-    old_logprob_N: Tensor
-    """The denominator of the ratio: the behaviour's, unless the weighting has the learner recompute it."""
-    reference_logprob_N: Tensor | None
-    """Under the frozen reference; None unless the weighting needs it."""
-    value_target_N: Tensor | None
-    """A critic's return, or a reward model's label where one stands and NaN elsewhere; None for a policy."""
-    old_value_N: Tensor | None
-    """The critic's value when the batch was sampled; None unless a critic trains."""
     sample_N: Tensor
     """int64: index of the token's sample in the batch."""
     group_N: Tensor
@@ -58,21 +49,62 @@ class MicroBatch:
     def device(self) -> torch.device:
         return self.input_ids_BT.device
 
-    def to(self, device: torch.device) -> "MicroBatch":
+    def to(self, device: torch.device) -> Self:
         """The same micro-batch with every tensor on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in moved.items() if x is not None})
+        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackedBatch:
+class PolicyBatch(MicroBatch):
+    """What a policy is trained on."""
+
+    advantage_N: Tensor
+    behaviour_logprob_N: Tensor
+    """As recorded while sampling; NaN for demonstrations, which were not sampled."""
+    old_logprob_N: Tensor
+    """log pi_old, the denominator of the ratio: as recorded, or recomputed by the learner before the first update."""
+    reference_logprob_N: Tensor
+    """Under the frozen reference; NaN where the row needs none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueBatch(MicroBatch):
+    """What a critic is trained on."""
+
+    old_value_N: Tensor
+    """What it said before the first update."""
+    return_N: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelBatch(MicroBatch):
+    """What a reward model is trained on; the trained tokens are the labelled ones."""
+
+    label_N: Tensor
+
+
+Micro = TypeVar("Micro", bound=MicroBatch, covariant=True)
+Kind = TypeVar("Kind", bound=MicroBatch)
+Columns = Sequence[Tensor]
+"""Of every micro-batch, (N,) or (K, N) numbers of its trained tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch(Generic[Micro]):
     """One rank's share of a batch. Every rank has the same number of micro-batches, since their collectives must match."""
 
-    micro_batches: tuple[MicroBatch, ...]
+    micro_batches: tuple[Micro, ...]
     trained_tokens: int
     """Of the whole batch, all ranks."""
     padding_share: float
     """Share of padding among the positions of all ranks' micro-batches."""
+
+    def to_train(self, kind: type[Kind], **columns: Columns) -> "PackedBatch[Kind]":
+        """The same tokens as micro-batches of `kind`, with the fields that it adds."""
+        shared = [{f.name: getattr(micro, f.name) for f in fields(MicroBatch)} for micro in self.micro_batches]
+        added = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        micros = tuple(kind(**a, **b) for a, b in zip(shared, added, strict=True))
+        return PackedBatch(micro_batches=micros, trained_tokens=self.trained_tokens, padding_share=self.padding_share)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,31 +1,47 @@
 """LearnerWorker: one rank of the learner group. It knows nothing of Ray. Every rank makes the same calls in the same order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from learner.algorithms.credit import Advantages, Ones
-from learner.algorithms.table import Algorithm, Need, RewardModelRow
-from learner.batch.packing import pack
+from learner.algorithms.cells import Need
+from learner.algorithms.table import Algorithm, RewardModelRow
+from learner.batch.packing import Output, pack, plain_output
 from learner.config import LearnerConfig
 from learner.models.policy import DTYPES, PolicyModel, load_policy
 from learner.models.scalars import load_given, take_backbone, zero_heads
 from learner.models.sharding import gather_by_slot, init_distributed, score, shard
-from learner.models.supported import check_packing, sequence
+from learner.models.supported import check_packing
 from learner.models.weights import ModelWeights
 from learner.stage import StageSpec
 from learner.training import checkpoint
 from learner.training import reward_model_stage as reward_stage
 from learner.training.policy_stage import PolicyStage
 from learner.training.reward_model_stage import RewardModelStage
-from learner.types import PackedBatch, StepReport
+from learner.training.trainer import Trainer
+from learner.types import MicroBatch, PackedBatch, StepReport
 from reward.models import scalar_model as scalar_models
 from reward.models.scalar_model import ScalarModel
-from reward.types import ScoredSample
+from reward.types import LabelledGroup, ScoredGroup
+
+
+class Stage(Protocol):
+    """What a stage of either kind is."""
+
+    @property
+    def models(self) -> Mapping[str, nn.Module]:
+        """Besides those that outlast it."""
+
+    @property
+    def trainers(self) -> Mapping[str, Trainer]: ...
+
+    def step(self, batch: Any, updates: int, temperature: float) -> StepReport:
+        """`updates` steps of every trainer on a batch of the kind that the stage trains on. A collective."""
 
 
 class LearnerWorker:
@@ -59,7 +75,7 @@ class LearnerWorker:
         self._compute_dtype = DTYPES[config.compute_dtype]
         self._policy = shard(model, self._mesh, self._compute_dtype)
         self._reward_model: ScalarModel | None = None
-        self._stage: PolicyStage | RewardModelStage | None = None
+        self._stage: Stage | None = None
 
     def begin_stage(self, spec: StageSpec) -> None:
         """Fresh optimizers and schedules. A collective.
@@ -69,27 +85,26 @@ class LearnerWorker:
         Raises ValueError for a reward model of another kind or number of members than the stage trains.
         """
         self._stage = None
-        begin = {Algorithm: self._policy_stage, RewardModelRow: self._reward_model_stage}
-        self._stage = begin[type(spec.row)](spec)
+        row = spec.row
+        self._stage = self._policy_stage(spec, row) if isinstance(row, Algorithm) else self._reward_model_stage(spec, row)
 
-    def step(self, batch: Sequence[ScoredSample], *, updates: int, temperature: float) -> StepReport:
+    def step(self, batch: Sequence[ScoredGroup] | Sequence[LabelledGroup], *, updates: int, temperature: float) -> StepReport:
         """`updates` optimizer steps over the whole batch, which is the same on every rank; so is the report.
 
         Rates and norms are means over the updates, `skipped` and `no_signal` counts; the mismatch with the engine is that of
-        the first update. In a stage of a reward model the events of the batch are its labels.
+        the first update. A stage of a policy takes scored groups, one of a reward model labelled ones.
         """
         return self._begun().step(batch, updates, temperature)
 
     def logprobs(self, sequences: Sequence[Sequence[int]], temperature: float = 1.0) -> list[list[float]]:
         """Per sequence: the log-probability of every token after the first, given those before it. A collective."""
-        batch = [sequence(tuple(ids[:1]), tuple(ids[1:]), group=str(i), index=0) for i, ids in enumerate(sequences)]
-        packed = self._pack(batch, Ones()(batch))
+        packed = self._pack([plain_output(i, tuple(ids[:1]), tuple(ids[1:])) for i, ids in enumerate(sequences)])
         values = score(self._policy, packed, lambda model, micro: model(micro, temperature)[0])
         flat = iter(gather_by_slot(values, packed).tolist())
         return [[next(flat) for _ in ids[1:]] for ids in sequences]
 
-    def scores(self, batch: Sequence[ScoredSample]) -> list[tuple[tuple[float, ...], ...]]:
-        """Per labelled example, per event, the scores of the reward model's members at its token. A collective."""
+    def scores(self, batch: Sequence[LabelledGroup]) -> list[tuple[tuple[float, ...], ...]]:
+        """Per labelled output, per target, the scores of the reward model's members at its token. A collective."""
         return reward_stage.scores(self._held_reward_model(), self._pack, batch)
 
     def source(self, dtype: str, model: Literal["policy", "reward_model"] = "policy") -> ModelWeights:
@@ -144,23 +159,25 @@ class LearnerWorker:
         """Leave the group."""
         dist.destroy_process_group()
 
-    def _policy_stage(self, spec: StageSpec) -> PolicyStage:
-        reference = self._frozen_copy() if Need.REFERENCE in spec.row.needs else None
-        critic = None
-        if Need.CRITIC in spec.row.needs:
-            critic = self._grown("process", members=1, seed=spec.seed)
-            zero_heads(critic)
-        return PolicyStage(spec, self._pack, self._policy, reference, critic)
+    def _policy_stage(self, spec: StageSpec, row: Algorithm) -> PolicyStage:
+        make = {Need.REFERENCE: self._frozen_copy, Need.CRITIC: lambda: self._critic(spec.seed)}
+        needed = {str(need): make[need]() for need in make if need in row.needs}
+        return PolicyStage(spec, row, self._pack, {"policy": self._policy} | needed)
 
-    def _reward_model_stage(self, spec: StageSpec) -> RewardModelStage:
+    def _critic(self, seed: int) -> ScalarModel:
+        critic = self._grown("process", members=1, seed=seed)
+        zero_heads(critic)
+        return critic
+
+    def _reward_model_stage(self, spec: StageSpec, row: RewardModelRow) -> RewardModelStage:
         if self._reward_model is None and spec.reward_model:
             given = load_given(spec.reward_model, self._model_dir)
-            _check(given, spec)
+            _check(given, row.supervision, spec.members)
             self._reward_model = shard(given, self._mesh, self._compute_dtype)
         elif self._reward_model is None:
-            self._reward_model = self._grown(spec.row.supervision, members=spec.members, seed=spec.seed)
-        _check(self._reward_model, spec)
-        return RewardModelStage(spec, self._pack, self._reward_model)
+            self._reward_model = self._grown(row.supervision, members=spec.members, seed=spec.seed)
+        _check(self._reward_model, row.supervision, spec.members)
+        return RewardModelStage(spec, row, self._pack, self._reward_model)
 
     def _grown(self, kind: Literal["outcome", "process"], *, members: int, seed: int) -> ScalarModel:
         """A sharded scalar model on the current policy's backbone, with new heads."""
@@ -177,12 +194,12 @@ class LearnerWorker:
             mine.to_local().copy_(theirs.detach().to_local())
         return copy
 
-    def _pack(self, batch: Sequence[ScoredSample], advantages: Advantages, **how) -> PackedBatch:
+    def _pack(self, outputs: Sequence[Output], **how) -> PackedBatch[MicroBatch]:
         budget = self._config.max_tokens_per_microbatch
-        packed = pack(batch, advantages, max_tokens=budget, of_rank=(self._rank, self._world_size), **how)
+        packed = pack(outputs, max_tokens=budget, of_rank=(self._rank, self._world_size), **how)
         return replace(packed, micro_batches=tuple(micro.to(self._device) for micro in packed.micro_batches))
 
-    def _begun(self) -> PolicyStage | RewardModelStage:
+    def _begun(self) -> Stage:
         if self._stage is None:
             raise RuntimeError("no stage: call begin_stage or load first")
         return self._stage
@@ -192,15 +209,13 @@ class LearnerWorker:
             raise RuntimeError("no reward model: none has been trained or loaded")
         return self._reward_model
 
-    def _models(self, stage: PolicyStage | RewardModelStage) -> dict[str, torch.nn.Module]:
-        held = {"policy": self._policy} | stage.models
+    def _models(self, stage: Stage) -> dict[str, nn.Module]:
+        held = {"policy": self._policy, **stage.models}
         return held if self._reward_model is None else held | {"reward_model": self._reward_model}
 
 
-def _check(model: ScalarModel, spec: StageSpec) -> None:
+def _check(model: ScalarModel, kind: str, members: int) -> None:
     """Raises ValueError unless the stage trains such a reward model."""
-    found, expected = (model.kind, len(model.members)), (spec.row.supervision, spec.members)
-    if found != expected:
-        raise ValueError(
-            f"reward model: found one for {found[0]} of {found[1]} members, expected one for {expected[0]} of {expected[1]}"
-        )
+    if (model.kind, len(model.members)) != (kind, members):
+        found = f"found one for {model.kind} of {len(model.members)} members"
+        raise ValueError(f"reward model: {found}, expected one for {kind} of {members}")

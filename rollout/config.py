@@ -1,6 +1,8 @@
 """Configuration of the rollout stage: the model, the data, the engine. Pydantic only: parsing imports no torch, ray or vllm."""
 
+import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +20,13 @@ def refusal(problems: list[tuple[tuple[str | int, ...], str]]) -> PydanticCustom
     """A validation error of several problems, each at a place of its own below the model that raises it."""
     text = "; ".join(f"{'.'.join(map(str, loc))}: {why}" for loc, why in problems)
     return PydanticCustomError("several", "{text}", {"text": text, "problems": problems})
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the choice that looks most like the name, or nothing."""
+    plain = {choice.lower().replace("-", "_"): choice for choice in choices}
+    match = difflib.get_close_matches(name.lower().replace("-", "_"), plain, n=1, cutoff=0.6)
+    return f"; did you mean '{plain[match[0]]}'?" if match else ""
 
 
 def absolute(path: Path) -> Path:

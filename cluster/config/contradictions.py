@@ -1,22 +1,16 @@
 """The rules that hold between the settings of a run: what excludes each other, and what nothing would read."""
 
-from typing import TYPE_CHECKING
-
 from pydantic import BaseModel
 
 from cluster.config import stages
-from cluster.config.explain import Loc, nearest
+from cluster.config.explain import Loc
+from cluster.config.settings import RunSettings
 from cluster.config.stages import StageConfig
-from learner.algorithms.decoupled import DecoupledGroupRelative
-from learner.algorithms.denoised import DenoisedGroupRelative
 from learner.config import LearnerConfig
 from reward.config import RewardModelConfig
 
-if TYPE_CHECKING:
-    from cluster.config.run_config import RunConfig
 
-
-def contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
+def contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
     """Pairs of settings that exclude each other, each with the reason."""
     data, names = config.data, [stage.name for stage in config.stages]
     out: list[tuple[Loc, str]] = []
@@ -24,8 +18,7 @@ def contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
         found = f"found {len(config.stages)} stages and {config.learner.ranks} learner.ranks"
         out.append((("stages",), f"{found}; expected at least one of each (an evaluation has neither)"))
     for i, stage in enumerate(config.stages):
-        for key, why in stages.contradictions(stage, data):
-            out.append((("stages", i, key), why))
+        out += [(("stages", i, *key), why) for key, why in stages.contradictions(stage, data, config.reward)]
         if stage.name in names[:i]:
             out.append(
                 (("stages", i, "name"), f"'{stage.name}' is stage {names.index(stage.name)} too; expected different names")
@@ -34,12 +27,6 @@ def contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
         if getattr(data, name) and all(stage.given != name for stage in config.stages):
             out.append((("data", name), "given, but no stage trains on them"))
     out += _reward_model_contradictions(config) + _unread_rewards(config) + _unread_without_training(config)
-    binary = config.reward.correct == 1 and config.reward.format == 0
-    for i, stage in enumerate(config.stages):
-        if stage.trains_policy and isinstance(stage.resolved().credit, DenoisedGroupRelative) and not binary:
-            why = "estimates flips of 0/1 rewards; expected reward.correct: 1 and reward.format: 0"
-            out.append((("stages", i, "credit"), why))
-        out += [(("stages", i, "credit", "weights"), why) for why in _unknown_components(stage, config)]
     sharing, engines = config.rollout, config.rollout.workers * config.rollout.tensor_parallel_size
     if (sharing.sleep or sharing.transport == "ipc") and config.learner.ranks not in (0, engines):
         found = f"{config.learner.ranks}, and the engines that share GPUs with the ranks have {engines}"
@@ -55,7 +42,7 @@ def contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
     return out
 
 
-def unread_here(config: "RunConfig", *, gpus: bool | None = None, address: str | None = None) -> list[str]:
+def unread_here(config: RunSettings, *, gpus: bool | None = None, address: str | None = None) -> list[str]:
     """Settings that a machine or cluster would not read: `gpus` says whether it has any (None: not known), `address` is that
     of a cluster which runs already."""
     rollout, local = config.rollout, {"metrics_port": config.cluster.metrics_port, "dashboard": config.cluster.dashboard}
@@ -76,7 +63,7 @@ def unread_here(config: "RunConfig", *, gpus: bool | None = None, address: str |
     return out
 
 
-def _reward_model_contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
+def _reward_model_contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
     """A reward model must be there before it judges, and a run has one kind of it."""
     out: list[tuple[Loc, str]] = []
     there, kind = config.reward.model is not None and bool(config.reward.model.path), supervision(config)
@@ -108,7 +95,7 @@ def _reward_model_contradictions(config: "RunConfig") -> list[tuple[Loc, str]]:
     return out
 
 
-def _unread_rewards(config: "RunConfig") -> list[tuple[Loc, str]]:
+def _unread_rewards(config: RunSettings) -> list[tuple[Loc, str]]:
     """Settings of the reward that no stage reads."""
     reward, model = config.reward, config.reward.model or RewardModelConfig()
     by_rule = [s for s in config.stages if not s.given and s.reward_source == "rule"]
@@ -135,17 +122,7 @@ def _unread_rewards(config: "RunConfig") -> list[tuple[Loc, str]]:
     return out
 
 
-def _unknown_components(stage: StageConfig, config: "RunConfig") -> list[str]:
-    """Components that a credit would look for in vain among the rule's; those of a user's function are not known."""
-    credit = stage.resolved().credit if stage.trains_policy else None
-    if not isinstance(credit, DecoupledGroupRelative) or config.reward.function is not None:
-        return []
-    known = ("correct", "format", *(("observed",) if config.reward.flip_share else ()))
-    unknown = [name for name in credit.weights if name not in known]
-    return [f"found '{name}'; expected components of the rule: {', '.join(known)}{nearest(name, known)}" for name in unknown]
-
-
-def _unread_without_training(config: "RunConfig") -> list[tuple[Loc, str]]:
+def _unread_without_training(config: RunSettings) -> list[tuple[Loc, str]]:
     """Settings that runs do not read which sample no outputs to train on, or which train nothing."""
     out: list[tuple[Loc, str]] = []
     if all(stage.given for stage in config.stages) and _given(config.rollout, "temperature"):
@@ -174,6 +151,6 @@ def _supervision(stage: StageConfig) -> str | None:
     return SUPERVISION.get(row.reward) if stage.trains_policy else row.supervision
 
 
-def supervision(config: "RunConfig") -> str | None:
+def supervision(config: RunSettings) -> str | None:
     """What the run's reward model judges, outcome or process; None for a run without one."""
     return next((kind for stage in config.stages if (kind := _supervision(stage))), None)

@@ -1,6 +1,5 @@
 """Validation errors in words: what was found, what was expected, and the nearest valid name."""
 
-import difflib
 import json
 import re
 import types
@@ -8,6 +7,8 @@ import typing
 from collections.abc import Sequence
 
 from pydantic import BaseModel
+
+from rollout.config import nearest
 
 Loc = tuple[str | int, ...]
 """Where a value stands: ("stages", 0, "steps")."""
@@ -142,13 +143,6 @@ def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
         inner = [path for section in _sections(field.annotation) for path in _paths(section, f"{prefix}{name}.{many}")]
         out += inner or [prefix + name]
     return out
-
-
-def nearest(name: str, choices: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the choice that looks most like the name, or nothing."""
-    plain = {choice.lower().replace("-", "_"): choice for choice in choices}
-    match = difflib.get_close_matches(name.lower().replace("-", "_"), plain, n=1, cutoff=0.6)
-    return f"; did you mean '{plain[match[0]]}'?" if match else ""
 
 
 def show(value: object) -> str:

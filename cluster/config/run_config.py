@@ -1,4 +1,4 @@
-"""The configuration of a run: the leaves of the three stages composed, and the rules that hold between them.
+"""The configuration of a run: its settings, and the rules that hold between them.
 
 Imports pydantic and yaml only, so that `cohort --help` and `cohort check` start at once. Relative paths in a recipe
 resolve against the current directory, not against the recipe's.
@@ -8,14 +8,13 @@ import hashlib
 import json
 from pathlib import Path
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from cluster.config.contradictions import contradictions
 from cluster.config.recipe import ConfigError, Recipe, dump, item_names
-from cluster.config.stages import Name, StageConfig
-from learner.config import LearnerConfig
-from reward.config import RewardConfig
-from rollout.config import AbsolutePath, DataConfig, ModelConfig, RolloutConfig, Strict, absolute, refusal
+from cluster.config.settings import RunSettings
+from cluster.config.stages import StageConfig
+from rollout.config import absolute, refusal
 
 IMMUTABLE = (
     *("name", "output", "seed", "model", "data"),
@@ -28,55 +27,8 @@ IMMUTABLE = (
 """Keys that a resumed run may not change: with another value the trained history would no longer be this run's."""
 
 
-class EvaluationConfig(Strict):
-    """Held-out accuracy, measured before the first and after the last step, and in between."""
-
-    every: int = Field(0, ge=0)
-    """Steps between evaluations; 0 is only before and after."""
-    samples_per_question: int = Field(8, gt=0)
-    """Sampled outputs per held-out question, besides the greedy one."""
-    temperature: float = Field(1.0, ge=0.0)
-    questions: int | None = Field(None, gt=0)
-    """Use only the first of the held-out questions."""
-
-
-class ClusterConfig(Strict):
-    """Deadlines, restarts and observability."""
-
-    generate_deadline_s: float = Field(600, gt=0)
-    train_deadline_s: float = Field(600, gt=0)
-    sync_deadline_s: float = Field(120, gt=0)
-    start_deadline_s: float = Field(300, gt=0)
-    """For an actor to be ready, its model loaded."""
-    stop_grace_s: float | None = Field(None, gt=0)
-    """Between SIGTERM and SIGKILL: the run ends in order before. By default 30; in a Ray job RAY_JOB_STOP_WAIT_TIME_S or 3."""
-    worker_restarts: int = Field(3, ge=0)
-    """How many replaced workers a run survives."""
-    metrics_port: int | None = Field(None, gt=0, lt=65536)
-    """Ray's Prometheus port, on loopback, when cohort starts the local cluster."""
-    dashboard: bool | None = None
-    """Start Ray's dashboard with the local cluster; by default yes."""
-
-
-class RunConfig(Strict):
+class RunConfig(RunSettings):
     """A run. `load` reads it from a recipe."""
-
-    name: Name
-    seed: int = Field(0, ge=0, lt=2**63)
-    output: AbsolutePath | None = Field(None, validate_default=True)
-    """The run directory; by default runs/<name>."""
-    model: ModelConfig
-    data: DataConfig
-    rollout: RolloutConfig = RolloutConfig()
-    reward: RewardConfig = RewardConfig()
-    learner: LearnerConfig = LearnerConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    checkpoint_every: int = Field(20, gt=0)
-    """Steps between checkpoints; the last step of a stage always makes one."""
-    keep_checkpoints: int = Field(2, ge=2)
-    """The newest ones to keep: at least two, so that a damaged one leaves another."""
-    stages: tuple[StageConfig, ...]
 
     @field_validator("output")
     @classmethod

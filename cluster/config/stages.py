@@ -5,22 +5,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cluster.config.explain import nearest, sentence
+from learner.algorithms.cells import Need, Objection, Plan
 from learner.algorithms.table import (
     REWARD_MODELS,
     TABLE,
     Algorithm,
     DataSource,
-    Need,
-    Ranking,
     RewardModelRow,
     RewardSource,
     resolve,
     resolve_reward_model,
 )
-from learner.algorithms.weighting import Ratio
 from learner.config import OptimizerConfig
 from learner.stage import StageSpec
-from reward.config import RewardModelConfig
+from reward.config import RewardConfig, RewardModelConfig
 from rollout.config import DataConfig, Strict, refusal
 from rollout.data.selection import Selection, Uniform
 
@@ -115,8 +113,7 @@ class StageConfig(Strict):
     @property
     def pairs(self) -> bool:
         """Whether it trains on pairs of a better and a worse output."""
-        row = self.resolved()
-        return row.data_source is DataSource.PAIRS or (not self.trains_policy and isinstance(row.objective, Ranking))
+        return self.resolved().paired
 
     @property
     def follows_policy(self) -> bool:
@@ -133,38 +130,39 @@ class StageConfig(Strict):
         )  # fmt: skip
 
 
-def contradictions(stage: StageConfig, data: DataConfig) -> list[tuple[str, str]]:
-    """(key, why) of what a stage asks for that it cannot have."""
+def contradictions(stage: StageConfig, data: DataConfig, reward: RewardConfig) -> list[Objection]:
+    """What a stage asks for that it cannot have."""
     row, out, group = stage.resolved(), [], stage.samples_per_question
-    if isinstance(row, Algorithm) and group < row.credit.smallest_group and not stage.pairs:
-        why = "found 1; expected 2 or more: credit relative to the group is 0 in a group of one, so nothing is learned"
-        out.append(("samples_per_question", why))
+    if isinstance(row, Algorithm):
+        plan = Plan(
+            group_size=2 if row.paired else group,
+            updates_per_batch=stage.updates_per_batch,
+            on_policy=stage.follows_policy,
+            reward=reward,
+        )
+        out += row.contradictions(plan)
     if stage.given and group > 1:
-        out.append(("samples_per_question", f"found {group}; expected 1: '{stage.algorithm}' trains on {stage.given}"))
+        why = f"found {group}; expected 1: '{stage.algorithm}' trains on {stage.given}"
+        out.append((("samples_per_question",), why))
     if not stage.given and stage.pairs and group == 1:
-        out.append(("samples_per_question", "found 1; expected 2 or more: a pair is two outputs of one question"))
+        out.append((("samples_per_question",), "found 1; expected 2 or more: a pair is two outputs of one question"))
     if stage.given and (name := stage.given) and data.model_dump()[name] is None:
         key = "from_file" if stage.from_file else "algorithm"
-        out.append((key, f"'{stage.algorithm}' trains on {name}; expected data.{name}, found none"))
+        out.append(((key,), f"'{stage.algorithm}' trains on {name}; expected data.{name}, found none"))
     if stage.max_refills and not isinstance(stage.selection, Uniform):
-        out.append(
-            ("max_refills", f"given with selection {stage.selection.cell}; expected uniform: refills ignore what it learns")
-        )
+        why = f"given with selection {stage.selection.cell}; expected uniform: refills ignore what it learns"
+        out.append((("max_refills",), why))
     if stage.max_refills and group == 1:
-        out.append(
-            ("max_refills", "given, but samples_per_question is 1: the reward of one output never differs from another's")
-        )
-    if stage.follows_policy and stage.updates_per_batch > 1 and not isinstance(row.weighting, Ratio):
-        why = f"found {stage.updates_per_batch}; expected 1, or a weighting with the ratio pi/pi_old such as {{cell: clipped}}:"
-        out.append(("updates_per_batch", f"{why} '{row.weighting.cell}' takes a second update as if its outputs were new"))
+        why = "given, but samples_per_question is 1: the reward of one output never differs from another's"
+        out.append((("max_refills",), why))
     needs_critic = isinstance(row, Algorithm) and Need.CRITIC in row.needs
     if needs_critic != (stage.critic_optimizer is not None):
         why = "missing; expected the critic's optimizer" if needs_critic else f"given, but '{stage.algorithm}' has no critic"
-        out.append(("critic_optimizer", why))
+        out.append((("critic_optimizer",), why))
     return out + _unread(stage)
 
 
-def _unread(stage: StageConfig) -> list[tuple[str, str]]:
+def _unread(stage: StageConfig) -> list[Objection]:
     """Keys that the stage would not read."""
     policy, samples_policy = stage.trains_policy, stage.resolved().data_source is DataSource.POLICY_SAMPLES
     read = {
@@ -180,5 +178,5 @@ def _unread(stage: StageConfig) -> list[tuple[str, str]]:
     # A resolved configuration that is read back gives every key.
     values = {key: value for key, value in stage if value != StageConfig.model_fields[key].default}
     return [
-        (key, f"given, but '{stage.algorithm}' does not read it") for key, used in read.items() if key in values and not used
+        ((key,), f"given, but '{stage.algorithm}' does not read it") for key, used in read.items() if key in values and not used
     ]

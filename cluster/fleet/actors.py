@@ -19,7 +19,7 @@ from cluster.fleet.weight_update import Moved
 from learner.config import LearnerConfig
 from learner.stage import StageSpec
 from reward.config import RewardModelConfig
-from reward.types import By, Labelled, ScoredGroup, ScoredSample
+from reward.types import By, LabelledGroup, ScoredGroup
 from rollout.config import RolloutConfig
 from rollout.types import Group, Lease, PolicyVersion, Sampling
 
@@ -158,7 +158,7 @@ class LearnerActor:
     def begin_stage(self, spec: StageSpec) -> None:
         self.worker.begin_stage(spec)
 
-    def step(self, batch: Sequence[ScoredSample], updates: int, temperature: float) -> "StepReport":
+    def step(self, batch: Sequence[ScoredGroup] | Sequence[LabelledGroup], updates: int, temperature: float) -> "StepReport":
         report = self.worker.step(batch, updates=updates, temperature=temperature)
         if self.rollout.sleep:
             self.worker.leave_gpu()  # the engines wake up on it
@@ -170,7 +170,7 @@ class LearnerActor:
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self.worker.logprobs(sequences)
 
-    def scores(self, examples: Sequence[Labelled]) -> list[tuple[tuple[float, ...], ...]]:
+    def scores(self, examples: Sequence[LabelledGroup]) -> list[tuple[tuple[float, ...], ...]]:
         return self.worker.scores(examples)
 
     def save(self, directory: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from cluster.config.contradictions import supervision
 from cluster.config.run_config import RunConfig
-from learner.algorithms.table import Need
+from learner.algorithms.cells import Need
 from reward.config import RewardModelConfig
 from rollout.config import KV_CACHE_GB
 

@@ -40,9 +40,10 @@ from cluster.run.labelling import Labeller, used
 from cluster.run.progress import Progress
 from cluster.run.sources import Source, source_of
 from cluster.stopping import RunFailed, Stopped
-from learner.algorithms.table import Need
+from learner.algorithms.cells import Need
+from learner.algorithms.credit import samples_of
 from learner.types import StepReport
-from reward.types import LabelledGroup, RewardEvent, ScoredGroup, ScoredSample, Verdict
+from reward.types import LabelledGroup, ScoredGroup
 from rollout.data.datasets import Data
 from rollout.types import Sampling
 
@@ -122,12 +123,12 @@ class Loop:
         groups = buffer.take()
         self.boundary.leave()
         if stage.trains_policy:
-            report = self._learn(stage, flat(groups))
+            report = self._learn(stage, groups)
             self.serving.trained()
             advantages = report.advantages
         else:
             examples = self.labeller.examples(stage, groups, self.progress.step)
-            report = self._learn(stage, flat_labels(examples))
+            report = self._learn(stage, examples)
             self.labeller.count(report.tokens)
             advantages = [0.0 if trained else None for trained in used(examples, report.advantages, groups)]
         self._settle(groups, advantages)
@@ -145,7 +146,7 @@ class Loop:
             metrics["tokens_per_second"] = tokens / took["generate"]
         self.records.sinks.write(step, metrics | {f"seconds_{phase}": s for phase, s in took.items()})
 
-    def _learn(self, stage: StageConfig, batch: Sequence[ScoredSample]) -> StepReport:
+    def _learn(self, stage: StageConfig, batch: Sequence[ScoredGroup] | Sequence[LabelledGroup]) -> StepReport:
         """A step of the learner."""
         with self.clock.timed("train"):
             self.roles.rest()
@@ -164,7 +165,7 @@ class Loop:
         self.serving.publish_reward_model()
         with self.clock.timed("evaluate"):
             examples = self.labeller.held_out(stage, self.held_out.sampled())
-            scores = self.roles.learner.scores(flat_labels(examples))
+            scores = self.roles.learner.scores(examples)
             self.held_out.assess(self.progress.step, stage, examples, scores)
         self.labeller.finish(stage)
         with self.clock.timed("other"), whole_directory(self.dir / "reward_model") as place:
@@ -193,7 +194,7 @@ class Loop:
 
     def _settle(self, groups: Sequence[ScoredGroup], advantages: Sequence[float | None]) -> None:
         """The end of every sample's life: trained, or dropped because it has no score or no credit."""
-        settled, step = list(zip(flat(groups), advantages, strict=True)), self.progress.step + 1
+        settled, step = list(zip(samples_of(groups), advantages, strict=True)), self.progress.step + 1
         self.collector.book("trained", (s.sample for s, a in settled if a is not None), step=step)
         for reason, samples in by_reason((s for s, a in settled if a is None), "no credit").items():
             self.collector.book("dropped", samples, step=step, reason=reason)
@@ -216,22 +217,3 @@ class Loop:
         # While a reward model is trained, nobody is judged by it.
         self.serving.restore(state["serving"], judged=stage.trains_policy)
         self.boundary.restored()
-
-
-def flat(groups: Sequence[ScoredGroup]) -> list[ScoredSample]:
-    """The outputs of the groups, in order."""
-    return [s for group in groups for s in group.scored]
-
-
-def flat_labels(groups: Sequence[LabelledGroup]) -> list[ScoredSample]:
-    """The labelled outputs of the groups as the learner takes them: their targets as events."""
-    verdict = Verdict(status="score", reward=0.0, components={}, extracted=None, reason="", reward_version=None)
-    return [
-        ScoredSample(
-            sample=item.sample,
-            events=tuple(RewardEvent(position=t.position, value=t.value) for t in item.targets),
-            verdict=verdict,
-        )
-        for group in groups
-        for item in group.labelled
-    ]

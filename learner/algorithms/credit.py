@@ -1,52 +1,67 @@
 """Credit: from the rewards of a whole batch to an advantage for every output token, once per batch.
 
 Pure Python in double precision, no torch: a batch is small, and rewards that are equal but for rounding must give exactly
-zero. Groups are held together by their explicit id, so samples may come in any order and any member may be missing.
+zero. Every credit is called the same way, `credit(groups, signals)`, and answers in the order of the batch's samples.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from learner.algorithms.weighting import Need
-from reward.types import ScoredSample
-from rollout.config import Strict
+from learner.algorithms.cells import Cell, Objection, PerToken, Plan, Signals
+from reward.types import Labelled, ScoredGroup, ScoredSample
 from rollout.rounding import apart
 from rollout.types import FinishReason
 
-PerToken = list[tuple[float, ...] | None]
+Batch = Sequence[ScoredGroup]
+Advantages = list[tuple[float, ...] | None]
 """Per sample of the batch: a number for each output token, or None when the sample is out of the loss."""
-Advantages = PerToken
 RewardSource = Literal["none", "rule", "outcome_model", "process_model"]
 
 
-def groups_of(scored: Sequence[ScoredSample]) -> dict[str, list[int]]:
-    """The places in the batch of each group's members."""
-    groups = defaultdict(list)
-    for index, item in enumerate(scored):
-        groups[item.sample.group_id].append(index)
-    return groups
+def samples_of(batch: Batch) -> list[ScoredSample]:
+    """The samples of all groups, in order."""
+    return [item for group in batch for item in group.scored]
 
 
-class Credit(Strict):
+class Credit(Cell):
     """What all credits share."""
 
     rewards: ClassVar[frozenset[RewardSource]] = frozenset({"rule", "outcome_model", "process_model"})
     """The sources of reward that the credit makes sense of."""
     smallest_group: ClassVar[int] = 1
     """Outputs that a question needs."""
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
+    compares_pairs: ClassVar[bool] = False
+    """Whether its groups are pairs of a better and a worse output."""
 
     @property
     def uses_rewards(self) -> bool:
         return "none" not in self.rewards
+
+    def __call__(self, batch: Batch, signals: Signals) -> Advantages:
+        """The advantages of the batch's samples. By default group by group."""
+        return [row for group in batch for row in self.of_group(group.scored)]
+
+    def of_group(self, group: Sequence[ScoredSample]) -> Advantages:
+        """The advantages of one group's members, where they depend on nothing else."""
+        raise NotImplementedError
+
+    def returns(self, batch: Batch, signals: Signals) -> PerToken:
+        """What a critic is to say, for a credit that needs one; 0.0 at tokens that were not sampled."""
+        raise NotImplementedError
+
+    def metrics(self, batch: Batch, signals: Signals) -> dict[str, float]:
+        """For the log, before the first update."""
+        return {}
+
+    def contradictions(self, plan: Plan) -> list[Objection]:
+        if plan.group_size >= self.smallest_group:
+            return []
+        why = "credit relative to the group is 0 in a group of one, so nothing is learned"
+        return [(("samples_per_question",), f"found {plan.group_size}; expected {self.smallest_group} or more: {why}")]
 
 
 class Ones(Credit):
@@ -56,8 +71,8 @@ class Ones(Credit):
     cell: Literal["ones"] = "ones"
     formula: ClassVar[str] = "1"
 
-    def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
-        return [(1.0,) * len(item.sample.output_ids) for item in scored]
+    def of_group(self, group: Sequence[ScoredSample]) -> Advantages:
+        return [(1.0,) * len(item.sample.output_ids) for item in group]
 
 
 class Accepted(Credit):
@@ -71,8 +86,8 @@ class Accepted(Credit):
     over: Literal["all", "kept"] = "all"
     """All samples, rejected ones at 0 (eq. 8), or accepted ones only: each question that has any then counts the same."""
 
-    def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
-        return [self._advantage(item) if judged(item) else None for item in scored]
+    def of_group(self, group: Sequence[ScoredSample]) -> Advantages:
+        return [self._advantage(item) if judged(item) else None for item in group]
 
     def _advantage(self, item: ScoredSample) -> tuple[float, ...] | None:
         accepted = _reward(item) > self.threshold
@@ -83,21 +98,20 @@ class Signed(Credit):
     """+1 on the better output of a pair and -1 on the worse one; a pair without a better one is out of the loss."""
 
     rewards: ClassVar[frozenset[RewardSource]] = frozenset({"rule", "outcome_model"})
+    compares_pairs: ClassVar[bool] = True
     cell: Literal["signed"] = "signed"
     formula: ClassVar[str] = "+1 on o+, -1 on o-"
 
-    def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
+    def of_group(self, group: Sequence[ScoredSample]) -> Advantages:
         """Raises ValueError for a group that is not a pair."""
-        advantages: Advantages = [None] * len(scored)
-        for group_id, pair in groups_of(scored).items():
-            if len(pair) != 2:
-                raise ValueError(f"group {group_id}: found {len(pair)} outputs, expected a pair")
-            if all(judged(scored[i]) and any(scored[i].sample.sampled_mask) for i in pair):
-                worse, better = sorted(pair, key=lambda i: _reward(scored[i]))
-                if apart([_reward(scored[i]) for i in pair], _terms(scored[i] for i in pair)):
-                    for i, sign in ((worse, -1.0), (better, 1.0)):
-                        advantages[i] = (sign,) * len(scored[i].sample.output_ids)
-        return advantages
+        if len(group) != 2:
+            raise ValueError(f"group {group[0].sample.group_id}: found {len(group)} outputs, expected a pair")
+        rewards = [_reward(item) for item in group]
+        there = all(judged(item) and any(item.sample.sampled_mask) for item in group)
+        if not there or not apart(rewards, _terms(group)):
+            return [None, None]
+        best = rewards.index(max(rewards))
+        return [(1.0 if i == best else -1.0,) * len(item.sample.output_ids) for i, item in enumerate(group)]
 
 
 class WithinGroup(Credit):
@@ -108,15 +122,13 @@ class WithinGroup(Credit):
     truncated: Literal["keep", "mask", "drop"] = "keep"
     """Outputs that ran out of tokens: keep; mask = leave the loss and stay in the baseline; drop = leave both."""
 
-    def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
+    def of_group(self, group: Sequence[ScoredSample]) -> Advantages:
         """Raises ValueError for an event outside its output."""
-        advantages: Advantages = [None] * len(scored)
-        for indices in groups_of(scored).values():
-            counted = [i for i in indices if judged(scored[i]) and not (self.truncated == "drop" and truncated(scored[i]))]
-            if len(counted) < self.smallest_group:
-                continue
-            for i, advantage in zip(counted, self._relative([scored[i] for i in counted]), strict=True):
-                if self.truncated == "keep" or not truncated(scored[i]):
+        counted = [i for i, item in enumerate(group) if judged(item) and not (self.truncated == "drop" and truncated(item))]
+        advantages: Advantages = [None] * len(group)
+        if len(counted) >= self.smallest_group:
+            for i, advantage in zip(counted, self._relative([group[i] for i in counted]), strict=True):
+                if self.truncated == "keep" or not truncated(group[i]):
                     advantages[i] = advantage
         return advantages
 
@@ -182,7 +194,7 @@ def _reward(item: ScoredSample) -> float:
     return math.fsum(event.value for event in item.events)
 
 
-def place(item: ScoredSample) -> str:
+def place(item: ScoredSample | Labelled) -> str:
     return f"group {item.sample.group_id}, index {item.sample.index}"
 
 

@@ -1,12 +1,13 @@
 """Credit for rewards with several named components, each normalised by itself."""
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from learner.algorithms.credit import Advantages, RewardSource, WithinGroup, centred, deviation, place
+from learner.algorithms.cells import Objection, Plan, Signals
+from learner.algorithms.credit import Advantages, Batch, RewardSource, WithinGroup, centred, deviation, place
 from reward.types import ScoredSample
+from rollout.config import nearest
 from rollout.rounding import apart
 
 
@@ -23,13 +24,21 @@ class DecoupledGroupRelative(WithinGroup):
     weights: dict[str, float] = Field(min_length=1)
     """Weight of each component that counts, by its name in the samples' `components`."""
 
-    def __call__(self, scored: Sequence[ScoredSample]) -> Advantages:
+    def __call__(self, batch: Batch, signals: Signals) -> Advantages:
         """Raises ValueError as the others do, and for an output without one of the components."""
-        advantages = super().__call__(scored)
+        advantages = super().__call__(batch, signals)
         values = [advantage[0] for advantage in advantages if advantage]
         scale = deviation(centred(values)) if apart(values) else 1.0
         # Each group's mean is 0 already, so that equal rewards stay at exactly 0.
         return [None if a is None else tuple(x / scale for x in a) for a in advantages]
+
+    def contradictions(self, plan: Plan) -> list[Objection]:
+        """Components that it would look for in vain among the rule's; those of a user's function are not known."""
+        known = ("correct", "format", *(("observed",) if plan.reward.flip_share else ()))
+        unknown = [name for name in self.weights if plan.reward.function is None and name not in known]
+        expected = f"expected components of the rule: {', '.join(known)}"
+        whys = (f"found '{name}'; {expected}{nearest(name, known)}" for name in unknown)
+        return super().contradictions(plan) + [(("credit", "weights"), why) for why in whys]
 
     def _relative(self, group: list[ScoredSample]) -> Advantages:
         totals, terms = [0.0] * len(group), []

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from learner.algorithms.cells import Objection, Plan
 from learner.algorithms.credit import Advantages, GroupRelative, RewardSource, place
 from reward.types import ScoredSample
 
@@ -45,6 +46,11 @@ class DenoisedGroupRelative(GroupRelative):
             right, wrong = (share * (1 - b), (1 - share) * a) if reward else (share * b, (1 - share) * (1 - a))
             denoised.append(replace(item, events=(replace(item.events[0], value=right / (right + wrong)),)))
         return super()._relative(denoised)
+
+    def contradictions(self, plan: Plan) -> list[Objection]:
+        binary = plan.reward.correct == 1 and plan.reward.format == 0
+        why = "estimates flips of 0/1 rewards; expected reward.correct: 1 and reward.format: 0"
+        return super().contradictions(plan) + ([] if binary else [(("credit",), why)])
 
 
 def _binary(item: ScoredSample) -> float:

@@ -5,26 +5,25 @@ Pure Python in double precision like the other credits; the models have spoken b
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
-from learner.algorithms.credit import Advantages, Credit, PerToken, at_tokens, deviation, judged, place, truncated
-from learner.algorithms.weighting import Need
+from learner.algorithms.cells import Need, PerToken, Signals
+from learner.algorithms.credit import (
+    Advantages,
+    Batch,
+    Credit,
+    at_tokens,
+    centred,
+    deviation,
+    judged,
+    place,
+    samples_of,
+    truncated,
+)
 from reward.types import ScoredSample
 from rollout.rounding import apart
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signals:
-    """What models said of a batch, once, before its first update; for each, a number per output token of each sample."""
-
-    values: PerToken
-    """The critic's V(q, o_<t), before the token is chosen."""
-    old_logprobs: PerToken | None
-    """log pi_old, of the policy that sampled. None, as the next one, where the credit has no KL."""
-    reference_logprobs: PerToken | None
 
 
 class GAE(Credit):
@@ -57,23 +56,35 @@ class GAE(Credit):
     def formula(self) -> str:
         return f"GAE of r - {self.kl:g} log(pi_old/pi_ref)" if self.kl > 0 else "GAE of r"
 
-    def __call__(self, scored: Sequence[ScoredSample], signals: Signals) -> Advantages:
+    def __call__(self, batch: Batch, signals: Signals) -> Advantages:
         """Raises ValueError for signals that do not fit their outputs, and for an event outside its output."""
-        advantages = self._advantages(scored, signals)
+        scored, advantages = samples_of(batch), self._advantages(batch, signals)
         return _whitened(scored, advantages, signals.values) if self.whiten else advantages
 
-    def returns(self, scored: Sequence[ScoredSample], signals: Signals) -> PerToken:
-        """The critic's targets: advantage, before whitening, plus value; 0.0 at tokens that were not sampled."""
-        advantages = self._advantages(scored, signals)
+    def returns(self, batch: Batch, signals: Signals) -> Advantages:
+        """Advantage, before whitening, plus value."""
         return [
-            row and tuple(a + v if s else 0.0 for a, v, s in zip(row, values, item.sample.sampled_mask, strict=True))
-            for item, row, values in zip(scored, advantages, signals.values, strict=True)
+            row and tuple(a + v if s else 0.0 for a, v, s in zip(row, values or (), item.sample.sampled_mask, strict=True))
+            for item, row, values in zip(samples_of(batch), self._advantages(batch, signals), signals.values, strict=True)
         ]
 
-    def _advantages(self, scored: Sequence[ScoredSample], signals: Signals) -> Advantages:
+    def metrics(self, batch: Batch, signals: Signals) -> dict[str, float]:
+        """Over all trained tokens: the critic's explained variance, and the mean of log pi_old/pi_ref."""
+        returns, scored = self.returns(batch, signals), samples_of(batch)
+
+        def trained(rows: PerToken) -> list[float]:
+            kept = [(item, row) for item, row, here in zip(scored, rows, returns, strict=True) if here is not None and row]
+            return [x for item, row in kept for x, sampled in zip(row, item.sample.sampled_mask, strict=True) if sampled]
+
+        explained = explained_variance(trained(signals.values), trained(returns))
+        old, reference = trained(signals.old_logprobs), trained(signals.reference_logprobs)
+        kl = {"reward_kl": math.fsum(o - r for o, r in zip(old, reference, strict=True)) / len(old)} if reference else {}
+        return kl if explained is None else kl | {"critic_explained_variance": explained}
+
+    def _advantages(self, batch: Batch, signals: Signals) -> Advantages:
         return [
             self._backwards(item, *self._signals(item, i, signals)) if self._counts(item) else None
-            for i, item in enumerate(scored)
+            for i, item in enumerate(samples_of(batch))
         ]
 
     def _counts(self, item: ScoredSample) -> bool:
@@ -108,7 +119,7 @@ def _checked(item: ScoredSample, row: tuple[float, ...] | None, what: str) -> tu
     return row
 
 
-def _whitened(scored: Sequence[ScoredSample], advantages: Advantages, values: PerToken) -> Advantages:
+def _whitened(scored: list[ScoredSample], advantages: Advantages, values: PerToken) -> Advantages:
     """To mean 0 and standard deviation 1; left alone where they are equal but for the rounding of rewards less values."""
     masks = [item.sample.sampled_mask for item in scored]
     kept = [(row, mask) for row, mask in zip(advantages, masks, strict=True) if row is not None]
@@ -122,3 +133,12 @@ def _whitened(scored: Sequence[ScoredSample], advantages: Advantages, values: Pe
         row and tuple((a - mean) / std if sampled else 0.0 for a, sampled in zip(row, mask, strict=True))
         for row, mask in zip(advantages, masks, strict=True)
     ]
+
+
+def explained_variance(values: Sequence[float], returns: Sequence[float]) -> float | None:
+    """1 - var(R - v) / var(R) over all tokens; None where the returns do not vary, which leaves nothing to explain."""
+    around = centred(returns)
+    if not any(around):
+        return None
+    left = centred([r - v for r, v in zip(returns, values, strict=True)])
+    return 1 - (deviation(left) / deviation(around)) ** 2

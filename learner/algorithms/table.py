@@ -6,19 +6,20 @@ replace any cell. Importing this file imports no torch: the configuration and `-
 """
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
+from learner.algorithms.cells import Cell, Need, Objection, Plan
 from learner.algorithms.credit import Accepted, GroupRelative, LeaveOneOut, Ones, RewardSource, Signed
 from learner.algorithms.decoupled import DecoupledGroupRelative
 from learner.algorithms.denoised import DenoisedGroupRelative
 from learner.algorithms.gae import GAE
-from learner.algorithms.weighting import Cispo, Clipped, Need, Plain, Preference, SequenceClipped
-from rollout.config import Strict
+from learner.algorithms.labels import CrossEntropy, FileLabels, MonteCarloLabels, Ranking, RuleLabels
+from learner.algorithms.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
+from rollout.config import Strict, nearest
 
 
 class DataSource(StrEnum):
@@ -36,11 +37,22 @@ class DataSource(StrEnum):
 
 DEMONSTRATIONS, POLICY_SAMPLES, INITIAL_SAMPLES, PAIRS = DataSource
 
+
+def _built(value: Any, named: ValidatorFunctionWrapHandler) -> Any:
+    """A row takes a built cell as it is, and builds one that a recipe names."""
+    return value if isinstance(value, Cell) else named(value)
+
+
 AnyCredit = Annotated[
     Ones | Accepted | Signed | GroupRelative | DecoupledGroupRelative | DenoisedGroupRelative | LeaveOneOut | GAE,
     Field(discriminator="cell"),
+    WrapValidator(_built),
 ]
-AnyWeighting = Annotated[Plain | Preference | Clipped | SequenceClipped | Cispo, Field(discriminator="cell")]
+"""The credits that a recipe may name."""
+AnyWeighting = Annotated[
+    Plain | Preference | Clipped | SequenceClipped | Cispo, Field(discriminator="cell"), WrapValidator(_built)
+]
+"""The weightings that a recipe may name."""
 
 
 class Algorithm(Strict):
@@ -61,6 +73,15 @@ class Algorithm(Strict):
         """The gradient coefficient GC(q, o, t) and its credit A."""
         return f"{self.weighting.formula}; A = {self.credit.formula}"
 
+    @property
+    def paired(self) -> bool:
+        """Whether it trains on pairs of a better and a worse output."""
+        return self.data_source is PAIRS
+
+    def contradictions(self, plan: Plan) -> list[Objection]:
+        """What of the plan its cells cannot work with."""
+        return self.credit.contradictions(plan) + self.weighting.contradictions(plan)
+
     @model_validator(mode="after")
     def _cells_fit(self):
         if problem := _misfit(self):
@@ -71,7 +92,6 @@ class Algorithm(Strict):
 def _misfit(row: Algorithm) -> str | None:
     """Why the cells of a row make no algorithm together."""
     source, credit, weighting = row.data_source, row.credit, row.weighting
-    paired = source is PAIRS
     if credit.uses_rewards and row.reward == "none":
         return f"credit {credit.cell} needs rewards, but reward is none"
     if row.reward not in credit.rewards:
@@ -82,9 +102,9 @@ def _misfit(row: Algorithm) -> str | None:
         return f"weighting {weighting.cell} divides by the sampling probability, which {source} lack"
     if Need.CRITIC in row.needs and source is not POLICY_SAMPLES:
         return f"credit {credit.cell} has a critic, which values the current policy; expected policy_samples, found {source}"
-    if isinstance(credit, Signed) and not paired:
+    if credit.compares_pairs and not row.paired:
         return f"credit {credit.cell} compares two outputs; expected data source pairs, found {source}"
-    if weighting.unit == "pair" and not (paired and isinstance(credit, Signed)):
+    if weighting.unit == "pair" and not (row.paired and credit.compares_pairs):
         return f"weighting {weighting.cell} compares two outputs; expected pairs and signed, found {source} and {credit.cell}"
     if Need.REFERENCE in credit.needs & weighting.needs:
         return f"KL is in the reward (credit {credit.cell}) and in the loss (weighting {weighting.cell}); expected kl 0 in one"
@@ -121,42 +141,6 @@ TABLE: Mapping[str, Algorithm] = MappingProxyType(
 )
 
 
-class RuleLabels(Strict):
-    """The rule: of the final answer (outcome), or of every step where the task can tell (process)."""
-
-    cell: Literal["rule"] = "rule"
-    every_token: bool = False
-    """For an outcome model: the answer's label at every token instead of the last, so that the score learns how likely a right
-    answer still is (token-level verifiers, Cobbe et al., arXiv 2110.14168). Only the last token's score is a reward."""
-
-
-class MonteCarloLabels(Strict):
-    """A step is as good as what the policy makes of it, in some completions of the output up to its end (Math-Shepherd)."""
-
-    cell: Literal["monte_carlo"] = "monte_carlo"
-    completions: int = Field(8, gt=0)
-    soft: bool = False
-    """The share of right completions, or 1 where any is right (what Math-Shepherd trained on)."""
-
-
-class FileLabels(Strict):
-    """Outputs and labels are read from a file."""
-
-    cell: Literal["file"] = "file"
-
-
-class Ranking(Strict):
-    """-log sigmoid(r(o+) - r(o-)) over pairs of one question's outputs."""
-
-    cell: Literal["ranking"] = "ranking"
-
-
-class CrossEntropy(Strict):
-    """Binary cross-entropy of the score, as a logit, against the label (Math-Shepherd, arXiv 2312.08935)."""
-
-    cell: Literal["cross_entropy"] = "cross_entropy"
-
-
 class RewardModelRow(Strict):
     """How a reward model is trained: on what, labelled how, and with which loss."""
 
@@ -166,22 +150,27 @@ class RewardModelRow(Strict):
     labels: Annotated[RuleLabels | MonteCarloLabels | FileLabels, Field(discriminator="cell")]
     objective: Annotated[Ranking | CrossEntropy, Field(discriminator="cell")]
 
+    @property
+    def paired(self) -> bool:
+        """Whether it trains on pairs of a better and a worse output."""
+        return self.data_source is PAIRS or self.objective.compares_pairs
+
     @model_validator(mode="after")
     def _cells_fit(self):
         given = self.data_source in (DEMONSTRATIONS, PAIRS)
-        if self.supervision == "process" and isinstance(self.objective, Ranking):
+        if self.supervision == "process" and self.objective.compares_pairs:
             raise ValueError("objective ranking compares whole outputs; expected cross_entropy for a process model")
         if self.supervision == "outcome" and isinstance(self.labels, MonteCarloLabels):
             raise ValueError("labels monte_carlo complete an output from its steps; expected rule or file for an outcome model")
         everywhere = isinstance(self.labels, RuleLabels) and self.labels.every_token
-        if everywhere and (self.supervision == "process" or isinstance(self.objective, Ranking)):
+        if everywhere and (self.supervision == "process" or self.objective.compares_pairs):
             raise ValueError("labels every_token: expected an outcome model with objective cross_entropy")
         if given != isinstance(self.labels, FileLabels):
             raise ValueError(
                 f"labels file come with outputs from a file (data source demonstrations or pairs), other labels with sampled "
                 f"ones; found {self.labels.cell} and {self.data_source}"
             )
-        if self.data_source is PAIRS and not isinstance(self.objective, Ranking):
+        if self.data_source is PAIRS and not self.objective.compares_pairs:
             raise ValueError(f"a pair only says which is better; expected objective ranking, found {self.objective.cell}")
         return self
 
@@ -238,12 +227,12 @@ def resolve_reward_model(
 
 def _row(table: Mapping[str, Any], name: str) -> Any:
     if name not in table:
-        near = get_close_matches(name, table, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"algorithm: found {name!r}, expected one of {', '.join(table)}{hint}")
+        raise ValueError(f"algorithm: found {name!r}, expected one of {', '.join(table)}{nearest(name, table)}")
     return table[name]
 
 
-def _merged(cell: Strict, override: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(cell: Strict, override: Mapping[str, Any]) -> Strict | dict[str, Any]:
+    if not override:
+        return cell
     default = cell.model_dump()
     return {**default, **override} if override.get("cell", default["cell"]) == default["cell"] else dict(override)

@@ -1,34 +1,20 @@
 """Weighting: from advantages and current log-probabilities to gradient coefficients GC(q, o, t), in every micro-batch.
 
 A weighting returns the coefficient, which carries no gradient and excludes the token's weight in the average, and sums for the
-log: `ratio`, `clipped` and `kl` are plain sums over tokens, to be divided by their number; all others are weighted, and add up
-to means. Tensors pass through; torch itself is not imported, since parsing a configuration builds these cells.
+log: `ratio`, `clipped` and `kl` are plain sums over tokens, to be divided by their number; all others add up to means.
+Tensors pass through; torch itself is not imported, since parsing a configuration builds these cells.
 """
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from rollout.config import Strict
+from learner.algorithms.cells import Cell, Need, Objection, Plan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learner.types import MicroBatch
-
-
-class Need(StrEnum):
-    """What a cell reads besides rewards, advantages and current log-probabilities."""
-
-    REFERENCE = "reference"
-    """Log-probabilities under a frozen copy of the policy that the stage started from."""
-    BEHAVIOUR_LOGPROBS = "behaviour_logprobs"
-    """Log-probabilities recorded when the tokens were sampled, so not demonstrations."""
-    OLD_LOGPROBS = "old_logprobs"
-    """Log-probabilities recomputed by the learner before the batch's first update."""
-    CRITIC = "critic"
-    """A value for every output token, from a second model that is trained beside the policy."""
+    from learner.types import PolicyBatch
 
 
 Unit = Literal["token", "sequence", "pair"]
@@ -42,10 +28,32 @@ def output_mean(groups: int, group_size: int, length: int, total_tokens: int) ->
     return 1.0 / (groups * group_size * length)
 
 
-class Averaged(Strict):
-    """A weighting that says how tokens are averaged."""
+class Weighting(Cell):
+    """What all weightings share."""
 
     unit: ClassVar[Unit] = "token"
+
+    def token_weight(self, groups: int, group_size: int, length: int, total_tokens: int) -> float:
+        """Weight of one token: `groups`, `group_size` and `total_tokens` count what is in the loss, `length` its output."""
+        return output_mean(groups, group_size, length, total_tokens)
+
+    def __call__(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
+        raise NotImplementedError
+
+    def contradictions(self, plan: Plan) -> list[Objection]:
+        """Without the ratio, a second update takes outputs of an older policy as if they were new."""
+        if plan.updates_per_batch == 1 or not plan.on_policy or self.needs & {Need.OLD_LOGPROBS, Need.BEHAVIOUR_LOGPROBS}:
+            return []
+        found = (
+            f"found {plan.updates_per_batch}; expected 1, or a weighting with the ratio pi/pi_old such as {{cell: clipped}}:"
+        )
+        why = f"'{type(self).model_fields['cell'].default}' takes a second update as if its outputs were new"
+        return [(("updates_per_batch",), f"{found} {why}")]
+
+
+class Averaged(Weighting):
+    """A weighting that says how tokens are averaged."""
+
     average: Literal["output", "token", "constant", "sum"] = "output"
     """Mean of each output's tokens (the paper), of all trained tokens (DAPO), sum over `constant_length` (Dr. GRPO), or sum."""
     constant_length: int | None = Field(None, gt=0)
@@ -59,13 +67,12 @@ class Averaged(Strict):
         return self
 
     def token_weight(self, groups: int, group_size: int, length: int, total_tokens: int) -> float:
-        """Weight of one token: `groups`, `group_size` and `total_tokens` count what is in the loss, `length` its output."""
         if self.average == "token":
             return 1.0 / total_tokens
         return 1.0 / (groups * group_size * {"output": length, "constant": self.constant_length, "sum": 1}[self.average])
 
 
-class Ratio(Strict):
+class Ratio(Weighting):
     """A weighting that reads the ratio pi/pi_old."""
 
     old: Literal["engine", "learner"] = "engine"
@@ -80,14 +87,13 @@ class Plain(Averaged):
     """The coefficient is the advantage: the objective is 1/|o| sum_t A_t log pi(o_t) (eq. 6-11)."""
 
     cell: Literal["plain"] = "plain"
-    needs: ClassVar[frozenset[Need]] = frozenset()
     formula: ClassVar[str] = "A"
 
-    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> Weighted:
+    def __call__(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
         return micro.advantage_N, {"objective": (micro.token_weight_N * micro.advantage_N * logprob_N).sum()}
 
 
-class Preference(Strict):
+class Preference(Weighting):
     """DPO (eq. 12, arXiv 2305.18290): log sigmoid(beta (m(o+) - m(o-))), m the output's mean or sum of log pi/pi_ref.
 
     Every token of a pair has the coefficient beta sigmoid(beta (m(o-) - m(o+))), + on the better output and - on the worse, as
@@ -99,7 +105,10 @@ class Preference(Strict):
     beta: float = Field(0.1, gt=0.0)
     average: Literal["output", "sum"] = "output"
     """Log-ratios are averaged over the output (the paper), or summed (the original DPO)."""
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE})
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.REFERENCE})
 
     @property
     def formula(self) -> str:
@@ -110,7 +119,7 @@ class Preference(Strict):
         """1 / (pairs |o|), or 1 / pairs for sums."""
         return 1.0 / (groups * (length if self.average == "output" else 1))
 
-    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> Weighted:
+    def __call__(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
         """The coefficient, and sums: objective, margin (beta (m(o+) - m(o-))), and ranked (the margin is positive)."""
         length_N = total(logprob_N.new_ones(len(logprob_N)), micro.sample_N)
         per_token = length_N.reciprocal() if self.average == "output" else 1.0
@@ -159,7 +168,7 @@ class Clipped(Averaged, Ratio):
         pull = "(pi/pi_old) log(pi_ref/pi)" if self.kl_ratio else "(pi_ref/pi - 1)"
         return f"{surrogate} + {self.kl:g} {pull}" if self.kl > 0 else surrogate
 
-    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> Weighted:
+    def __call__(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
         """The coefficient, and sums: objective, ratio, clipped and, with kl > 0, kl (D)."""
         ratio_N = (logprob_N - micro.old_logprob_N).exp()
         coefficient_N, objective_N, clipped_N = clipped_gain(ratio_N, micro.advantage_N, self.clip, self.clip_high)
@@ -177,8 +186,8 @@ class Clipped(Averaged, Ratio):
 class SequenceClipped(Ratio):
     """GSPO (arXiv 2507.18071): one ratio for an output, s = exp(mean_t log(pi/pi_old)), clipped as a whole; no KL term.
 
-    The objective is the mean over outputs of min(s A, clip(s) A). Where a process reward makes A differ between tokens, this is
-    the paper's GSPO-token.
+    The objective is the mean over outputs of min(s A, clip(s) A); the derivative of s by each of its log-probabilities is
+    s/|o|. Where a process reward makes A differ between tokens, this is the paper's GSPO-token.
     """
 
     unit: ClassVar[Unit] = "sequence"
@@ -191,11 +200,7 @@ class SequenceClipped(Ratio):
     def formula(self) -> str:
         return f"{_where(self.clip, self.clip_high)} s A, s = exp(mean log(pi/pi_old))"
 
-    def token_weight(self, groups: int, group_size: int, length: int, total_tokens: int) -> float:
-        """1 / (groups G |o|): the derivative of s by each of its log-probabilities is s/|o|."""
-        return output_mean(groups, group_size, length, total_tokens)
-
-    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> Weighted:
+    def __call__(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
         """The coefficient, and sums: objective, ratio and clipped (each output's, at every token of it)."""
         length_N = total(logprob_N.new_ones(len(logprob_N)), micro.sample_N)
         ratio_N = (total(logprob_N - micro.old_logprob_N, micro.sample_N) / length_N).exp()
@@ -219,7 +224,7 @@ class Cispo(Averaged, Ratio):
     def formula(self) -> str:
         return f"min(pi/pi_old, {1 + self.clip_high:g}) A"
 
-    def __call__(self, logprob_N: "Tensor", micro: "MicroBatch") -> Weighted:
+    def __call__(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
         """The coefficient, and sums: objective, ratio, clipped."""
         ratio_N, most = (logprob_N - micro.old_logprob_N).exp(), 1 + self.clip_high
         coefficient_N = ratio_N.clamp(max=most) * micro.advantage_N

@@ -1,9 +1,9 @@
-"""Packing: a batch of scored samples and their advantages -> each rank's micro-batches.
+"""Packing: the outputs of a batch -> each rank's micro-batches.
 
 Outputs of a group share rows with their prompt, [prompt | o_1 | o_2 ...], so a prompt is computed a few times instead of G
 times. Rows of similar width go together, so little is padding. Every rank computes the same plan from the same batch and
 takes its part. How rows and micro-batches fall never changes the mathematics: a token's weight is fixed over the whole batch
-beforehand. What is known of every token besides (values, returns) travels as a flat list in slot order: `flat[micro.slot_N]`.
+beforehand. What is known of every token besides travels as a flat list in slot order, and is handed out as `columns`.
 """
 
 import math
@@ -13,15 +13,36 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from learner.algorithms.credit import Advantages, PerToken, place
+from learner.algorithms.cells import PerToken
 from learner.algorithms.weighting import output_mean
 from learner.types import MicroBatch, PackedBatch
-from reward.types import ScoredSample
-from rollout.types import Sample
 
 ATTENTION_BALANCE = 2048
 """Keys at which attending costs a token as much as its matrix products: 6 x hidden size in theory, and the optimum is flat."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What packing needs to know of an output."""
+
+    name: str
+    """To name it by in a message: `group grpo/17, index 2`."""
+    group: int
+    """Outputs of a group that have the same prompt may share a row."""
+    prompt_ids: tuple[int, ...]
+    output_ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+    """Which of its tokens are trained, or read."""
+    in_loss: bool = True
+    """Whether it counts in the averages, and its tokens are packed at all."""
+
+
+def plain_output(group: int, prompt_ids: tuple[int, ...], output_ids: tuple[int, ...]) -> Output:
+    """Given tokens, all of the output's read."""
+    mask = (True,) * len(output_ids)
+    return Output(name=f"sequence {group}", group=group, prompt_ids=prompt_ids, output_ids=output_ids, mask=mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,86 +52,84 @@ class _Row:
 
 
 def pack(
-    batch: Sequence[ScoredSample],
-    advantages: Advantages,
+    outputs: Sequence[Output],
     *,
     weigh: Callable[[int, int, int, int], float] = output_mean,
     together: bool = False,
     max_tokens: int,
     of_rank: tuple[int, int] = (0, 1),
-) -> PackedBatch:
+) -> PackedBatch[MicroBatch]:
     """The micro-batches of one rank, each of at most `max_tokens` positions (padding included) unless one output is longer.
 
-    `of_rank`: the rank, and of how many. Only sampled tokens of samples with advantages are trained. A token weighs
-    weigh(groups, G, |o|, tokens): groups, G and tokens count what is in the loss, |o| the output's sampled tokens. `together`
+    `of_rank`: the rank, and of how many. Only masked tokens of outputs in the loss are trained. A token weighs
+    weigh(groups, G, |o|, tokens): groups, G and tokens count what is in the loss, |o| the output's masked tokens. `together`
     keeps a whole group in one row, however long.
-    Raises ValueError for an empty prompt, output fields of unequal length, and a group of several prompts kept together.
+    Raises ValueError for an empty prompt, a mask of another length, and a group of several prompts kept together.
     """
-    samples = [item.sample for item in batch]
-    kept = [i for i, advantage in enumerate(advantages) if advantage is not None]
-    members = Counter(samples[i].group_id for i in kept)
-    trained = {i: sum(samples[i].sampled_mask) for i in kept if any(samples[i].sampled_mask)}
-    tokens, order = sum(trained.values()), {}
-    for sample in samples:
-        order.setdefault(sample.group_id, len(order))
-    columns, slot = {}, 0
+    kept = [i for i, output in enumerate(outputs) if output.in_loss]
+    members = Counter(outputs[i].group for i in kept)
+    trained = {i: sum(outputs[i].mask) for i in kept if any(outputs[i].mask)}
+    tokens, fields, slot = sum(trained.values()), {}, 0
     for i, count in trained.items():
-        group = samples[i].group_id
-        whole = {"token_weight_N": weigh(len(members), members[group], count, tokens), "sample_N": i, "group_N": order[group]}
-        columns[i] = _columns(samples[i], advantages[i], slot) | {name: np.full(count, x) for name, x in whole.items()}
+        group = outputs[i].group
+        whole = {"token_weight_N": weigh(len(members), members[group], count, tokens), "sample_N": i, "group_N": group}
+        fields[i] = _fields(outputs[i], slot) | {name: np.full(count, x) for name, x in whole.items()}
         slot += count
-    plan = _deal(_rows(samples, trained, max_tokens, together), max_tokens, of_rank[1])
+    plan = _deal(_rows(outputs, trained, max_tokens, together), max_tokens, of_rank[1])
     positions = sum(len(rows) * rows[0].width for mine in plan for rows in mine if rows)
     used = sum(row.width for mine in plan for rows in mine for row in rows)
     return PackedBatch(
-        micro_batches=tuple(_micro_batch(rows, samples, columns) for rows in plan[of_rank[0]]),
+        micro_batches=tuple(_micro_batch(rows, outputs, fields) for rows in plan[of_rank[0]]),
         trained_tokens=tokens,
         padding_share=1 - used / positions if positions else 0.0,
     )
 
 
-def by_slot(batch: Sequence[ScoredSample], values: PerToken) -> list[float]:
-    """A value for every output token, as the flat list of trained tokens in slot order; None for a sample out of the loss.
+def columns(packed: PackedBatch, outputs: Sequence[Output], values: PerToken) -> list[Tensor]:
+    """Of a value for every output token: the float32 values of each micro-batch's trained tokens."""
+    flat = torch.tensor(by_slot(outputs, values), dtype=torch.float32)
+    return [flat.to(micro.device)[micro.slot_N] for micro in packed.micro_batches]
+
+
+def by_slot(outputs: Sequence[Output], values: PerToken) -> list[float]:
+    """A value for every output token, as the flat list of trained tokens in slot order; those out of the loss are left out.
 
     Raises ValueError unless an output has as many values as tokens.
     """
     flat = []
-    for item, row in zip(batch, values, strict=True):
-        if row is not None:
-            expected = len(item.sample.output_ids)
-            if len(row) != expected:
-                raise ValueError(f"{place(item)}: found {len(row)} values, expected {expected}, one per token")
-            flat += [value for value, sampled in zip(row, item.sample.sampled_mask, strict=True) if sampled]
+    for output, row in zip(outputs, values, strict=True):
+        if output.in_loss:
+            found, expected = None if row is None else len(row), len(output.output_ids)
+            if row is None or found != expected:
+                raise ValueError(f"{output.name}: found {found or 'no'} values, expected {expected}, one per token")
+            flat += [value for value, here in zip(row, output.mask, strict=True) if here]
     return flat
 
 
-def by_sample(batch: Sequence[ScoredSample], advantages: Advantages, flat: Sequence[float]) -> PerToken:
-    """The inverse of `by_slot` for the samples with advantages: 0.0 at tokens that were not sampled.
+def by_sample(outputs: Sequence[Output], flat: Sequence[float]) -> list[tuple[float, ...] | None]:
+    """The inverse of `by_slot`: 0.0 at tokens that are not trained, None for outputs out of the loss.
 
     Raises ValueError unless there is a value for every trained token.
     """
-    kept = [row is not None for row in advantages]
-    expected = sum(sum(item.sample.sampled_mask) for item, here in zip(batch, kept, strict=True) if here)
+    expected = sum(sum(output.mask) for output in outputs if output.in_loss)
     if len(flat) != expected:
         raise ValueError(f"found {len(flat)} values, expected {expected}, one per trained token of the batch")
     rest = iter(flat)
-    return [
-        tuple(next(rest) if sampled else 0.0 for sampled in item.sample.sampled_mask) if here else None
-        for item, here in zip(batch, kept, strict=True)
-    ]
+    return [tuple(next(rest) if here else 0.0 for here in output.mask) if output.in_loss else None for output in outputs]
 
 
-def _rows(samples: list[Sample], trained: dict[int, int], max_tokens: int, together: bool) -> list[_Row]:
+def _rows(outputs: Sequence[Output], trained: dict[int, int], max_tokens: int, together: bool) -> list[_Row]:
     """Outputs with the same group and prompt in shared rows, the widest row first."""
     shared = defaultdict(list)
     for i in trained:
-        shared[samples[i].group_id, samples[i].prompt_ids].append(i)
+        shared[outputs[i].group, outputs[i].prompt_ids].append(i)
     if together and len(shared) > len({group for group, _ in shared}):
         group = Counter(group for group, _ in shared).most_common(1)[0][0]
-        raise ValueError(f"group {group}: found several prompts, expected one: its outputs are compared, so they share a row")
+        name = next(outputs[i].name for i in trained if outputs[i].group == group)
+        raise ValueError(f"{name}: found several prompts in its group, expected one: its outputs are compared in one row")
     rows = []
     for (_, prompt), indices in shared.items():
-        lengths = {i: len(samples[i].output_ids) for i in indices}
+        lengths = {i: len(outputs[i].output_ids) for i in indices}
         if together:
             rows.append(_Row(indices, len(prompt) + sum(lengths.values())))
         else:
@@ -161,56 +180,46 @@ def _fits(rows: list[_Row], row: _Row, max_tokens: int) -> bool:
     return similar and (len(rows) + 1) * width <= max_tokens
 
 
-def _columns(sample: Sample, advantage: Sequence[float], slot: int) -> dict[str, np.ndarray]:
-    """The per-token fields of one sample's trained tokens; `place` is relative to where its output starts."""
-    lengths = {len(sample.output_ids), len(sample.sampled_mask), len(advantage), len(sample.logprobs) or len(advantage)}
-    if not sample.prompt_ids or len(lengths) > 1:
-        where = f"group {sample.group_id}, index {sample.index}"
-        found = f"{len(sample.prompt_ids)} prompt tokens, and output fields of lengths {sorted(lengths)}"
-        raise ValueError(f"{where}: found {found}; expected a prompt, and one entry per output token in every field")
-    mask = np.array(sample.sampled_mask, dtype=bool)
-    behaviour = np.array(sample.logprobs or [math.nan] * len(mask), dtype=np.float32)[mask]
+def _fields(output: Output, slot: int) -> dict[str, np.ndarray]:
+    """The per-token fields of one output's trained tokens; `place` is relative to where the output starts."""
+    if not output.prompt_ids or len(output.mask) != len(output.output_ids):
+        found = f"{len(output.prompt_ids)} prompt tokens, and a mask of length {len(output.mask)}"
+        raise ValueError(f"{output.name}: found {found}; expected a prompt, and {len(output.output_ids)} entries of the mask")
+    mask = np.array(output.mask, dtype=bool)
     return {
         "place_N": np.flatnonzero(mask),
-        "target_N": np.array(sample.output_ids, dtype=np.int64)[mask],
-        "advantage_N": np.array(advantage, dtype=np.float32)[mask],
-        "behaviour_logprob_N": behaviour,
-        "old_logprob_N": behaviour,
+        "target_N": np.array(output.output_ids, dtype=np.int64)[mask],
         "slot_N": np.arange(slot, slot + int(mask.sum())),
     }
 
 
-def _micro_batch(rows: list[_Row], samples: list[Sample], columns: dict[int, dict[str, np.ndarray]]) -> MicroBatch:
+def _micro_batch(rows: list[_Row], outputs: Sequence[Output], fields: dict[int, dict[str, np.ndarray]]) -> MicroBatch:
     """Tensors of some rows. No rows give one position and no trained token, to keep a rank's collectives in step."""
     width = max((row.width for row in rows), default=1)
     ids, positions = np.zeros((2, max(1, len(rows)), width), dtype=np.int64)
     segments = np.full_like(ids, -1)
     parts = defaultdict(list)
     for b, row in enumerate(rows):
-        prompt = samples[row.samples[0]].prompt_ids
+        prompt = outputs[row.samples[0]].prompt_ids
         start = len(prompt)
         ids[b, :start], positions[b, :start], segments[b, :start] = prompt, np.arange(start), 0
         for segment, i in enumerate(row.samples, start=1):
-            output = samples[i].output_ids
+            output = outputs[i].output_ids
             here = slice(start, start + len(output))
             ids[b, here], segments[b, here] = output, segment
             positions[b, here] = np.arange(len(prompt), len(prompt) + len(output))
-            here_N = columns[i]["place_N"] + start
+            here_N = fields[i]["place_N"] + start
             source = np.where(here_N == start, len(prompt), here_N) - 1
-            for name, column in (columns[i] | {"place_N": here_N + b * width, "source_N": source + b * width}).items():
+            for name, column in (fields[i] | {"place_N": here_N + b * width, "source_N": source + b * width}).items():
                 parts[name].append(column)
             start += len(output)
     integers = ("source_N", "place_N", "target_N", "sample_N", "group_N", "slot_N")
-    reals = ("advantage_N", "token_weight_N", "behaviour_logprob_N", "old_logprob_N")
     return MicroBatch(
         input_ids_BT=torch.from_numpy(ids),
         position_ids_BT=torch.from_numpy(positions),
         segment_BT=torch.from_numpy(segments),
-        reference_logprob_N=None,
-        value_target_N=None,
-        old_value_N=None,
+        token_weight_N=_joined(parts["token_weight_N"], np.float32),
         **{name: _joined(parts[name], np.int64) for name in integers},
-        **{name: _joined(parts[name], np.float32) for name in reals},
     )
 
 

@@ -81,11 +81,3 @@ def check_scalar_packing(model: ScalarModel) -> None:
 def _alone(model: ScalarModel, prompt: tuple[int, ...], output: tuple[int, ...]) -> Tensor:
     ids = torch.tensor([prompt + output])
     return model(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None], torch.arange(len(prompt), ids.shape[1]))
-
-
-def explained_variance(values: Sequence[float], returns: Sequence[float]) -> float | None:
-    """1 - var(R - v) / var(R) over all tokens; None where the returns do not vary, which leaves nothing to explain."""
-    value_N, return_N = (torch.tensor(x, dtype=torch.float64) for x in (values, returns))
-    if len(return_N) == 0 or return_N.min() == return_N.max():
-        return None
-    return 1 - ((return_N - value_N).var(correction=0) / return_N.var(correction=0)).item()

@@ -3,8 +3,7 @@
 Gradients are summed over ranks, never averaged: token weights are already normalised over the whole batch.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -15,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
-from learner.types import MicroBatch, PackedBatch
+from learner.types import Columns, MicroBatch, PackedBatch
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -67,7 +66,7 @@ def score(model: FSDPModule, packed: PackedBatch, read: Callable[[FSDPModule, Mi
     return values
 
 
-def gather_by_slot(values: Sequence[Tensor], packed: PackedBatch) -> Tensor:
+def gather_by_slot(values: Columns, packed: PackedBatch) -> Tensor:
     """(..., trained tokens) of all ranks from this rank's (..., N) of each micro-batch, each at its slot. A collective."""
     if not packed.micro_batches:
         return torch.zeros(0)
@@ -75,10 +74,3 @@ def gather_by_slot(values: Sequence[Tensor], packed: PackedBatch) -> Tensor:
     whole[..., torch.cat([micro.slot_N for micro in packed.micro_batches])] = torch.cat(list(values), dim=-1).float()
     dist.all_reduce(whole)
     return whole
-
-
-def attach_by_slot(packed: PackedBatch, **columns: Sequence[float]) -> PackedBatch:
-    """The batch with fields of its micro-batches set from lists in slot order, the inverse of gathering."""
-    found = {name: torch.tensor(flat, dtype=torch.float32) for name, flat in columns.items()}
-    micros = (replace(m, **{name: x.to(m.device)[m.slot_N] for name, x in found.items()}) for m in packed.micro_batches)
-    return replace(packed, micro_batches=tuple(micros))

@@ -12,13 +12,10 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from learner.algorithms.credit import Ones
-from learner.batch.packing import pack
+from learner.batch.packing import pack, plain_output
 from learner.models.policy import SUPPORTED, PolicyModel, check_config
 from learner.types import MicroBatch
 from reward.models.scalar_model import attention_of
-from reward.types import ScoredSample, as_given
-from rollout.types import FinishReason, Sample
 
 PACKING_TOLERANCE = 1e-3
 """In nats; float32 noise is below 1e-4, and the errors looked for are above 1e-2."""
@@ -100,24 +97,5 @@ def short_window(model: PreTrainedModel) -> Iterator[None]:
 def sharing_a_row(vocabulary: int) -> tuple[tuple[int, ...], list[tuple[int, ...]], MicroBatch]:
     """A prompt, two outputs of it, and the micro-batch of one row that holds them."""
     prompt, *outputs = [tuple(7 * k * k % vocabulary for k in span) for span in (range(1, 4), range(4, 8), range(8, 10))]
-    batch = [sequence(prompt, output, group="check", index=i) for i, output in enumerate(outputs)]
-    (micro,) = pack(batch, Ones()(batch), max_tokens=64).micro_batches
+    (micro,) = pack([plain_output(0, prompt, ids) for ids in outputs], max_tokens=64).micro_batches
     return prompt, outputs, micro
-
-
-def sequence(prompt: tuple[int, ...], output: tuple[int, ...], *, group: str, index: int) -> ScoredSample:
-    """Given tokens in the form that packing takes, to be scored and not trained on."""
-    sample = Sample(
-        ordinal=0,
-        group_id=group,
-        index=index,
-        attempt=0,
-        prompt_ids=prompt,
-        output_ids=output,
-        sampled_mask=(True,) * len(output),
-        logprobs=(),
-        text="",
-        versions=(),
-        finish_reason=FinishReason.LENGTH,
-    )
-    return as_given(sample)

@@ -10,7 +10,7 @@ over them, so that each gets the gradient it would get alone.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
@@ -18,19 +18,20 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from learner.algorithms.weighting import Weighted
 from learner.models.scalars import scalars
 from learner.models.sharding import gather_by_slot
-from learner.types import MicroBatch, PackedBatch
+from learner.types import LabelBatch, MicroBatch, PackedBatch, PolicyBatch, ValueBatch
 
-Weighting = Callable[[Tensor, MicroBatch], Weighted]
+Micro = TypeVar("Micro", bound=MicroBatch, contravariant=True)
+Weighting = Callable[[Tensor, PolicyBatch], Weighted]
 Parts = tuple[Tensor, dict[str, Tensor], Tensor]
 """Loss, sums without gradient, and what was read of each trained token, (N,) or (K, N)."""
 
 
-class Objective(Protocol):
+class Objective(Protocol[Micro]):
     """Losses and sums of the micro-batches of all ranks add up to those of the whole batch: their weights see to that."""
 
-    def __call__(self, model: nn.Module, micro: MicroBatch) -> Parts: ...
+    def __call__(self, model: nn.Module, micro: Micro) -> Parts: ...
 
-    def metrics(self, sums: dict[str, float], packed: PackedBatch, read: list[Tensor]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, float], packed: PackedBatch[Micro], read: list[Tensor]) -> dict[str, float]:
         """From the sums of the whole batch, and from what this rank read in its micro-batches. A collective."""
 
 
@@ -48,20 +49,20 @@ class PolicyObjective:
     compare_behaviour: bool
     """Report how far the learner's log-probabilities are from the engine's: of use before the policy moves."""
 
-    def __call__(self, model: nn.Module, micro: MicroBatch) -> Parts:
+    def __call__(self, model: nn.Module, micro: PolicyBatch) -> Parts:
         logprob_N, entropy_N = model(micro, self.temperature)
         coefficient_N, sums = self.weighting(logprob_N.detach(), micro)
         loss = policy_loss(coefficient_N, logprob_N, micro.token_weight_N)
         return loss, sums | {"entropy": entropy_N.sum()}, logprob_N.detach()
 
-    def metrics(self, sums: dict[str, float], packed: PackedBatch, read: list[Tensor]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, float], packed: PackedBatch[PolicyBatch], read: list[Tensor]) -> dict[str, float]:
         """Means over tokens of what weightings sum plainly; what they weight is a mean already."""
         names = {"entropy": "entropy", "kl": "kl", "clipped": "clip_fraction", "ratio": "ratio_mean"}
         means = {names[name]: x / packed.trained_tokens for name, x in sums.items() if name in names}
         weighted = {name: x for name, x in sums.items() if name not in names}
         return means | weighted | (self._mismatch(packed, read) if self.compare_behaviour else {})
 
-    def _mismatch(self, packed: PackedBatch, logprobs: list[Tensor]) -> dict[str, float]:
+    def _mismatch(self, packed: PackedBatch[PolicyBatch], logprobs: list[Tensor]) -> dict[str, float]:
         """Distribution of |learner - engine| log-probabilities. Empty for demonstrations."""
         gaps = [(x - micro.behaviour_logprob_N).abs() for x, micro in zip(logprobs, packed.micro_batches, strict=True)]
         gaps = gather_by_slot(gaps, packed)
@@ -83,14 +84,14 @@ class ValueObjective:
     clip: float
     """c, in units of the return."""
 
-    def __call__(self, model: nn.Module, micro: MicroBatch) -> Parts:
-        value_N, old_N, return_N = scalars(model, micro, micro.source_N)[0], micro.old_value_N, micro.value_target_N
+    def __call__(self, model: nn.Module, micro: ValueBatch) -> Parts:
+        value_N, old_N, return_N = scalars(model, micro, micro.source_N)[0], micro.old_value_N, micro.return_N
         free_N = (value_N - return_N).square()
         bound_N = (value_N.clamp(old_N - self.clip, old_N + self.clip) - return_N).square()
         loss = (0.5 * free_N.maximum(bound_N) * micro.token_weight_N).sum()
         return loss, {"value_loss": loss.detach(), "clipped": (bound_N > free_N).sum()}, value_N.detach()
 
-    def metrics(self, sums: dict[str, float], packed: PackedBatch, read: list[Tensor]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, float], packed: PackedBatch[ValueBatch], read: list[Tensor]) -> dict[str, float]:
         return {"value_loss": sums["value_loss"], "value_clip_fraction": sums["clipped"] / packed.trained_tokens}
 
 
@@ -105,10 +106,10 @@ class RankingObjective:
     weight_KS: Tensor
     """How often each member sees each sample of the batch; the same for both of a pair."""
 
-    def __call__(self, model: nn.Module, micro: MicroBatch) -> Parts:
+    def __call__(self, model: nn.Module, micro: LabelBatch) -> Parts:
         score_KN = scalars(model, micro, micro.place_N)
         first_P, second_P = micro.group_N.argsort(stable=True).view(len(micro.group_N) // 2, 2).T
-        sign_P = (micro.value_target_N[first_P] - micro.value_target_N[second_P]).sign()
+        sign_P = (micro.label_N[first_P] - micro.label_N[second_P]).sign()
         margin_KP = sign_P * (score_KN[:, first_P] - score_KN[:, second_P])
         loss_KP = -logsigmoid(margin_KP)
         weight_P = micro.token_weight_N[first_P] + micro.token_weight_N[second_P]
@@ -116,7 +117,7 @@ class RankingObjective:
         sums = {"ranking_loss": loss_KP.detach().mean(0).sum(), "right": (margin_KP.mean(0) > 0).sum()}
         return loss, sums, score_KN.detach()
 
-    def metrics(self, sums: dict[str, float], packed: PackedBatch, read: list[Tensor]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, float], packed: PackedBatch[LabelBatch], read: list[Tensor]) -> dict[str, float]:
         """The mean loss of a member, every pair counted once, and the share of pairs that the members' mean ranks right."""
         pairs = packed.trained_tokens / 2
         return {"ranking_loss": sums["ranking_loss"] / pairs, "ranking_accuracy": sums["right"] / pairs}
@@ -133,14 +134,14 @@ class LabelObjective:
     weight_KS: Tensor
     """How often each member sees each sample of the batch."""
 
-    def __call__(self, model: nn.Module, micro: MicroBatch) -> Parts:
-        score_KN, label_N = scalars(model, micro, micro.place_N), micro.value_target_N
+    def __call__(self, model: nn.Module, micro: LabelBatch) -> Parts:
+        score_KN, label_N = scalars(model, micro, micro.place_N), micro.label_N
         loss_KN = binary_cross_entropy_with_logits(score_KN, label_N.expand_as(score_KN), reduction="none")
         loss = (loss_KN * self.weight_KS[:, micro.sample_N] * micro.token_weight_N).sum()
         right_N = (score_KN.mean(0) > 0) == (label_N > 0.5)
         return loss, {"label_loss": loss_KN.detach().mean(0).sum(), "right": right_N.sum()}, score_KN.detach()
 
-    def metrics(self, sums: dict[str, float], packed: PackedBatch, read: list[Tensor]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, float], packed: PackedBatch[LabelBatch], read: list[Tensor]) -> dict[str, float]:
         """The mean loss of a member, every label counted once, and the share of labels on whose side the members' mean is."""
         labels = packed.trained_tokens
         return {"label_loss": sums["label_loss"] / labels, "label_accuracy": sums["right"] / labels}

@@ -1,118 +1,156 @@
 """A stage that trains the policy by one row of the table: what is computed once per batch, and the updates that follow."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from learner.algorithms.credit import Advantages, PerToken, judged
-from learner.algorithms.gae import Signals
-from learner.algorithms.table import DataSource, Need
-from learner.batch.packing import by_sample, by_slot
-from learner.models.policy import PolicyModel
-from learner.models.scalars import explained_variance, scalars
-from learner.models.sharding import attach_by_slot, gather_by_slot, score
+from learner.algorithms.cells import Need, PerToken, Signals
+from learner.algorithms.credit import Advantages, judged, place, samples_of
+from learner.algorithms.table import Algorithm, DataSource
+from learner.batch.packing import Output, by_sample, columns
+from learner.models.scalars import scalars
+from learner.models.sharding import gather_by_slot, score
 from learner.stage import StageSpec
 from learner.training.objectives import PolicyObjective, ValueObjective
 from learner.training.trainer import Trainer
-from learner.types import PackedBatch, StepReport
-from reward.models.scalar_model import ScalarModel
-from reward.types import ScoredSample
+from learner.types import Columns, MicroBatch, PackedBatch, PolicyBatch, StepReport, ValueBatch
+from reward.types import ScoredGroup
 
-Pack = Callable[..., PackedBatch]
-"""`packing.pack` for this rank, onto its device: (batch, advantages, weigh=..., together=...)."""
+Batch = Sequence[ScoredGroup]
+Pack = Callable[..., PackedBatch[MicroBatch]]
+"""`packing.pack` for this rank, onto its device: (outputs, weigh=..., together=...)."""
+
+
+def _logprobs(model: Any, micro: MicroBatch, temperature: float) -> Tensor:
+    return model(micro, temperature)[0]
+
+
+def _values(model: Any, micro: MicroBatch, temperature: float) -> Tensor:
+    return scalars(model, micro, micro.source_N)[0]
+
+
+READ = {Need.REFERENCE: ("reference", _logprobs), Need.OLD_LOGPROBS: ("policy", _logprobs), Need.CRITIC: ("critic", _values)}
+"""Of what is read from a model: from which one, and how."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credited:
+    """A batch with its credit, as it is trained."""
+
+    batch: Batch
+    signals: Signals
+    advantages: Advantages
+    outputs: list[Output]
+    packed: PackedBatch[MicroBatch]
+    read: Mapping[Need, Columns]
+
+    def column(self, rows: PerToken) -> Columns:
+        return columns(self.packed, self.outputs, rows)
 
 
 class PolicyStage:
     """Policy, and as the row needs them a frozen reference and a critic with an optimizer of its own."""
 
-    def __init__(
-        self, spec: StageSpec, pack: Pack, policy: PolicyModel, reference: PolicyModel | None, critic: ScalarModel | None
-    ):
-        self._spec, self._row, self._pack = spec, spec.row, pack
-        held = {"policy": policy, "reference": reference, "critic": critic}
-        self.models = {name: model for name, model in held.items() if model is not None}
-        self.trainers = {"policy": Trainer(policy, spec.optimizer, spec.total_updates)}
-        if critic is not None:
-            self.trainers["critic"] = Trainer(critic, spec.critic_optimizer, spec.total_updates)
+    def __init__(self, spec: StageSpec, row: Algorithm, pack: Pack, models: Mapping[str, nn.Module]):
+        self._row, self._pack, self._value_clip, self.models = row, pack, spec.value_clip, models
+        self.trainers = {name: Trainer(models[name], x, spec.total_updates) for name, x in spec.optimizers.items()}
+        self._train = {"policy": self._train_policy, "critic": self._train_critic}
 
-    def step(self, batch: Sequence[ScoredSample], updates: int, temperature: float) -> StepReport:
-        """Credit, packing, reference, old log-probabilities and values are computed once; then come the updates."""
-        if "critic" in self.models:
-            advantages, packed, metrics = self._valued(batch, temperature)
-        else:
-            advantages, metrics = self._row.credit(batch), {}
-            packed = self._scored(self._packed(batch, advantages), temperature)
-        # Outputs that were made before the stage began are of other weights than the learner's.
-        current = self._row.data_source is DataSource.POLICY_SAMPLES
-        objectives = [
-            PolicyObjective(weighting=self._row.weighting, temperature=temperature, compare_behaviour=current and update == 0)
-            for update in range(updates)
-        ]
-        metrics |= self.trainers["policy"].train(packed, objectives)
-        if "critic" in self.models:
-            report = self.trainers["critic"].train(packed, [ValueObjective(clip=self._spec.value_clip)] * updates)
-            metrics |= {f"critic_{name}": value for name, value in report.items()}
+    def step(self, batch: Batch, updates: int, temperature: float) -> StepReport:
+        """Credit, packing, and what is read from models are computed once; then come the updates."""
+        credited = self.credit(batch, temperature)
+        metrics = self._row.credit.metrics(batch, credited.signals)
+        for name in self.trainers:
+            metrics |= self._train[name](credited, updates, temperature)
+        packed = credited.packed
         return StepReport(
             metrics=metrics | {"trained_tokens": packed.trained_tokens, "padding_share": packed.padding_share},
-            advantages=[row[0] if row else None for row in advantages],
+            advantages=[row[0] if row else None for row in credited.advantages],
             tokens=packed.trained_tokens,
         )
 
-    def _packed(self, batch: Sequence[ScoredSample], advantages: Advantages) -> PackedBatch:
-        weighting = self._row.weighting
-        return self._pack(batch, advantages, weigh=weighting.token_weight, together=weighting.unit == "pair")
+    def credit(self, batch: Batch, temperature: float) -> Credited:
+        """What a credit hears of models is carried on, so that it is read once; the rest is read where it is trained.
 
-    def _scored(self, packed: PackedBatch, temperature: float) -> PackedBatch:
-        """The batch with the log-probabilities that the row needs, from its own micro-batches, so that ratios start at 1."""
-
-        def logprobs(model: PolicyModel) -> list[Tensor]:
-            return score(model, packed, lambda model, micro: model(micro, temperature)[0])
-
-        micros = packed.micro_batches
-        if Need.REFERENCE in self._row.needs:
-            found = zip(micros, logprobs(self.models["reference"]), strict=True)
-            micros = tuple(replace(micro, reference_logprob_N=x) for micro, x in found)
-        if Need.OLD_LOGPROBS in self._row.needs:
-            found = zip(micros, logprobs(self.models["policy"]), strict=True)
-            micros = tuple(replace(micro, old_logprob_N=x) for micro, x in found)
-        return replace(packed, micro_batches=micros)
-
-    def _valued(self, batch: Sequence[ScoredSample], temperature: float) -> tuple[Advantages, PackedBatch, dict[str, float]]:
-        """Advantages and returns of the critic's values, the batch with both, and metrics.
-
-        Models are read on all judged outputs, since who is in the loss is known only once the credit has spoken.
+        The latter comes from the very micro-batches that are trained, so that ratios start at exactly 1.
         """
-        judgeable: PerToken = [(0.0,) * len(item.sample.output_ids) if judged(item) else None for item in batch]
-        packed = self._scored(self._packed(batch, judgeable), temperature)
-
-        def per_token(values: list[Tensor]) -> PerToken:
-            return by_sample(batch, judgeable, gather_by_slot(values, packed).tolist())
-
-        values = per_token(score(self.models["critic"], packed, lambda model, micro: scalars(model, micro, micro.source_N)[0]))
-        old = per_token([micro.old_logprob_N for micro in packed.micro_batches])
-        columns, reference = {"old_logprob_N": old, "old_value_N": values}, None
-        if Need.REFERENCE in self._row.needs:
-            reference = per_token([micro.reference_logprob_N for micro in packed.micro_batches])
-            columns["reference_logprob_N"] = reference
-        signals = Signals(values=values, old_logprobs=old, reference_logprobs=reference)
+        heard = self._heard(batch, temperature)
+        nothing = [None] * len(samples_of(batch))
+        signals = Signals(
+            old_logprobs=heard.get(Need.OLD_LOGPROBS, _recorded(batch)),
+            reference_logprobs=heard.get(Need.REFERENCE, nothing),
+            values=heard.get(Need.CRITIC, nothing),
+        )
         advantages = self._row.credit(batch, signals)
-        columns["value_target_N"] = self._row.credit.returns(batch, signals)
-        trained = {
-            name: by_slot(batch, [x if row is not None else None for x, row in zip(column, advantages, strict=True)])
-            for name, column in columns.items()
+        outputs = outputs_of(batch, [row is not None for row in advantages])
+        packed = self._packed(outputs)
+        read = {need: columns(packed, outputs, rows) for need, rows in heard.items()}
+        read |= self._read(packed, self._row.weighting.needs - heard.keys(), temperature)
+        return Credited(batch=batch, signals=signals, advantages=advantages, outputs=outputs, packed=packed, read=read)
+
+    def _heard(self, batch: Batch, temperature: float) -> dict[Need, PerToken]:
+        """What models say of all judged outputs, for a credit that needs any: who is in the loss, it says only then."""
+        if not self._row.credit.needs:
+            return {}
+        outputs = outputs_of(batch, [judged(item) for item in samples_of(batch)])
+        packed = self._packed(outputs)
+        said = self._read(packed, self._row.needs, temperature)
+        return {need: by_sample(outputs, gather_by_slot(values, packed).tolist()) for need, values in said.items()}
+
+    def _read(self, packed: PackedBatch[MicroBatch], needs: frozenset[Need], temperature: float) -> dict[Need, Columns]:
+        return {
+            need: score(self.models[name], packed, lambda model, micro, how=how: how(model, micro, temperature))
+            for need, (name, how) in READ.items()
+            if need in needs
         }
-        metrics = _of_values(trained)
-        return advantages, attach_by_slot(self._packed(batch, advantages), **trained), metrics
+
+    def _packed(self, outputs: Sequence[Output]) -> PackedBatch[MicroBatch]:
+        weighting = self._row.weighting
+        return self._pack(outputs, weigh=weighting.token_weight, together=weighting.unit == "pair")
+
+    def _train_policy(self, credited: Credited, updates: int, temperature: float) -> dict[str, float]:
+        unknown = [(math.nan,) * len(output.output_ids) for output in credited.outputs]
+        recorded = zip(_recorded(credited.batch), unknown, strict=True)
+        behaviour = credited.column([row or nan for row, nan in recorded])
+        packed = credited.packed.to_train(
+            PolicyBatch,
+            advantage_N=credited.column(credited.advantages),
+            behaviour_logprob_N=behaviour,
+            old_logprob_N=credited.read.get(Need.OLD_LOGPROBS, behaviour),
+            reference_logprob_N=credited.read.get(Need.REFERENCE, credited.column(unknown)),
+        )
+        # Outputs that were made before the stage began are of other weights than the learner's.
+        current = self._row.data_source is DataSource.POLICY_SAMPLES
+        how = {"weighting": self._row.weighting, "temperature": temperature}
+        objectives = [PolicyObjective(**how, compare_behaviour=current and update == 0) for update in range(updates)]
+        return self.trainers["policy"].train(packed, objectives)
+
+    def _train_critic(self, credited: Credited, updates: int, temperature: float) -> dict[str, float]:
+        returns = self._row.credit.returns(credited.batch, credited.signals)
+        packed = credited.packed.to_train(ValueBatch, old_value_N=credited.read[Need.CRITIC], return_N=credited.column(returns))
+        report = self.trainers["critic"].train(packed, [ValueObjective(clip=self._value_clip)] * updates)
+        return {f"critic_{name}": value for name, value in report.items()}
 
 
-def _of_values(trained: dict[str, list[float]]) -> dict[str, float]:
-    """Before the first update, over all trained tokens: the critic's explained variance, and the mean of log pi_old/pi_ref."""
-    metrics, old, reference = {}, trained["old_logprob_N"], trained.get("reference_logprob_N")
-    explained = explained_variance(trained["old_value_N"], trained["value_target_N"])
-    if explained is not None:
-        metrics["critic_explained_variance"] = explained
-    if reference:
-        metrics["reward_kl"] = math.fsum(o - r for o, r in zip(old, reference, strict=True)) / len(old)
-    return metrics
+def outputs_of(batch: Batch, in_loss: Sequence[bool]) -> list[Output]:
+    """The outputs of a batch, their sampled tokens to be trained."""
+    samples = [(g, item) for g, group in enumerate(batch) for item in group.scored]
+    return [
+        Output(
+            name=place(item),
+            group=g,
+            prompt_ids=item.sample.prompt_ids,
+            output_ids=item.sample.output_ids,
+            mask=item.sample.sampled_mask,
+            in_loss=here,
+        )
+        for (g, item), here in zip(samples, in_loss, strict=True)
+    ]
+
+
+def _recorded(batch: Batch) -> list[tuple[float, ...] | None]:
+    """The engine's log-probabilities; None for a demonstration."""
+    return [item.sample.logprobs or None for item in samples_of(batch)]

@@ -1,38 +1,36 @@
-"""A stage that trains a reward model on labelled outputs, and how one is read on them.
-
-An example is a scored sample whose events are its labels. The trained tokens of a batch are the labelled ones.
-"""
+"""A stage that trains a reward model on labelled outputs, and how one is read on them. The trained tokens are the labelled."""
 
 import hashlib
 import math
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from learner.algorithms.credit import Advantages, Signed, at_tokens, place
-from learner.algorithms.table import CrossEntropy, Ranking
-from learner.batch.packing import by_slot
+from learner.algorithms.credit import place
+from learner.algorithms.labels import CrossEntropy, Ranking
+from learner.algorithms.table import RewardModelRow
+from learner.batch.packing import Output, columns
 from learner.models.scalars import scalars
-from learner.models.sharding import attach_by_slot, gather_by_slot, score
+from learner.models.sharding import gather_by_slot, score
 from learner.stage import StageSpec
 from learner.training.objectives import LabelObjective, RankingObjective
 from learner.training.policy_stage import Pack
 from learner.training.trainer import Trainer
-from learner.types import StepReport
+from learner.types import LabelBatch, StepReport
 from reward.models.scalar_model import ScalarModel
-from reward.types import ScoredSample
+from reward.types import Labelled, LabelledGroup
+from rollout.rounding import apart
 
-Batch = Sequence[ScoredSample]
+Batch = Sequence[LabelledGroup]
 
 
 class RewardModelStage:
     """A reward model of one or several members, and its optimizer."""
 
-    def __init__(self, spec: StageSpec, pack: Pack, model: ScalarModel):
+    def __init__(self, spec: StageSpec, row: RewardModelRow, pack: Pack, model: ScalarModel):
         self._pack, self._model, self._seed = pack, model, spec.seed
-        self._loss = LOSSES[type(spec.row.objective)]
+        self._loss = LOSSES[type(row.objective)]
         self.models = {}
         self.trainers = {"reward_model": Trainer(model, spec.optimizer, spec.total_updates)}
 
@@ -41,47 +39,44 @@ class RewardModelStage:
 
         Raises ValueError for labels that the objective cannot read.
         """
-        batch = at_labels(batch)
-        trained = self._loss.in_loss(batch)
-        labels = [at_tokens(item, [event.value for event in item.events]) for item in batch]
-        targets = by_slot(batch, [row if here is not None else None for row, here in zip(labels, trained, strict=True)])
-        packed = self._pack(batch, trained, weigh=mean, together=self._loss.together)
-        packed = attach_by_slot(packed, value_target_N=targets)
+        outputs = outputs_of(batch, self._loss.in_loss(batch))
+        packed = self._pack(outputs, weigh=mean, together=self._loss.together)
+        labels = packed.to_train(LabelBatch, label_N=columns(packed, outputs, [_labels(item) for item in _flat(batch)]))
         counts = bootstrap(self._loss.examples(batch), len(self._model.members), self._seed)
         weight_KS = torch.tensor(counts, dtype=torch.float32, device=self._model.heads[0].weight.device)
-        metrics = self.trainers["reward_model"].train(packed, [self._loss.objective(weight_KS=weight_KS)] * updates)
+        metrics = self.trainers["reward_model"].train(labels, [self._loss.objective(weight_KS=weight_KS)] * updates)
         return StepReport(
             metrics=metrics | {"trained_tokens": packed.trained_tokens, "padding_share": packed.padding_share},
-            advantages=[None if row is None else 0.0 for row in trained],
+            advantages=[0.0 if output.in_loss else None for output in outputs],
             tokens=packed.trained_tokens,
         )
 
 
 def scores(model: ScalarModel, pack: Pack, batch: Batch) -> list[tuple[tuple[float, ...], ...]]:
-    """Per example, per event, the K scalars at the event's token; nothing for an example without events. A collective."""
-    packed = pack(at_labels(batch), _zeros(batch))
+    """Per example, per target, the K scalars at the target's token; nothing for an example without one. A collective."""
+    packed = pack(outputs_of(batch, [bool(item.targets) for item in _flat(batch)]))
     read = score(model, packed, lambda model, micro: scalars(model, micro, micro.place_N))
     flat = iter(gather_by_slot(read, packed).movedim(-1, 0).tolist())
     found = []
-    for item in batch:
-        at = {position: tuple(next(flat)) for position in sorted(event.position for event in item.events)}
-        found.append(tuple(at[event.position] for event in item.events))
+    for item in _flat(batch):
+        at = {position: tuple(next(flat)) for position in sorted(target.position for target in item.targets)}
+        found.append(tuple(at[target.position] for target in item.targets))
     return found
 
 
-def at_labels(batch: Batch) -> list[ScoredSample]:
-    """The batch with the labelled tokens, and no others, as those to train.
+def outputs_of(batch: Batch, in_loss: Sequence[bool]) -> list[Output]:
+    """The outputs of a batch, their labelled tokens to be trained.
 
     Raises ValueError for a label outside its output, and for two at one token.
     """
-    found = []
-    for item in batch:
-        positions = [event.position for event in item.events]
-        length = len(item.sample.output_ids)
-        if len(set(positions)) < len(positions) or not all(0 <= position < length for position in positions):
-            raise ValueError(f"{place(item)}: labels at tokens {positions}, expected different ones of 0 to {length - 1}")
-        mask = tuple(t in positions for t in range(length))
-        found.append(replace(item, sample=replace(item.sample, sampled_mask=mask)))
+    items, found = [(g, item) for g, group in enumerate(batch) for item in group.labelled], []
+    for (g, item), here in zip(items, in_loss, strict=True):
+        positions, ids = [target.position for target in item.targets], item.sample.output_ids
+        if len(set(positions)) < len(positions) or not all(0 <= position < len(ids) for position in positions):
+            raise ValueError(f"{place(item)}: labels at tokens {positions}, expected different ones of 0 to {len(ids) - 1}")
+        mask = tuple(t in positions for t in range(len(ids)))
+        output = Output(name=place(item), group=g, prompt_ids=item.sample.prompt_ids, output_ids=ids, mask=mask, in_loss=here)
+        found.append(output)
     return found
 
 
@@ -90,39 +85,52 @@ def mean(groups: int, group_size: int, length: int, total_tokens: int) -> float:
     return 1.0 / total_tokens
 
 
-def ranked(batch: Batch) -> Advantages:
+def ranked(batch: Batch) -> list[bool]:
     """Which outputs are in a pair of a better and a worse one. Raises ValueError unless labels stand at last tokens only."""
-    for item in batch:
-        positions = [event.position for event in item.events]
-        if positions and positions != [len(item.sample.output_ids) - 1]:
-            raise ValueError(f"{place(item)}: labels at tokens {positions}, expected one at the last token, to rank it by")
-    return Signed()(batch)
+    found = []
+    for group in batch:
+        for item in group.labelled:
+            positions = [target.position for target in item.targets]
+            if positions and positions != [len(item.sample.output_ids) - 1]:
+                raise ValueError(f"{place(item)}: labels at tokens {positions}, expected one at the last token, to rank it by")
+        if len(group.labelled) != 2:
+            raise ValueError(f"{place(group.labelled[0])}: found {len(group.labelled)} outputs in its group, expected a pair")
+        labels = [target.value for item in group.labelled for target in item.targets]
+        found += [len(labels) == 2 and apart(labels)] * 2
+    return found
 
 
-def labelled(batch: Batch) -> Advantages:
+def labelled(batch: Batch) -> list[bool]:
     """Which outputs have labels. Raises ValueError for a label outside [0, 1]."""
-    for item in batch:
-        wrong = [event.value for event in item.events if not 0.0 <= event.value <= 1.0]
+    for item in _flat(batch):
+        wrong = [target.value for target in item.targets if not 0.0 <= target.value <= 1.0]
         if wrong:
             raise ValueError(f"{place(item)}: found label {wrong[0]}, expected a probability in [0, 1]")
-    return _zeros(batch)
-
-
-def _zeros(batch: Batch) -> Advantages:
-    return [(0.0,) * len(item.sample.output_ids) if item.events else None for item in batch]
+    return [bool(item.targets) for item in _flat(batch)]
 
 
 def outputs(batch: Batch) -> list[Hashable]:
     """Every output is an example."""
-    return [(item.sample.prompt_ids, item.sample.output_ids) for item in batch]
+    return [_tokens(item) for item in _flat(batch)]
 
 
 def pairs(batch: Batch) -> list[Hashable]:
     """Every pair is one example, which both of its outputs stand for."""
-    members = defaultdict(list)
-    for item, output in zip(batch, outputs(batch), strict=True):
-        members[item.sample.group_id].append(output)
-    return [tuple(sorted(members[item.sample.group_id])) for item in batch]
+    return [tuple(sorted(_tokens(each) for each in group.labelled)) for group in batch for _ in group.labelled]
+
+
+def _tokens(item: Labelled) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return item.sample.prompt_ids, item.sample.output_ids
+
+
+def _flat(batch: Batch) -> list[Labelled]:
+    return [item for group in batch for item in group.labelled]
+
+
+def _labels(item: Labelled) -> tuple[float, ...]:
+    """The label of every token; 0 where none stands, which nothing reads."""
+    at = {target.position: target.value for target in item.targets}
+    return tuple(at.get(t, 0.0) for t in range(len(item.sample.output_ids)))
 
 
 def bootstrap(examples: Sequence[Hashable], members: int, seed: int) -> list[list[int]]:
@@ -156,7 +164,7 @@ class _Loss:
     """What belongs to one cell: its torch objective, which examples are in the loss, and what one example is."""
 
     objective: type[RankingObjective] | type[LabelObjective]
-    in_loss: Callable[[Batch], Advantages]
+    in_loss: Callable[[Batch], list[bool]]
     examples: Callable[[Batch], list[Hashable]]
     together: bool
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from learner.config import OptimizerConfig
 from learner.training.objectives import Objective
-from learner.types import PackedBatch
+from learner.types import Kind, PackedBatch
 
 MAX_SKIPS = 3
 """Non-finite updates in a row before the run stops."""
@@ -49,7 +49,7 @@ class Trainer:
             step = torch.zeros((), dtype=torch.float32, device=p.device)
             self.optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
-    def train(self, packed: PackedBatch, objectives: Sequence[Objective]) -> dict[str, float]:
+    def train(self, packed: PackedBatch[Kind], objectives: Sequence[Objective[Kind]]) -> dict[str, float]:
         """An update for each objective, on the same batch. Counts are summed over the updates, rates and norms averaged."""
         reports = [self.step(packed, objective) for objective in objectives]
         metrics = {}
@@ -58,7 +58,7 @@ class Trainer:
             metrics[name] = math.fsum(values) if name in COUNTS else math.fsum(values) / len(values)
         return metrics | {"learning_rate": reports[-1]["learning_rate"]}
 
-    def step(self, packed: PackedBatch, objective: Objective) -> dict[str, float]:
+    def step(self, packed: PackedBatch[Kind], objective: Objective[Kind]) -> dict[str, float]:
         """One update over the whole batch of all ranks; returns metrics of the whole batch. A collective.
 
         Skipped, the same on all ranks: `skipped` counts a non-finite loss or gradient (RuntimeError after three in a row),
@@ -82,7 +82,7 @@ class Trainer:
             return report | {"skipped": 1.0}
         return report | {"grad_norm": norm, "no_signal": float(norm == 0)} | objective.metrics(sums, packed, read)
 
-    def _backward(self, packed: PackedBatch, objective: Objective) -> tuple[float, dict[str, float], list[Tensor]]:
+    def _backward(self, packed: PackedBatch[Kind], objective: Objective[Kind]) -> tuple[float, dict[str, float], list[Tensor]]:
         """Gradients of all micro-batches; loss and sums over all ranks, and what this rank read in each micro-batch."""
         device = packed.micro_batches[0].device
         sums, read = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device)), []

@@ -206,7 +206,7 @@ def test_a_run_is_configured_in_python_too(recipe):
 
 
 def test_parsing_a_recipe_imports_nothing_heavy(recipe):
-    code = f"import sys; from cluster.config import load; load({str(recipe)!r}); print(*sorted(sys.modules))"
+    code = f"import sys; from cluster.config.run_config import load; load({str(recipe)!r}); print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not {"torch", "ray", "vllm", "transformers", "numpy", "rich", "typer"} & set(done.stdout.split())
 

@@ -19,6 +19,7 @@ from reward.judging.judges import gold_check
 from rollout.data.datasets import load_data
 from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.test_pipeline import FakeRoles, drive, sample_files, trained
+from tests.reward.builders import flat
 
 pytestmark = pytest.mark.slow
 
@@ -66,13 +67,13 @@ class Judged(FakeRoles):
         if method == "begin_stage":
             self.events.append(f"begin {type(self.spec.row).__name__} at weights {self.weights}")
         if method == "scores":
-            return [((0.5,),) * len(item.events) for item in args[0]]
+            return [((0.5,),) * len(item.targets) for item in flat(args[0])]
         if method == "step" and isinstance(self.spec.row, RewardModelRow):
             kept = self.weights
             answer = super().learn(method, *args)
-            seen = repr([(s.sample.group_id, s.events) for s in args[0]]).encode()
+            seen = repr([(s.sample.group_id, s.targets) for s in flat(args[0])]).encode()
             self.weights, self.judge_weights = kept, (self.judge_weights * 7 + hashlib.sha256(seen).digest()[0]) % 1000
-            self.batches.append(args[0])
+            self.batches.append(flat(args[0]))
             return answer
         answer = super().learn(method, *args)
         if method == "save":

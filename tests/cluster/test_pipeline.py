@@ -23,7 +23,7 @@ from rollout.data.datasets import load_data
 from rollout.tasks.arithmetic import character_tokenizer
 from rollout.types import FinishReason, Group, Sample, sample_seed
 from tests.cluster.fleet import LearnerCalls
-from tests.reward.builders import judge_here
+from tests.reward.builders import flat, judge_here
 
 SFT = {"algorithm": "sft", "steps": 2, "questions_per_step": 4, "optimizer": {"learning_rate": 1e-3}}
 GRPO = {
@@ -104,9 +104,10 @@ class FakeRoles:
             self.steps += 1
             if self.steps == self.fail_step:
                 raise RuntimeError("killed")
-            seen = hashlib.sha256(repr([s.sample.output_ids for s in args[0]]).encode()).digest()
+            batch = flat(args[0])
+            seen = hashlib.sha256(repr([s.sample.output_ids for s in batch]).encode()).digest()
             self.weights = (self.weights * 31 + seen[0]) % 1000
-            return SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(args[0]), tokens=len(args[0]))
+            return SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(batch), tokens=len(batch))
         if method == "save":
             args[0].mkdir()
             return {"weights": (args[0] / "weights").write_text(str(self.weights))}

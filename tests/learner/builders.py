@@ -1,5 +1,6 @@
 """Builders of tiny models, batches and workers for the learner's tests, and a slow reference written from the formulas."""
 
+import math
 import socket
 from pathlib import Path
 
@@ -7,11 +8,17 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from learner.algorithms.cells import PerToken, Signals
+from learner.algorithms.credit import Credit, place, samples_of
 from learner.algorithms.table import Algorithm, resolve
+from learner.batch import packing
 from learner.config import LearnerConfig, OptimizerConfig
+from learner.types import PackedBatch, PolicyBatch
 from learner.worker import LearnerWorker
-from reward.types import RewardEvent, ScoredSample, Verdict
+from reward.labels.examples import as_judged
+from reward.types import LabelledGroup, RewardEvent, ScoredSample, Verdict
 from rollout.types import FinishReason, Sample
+from tests.reward.builders import scored_groups as groups
 
 VOCABULARY = 64
 
@@ -66,6 +73,51 @@ def random_batch(seed: int = 0, groups: int = 3, size: int = 4, noise: float = 0
             logprobs = (-4 + noise * torch.randn(length, generator=draw)).tolist()
             batch.append(scored(f"g/{g}", index, prompt, output, reward=index / 4, mask=mask, logprobs=logprobs))
     return batch
+
+
+def examples(batch: list[ScoredSample]) -> list[LabelledGroup]:
+    """With the samples' events as labels."""
+    return [as_judged(group) for group in groups(batch)]
+
+
+def signals(count: int, *, values=None, old=None, reference=None) -> Signals:
+    """What models said of so many samples: nothing, but for what is given."""
+    nothing = [None] * count
+    return Signals(values=values or nothing, old_logprobs=old or nothing, reference_logprobs=reference or nothing)
+
+
+def credit(cell: Credit, batch: list[ScoredSample], said: Signals | None = None) -> list[tuple[float, ...] | None]:
+    """Advantages in the order of the batch, whose groups need not lie together."""
+    whole = groups(batch)
+    rows = cell(whole, said or signals(len(batch)))
+    at = {id(item): row for item, row in zip(samples_of(whole), rows, strict=True)}
+    return [at[id(item)] for item in batch]
+
+
+def outputs(batch: list[ScoredSample], rows: PerToken) -> list[packing.Output]:
+    """The samples' tokens to pack, in the order of the batch; those without a row are out of the loss."""
+    order = list(dict.fromkeys(item.sample.group_id for item in batch))
+    return [
+        packing.Output(
+            name=place(item),
+            group=order.index(item.sample.group_id),
+            prompt_ids=item.sample.prompt_ids,
+            output_ids=item.sample.output_ids,
+            mask=item.sample.sampled_mask,
+            in_loss=row is not None,
+        )
+        for item, row in zip(batch, rows, strict=True)
+    ]
+
+
+def pack(batch: list[ScoredSample], advantages: PerToken, **how) -> PackedBatch[PolicyBatch]:
+    """The batch as a policy is trained on it, without a reference."""
+    made = outputs(batch, advantages)
+    packed = packing.pack(made, **how)
+    recorded = [item.sample.logprobs or (math.nan,) * len(item.sample.output_ids) for item in batch]
+    behaviour = packing.columns(packed, made, recorded)
+    columns = {"advantage_N": packing.columns(packed, made, advantages), "behaviour_logprob_N": behaviour}
+    return packed.to_train(PolicyBatch, **columns, old_logprob_N=behaviour, reference_logprob_N=behaviour)
 
 
 def free_address() -> str:

@@ -8,10 +8,11 @@ import torch
 import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM
 
-from learner.algorithms.table import TABLE, Need, resolve, resolve_reward_model
+from learner.algorithms.cells import Need
+from learner.algorithms.table import TABLE, resolve, resolve_reward_model
 from learner.models.weights import ModelWeights
 from reward.models.scalar_model import build
-from tests.learner.builders import adamw, free_address, grpo, new_worker, random_batch, scored
+from tests.learner.builders import adamw, examples, free_address, groups, grpo, new_worker, random_batch, scored
 from tests.learner.slow import HEAD_SEED, batch_of, labelled_batch
 from tests.learner.stages import fill, gradients, stage, weights
 
@@ -70,7 +71,7 @@ def smooth(max_grad_norm: float):
 
 
 def train(worker, seed: int):
-    return worker.step(random_batch(seed, groups=4), updates=1, temperature=0.9)
+    return worker.step(groups(random_batch(seed, groups=4)), updates=1, temperature=0.9)
 
 
 def resume(worker, out: Path, norm: float) -> dict:
@@ -90,9 +91,9 @@ def stages(worker, out: Path) -> dict:
     worker.begin_stage(stage(row, smooth(1e9), 8, members=2, seed=1))
     reports = [worker.step(labelled_batch(), updates=2, temperature=1.0)]
     worker.begin_stage(ppo_stage())
-    reports.append(worker.step(batch_of("token"), updates=2, temperature=1.0))
+    reports.append(worker.step(groups(batch_of("token")), updates=2, temperature=1.0))
     saved = worker.save(out / "stages")
-    reports.append(worker.step(batch_of("token", seed=1), updates=2, temperature=1.0))
+    reports.append(worker.step(groups(batch_of("token", seed=1)), updates=2, temperature=1.0))
     result = {"reports": reports, "saved": saved, "scores": worker.scores(labelled_batch()), **held(worker)}
     worker.export_reward_model(out / "reward_model")
     return result | {"continued": continue_stages(worker, out)}
@@ -101,7 +102,7 @@ def stages(worker, out: Path) -> dict:
 def continue_stages(worker, out: Path) -> dict:
     """Continue from the checkpoint that `stages` wrote."""
     worker.load(out / "stages", ppo_stage())
-    return {"report": worker.step(batch_of("token", seed=1), updates=2, temperature=1.0), **held(worker)}
+    return {"report": worker.step(groups(batch_of("token", seed=1)), updates=2, temperature=1.0), **held(worker)}
 
 
 def held(worker) -> dict:
@@ -112,12 +113,12 @@ def held(worker) -> dict:
 def uneven(worker) -> dict:
     """Batches that leave a rank without rows: one with a single token, one with none, and a row that is not finite."""
     worker.begin_stage(stage(resolve("sft", {}, {}), adamw(), 8))
-    token = worker.step([scored("a", 0, [5], [6])], updates=1, temperature=1.0)
-    nothing = worker.step([scored("a", 0, [5], [6], mask=[False])], updates=1, temperature=1.0)
+    token = worker.step(groups([scored("a", 0, [5], [6])]), updates=1, temperature=1.0)
+    nothing = worker.step(groups([scored("a", 0, [5], [6], mask=[False])]), updates=1, temperature=1.0)
     worker.begin_stage(stage(grpo(kl=0.0), adamw(), 8))
     before = weights(worker)
     bad = [scored("b", i, [5], [6], reward=float(i), logprobs=[x]) for i, x in enumerate((math.nan, -1.0))]
-    skipped = worker.step(bad, updates=2, temperature=1.0)
+    skipped = worker.step(groups(bad), updates=2, temperature=1.0)
     same = all(torch.equal(before[name], x) for name, x in weights(worker).items())
     return {"token": token, "nothing": nothing, "skipped": skipped, "unchanged_by_skips": same}
 
@@ -141,7 +142,7 @@ def all_gradients(worker, out: Path, reference_dir: Path) -> dict:
             head = build(worker._model_dir, "process", members=1, seed=HEAD_SEED, dtype=torch.float32).heads[0]
             fill(held["critic"].heads[0], dict(head.named_parameters()))
         batch = batch_of(row.weighting.unit, process=row.reward == "process_model")
-        found[name, "report"] = worker.step(batch, updates=1, temperature=1.0)
+        found[name, "report"] = worker.step(groups(batch), updates=1, temperature=1.0)
         found |= {(name, model): gradients(worker, model) for model in worker._stage.trainers}
     return found | reward_model_gradients(worker)
 
@@ -159,4 +160,4 @@ def reward_model_gradients(worker) -> dict:
     return found
 
 
-REWARD_MODEL_BATCHES = {"outcome_model": batch_of("pair", seed=3), "process_model": labelled_batch()}
+REWARD_MODEL_BATCHES = {"outcome_model": examples(batch_of("pair", seed=3)), "process_model": labelled_batch()}

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from reward.models.scalar_model import ScalarModel, build
-from reward.types import ScoredSample
+from reward.types import Labelled, LabelledGroup, ScoredSample
 from tests.learner import textbook
-from tests.learner.builders import VOCABULARY, plain_logprobs, scored
+from tests.learner.builders import VOCABULARY, examples, plain_logprobs, scored
 from tests.learner.textbook import Output
 
 HEAD_SEED = 5
@@ -37,15 +37,15 @@ def batch_of(unit: str, process: bool = False, seed: int = 0) -> list[ScoredSamp
     return batch
 
 
-def labelled_batch(seed: int = 0) -> list[ScoredSample]:
+def labelled_batch(seed: int = 0) -> list[LabelledGroup]:
     """Outputs with soft labels at the ends of one or two steps; one output has none."""
     batch = batch_of("token", process=True, seed=seed)
     draw = torch.Generator().manual_seed(seed)
     labels = [tuple(replace(e, value=float(torch.randint(5, (), generator=draw)) / 4) for e in item.events) for item in batch]
-    return [replace(item, events=events) for item, events in zip(batch, labels, strict=True)]
+    return examples([replace(item, events=events) for item, events in zip(batch, labels, strict=True)])
 
 
-def slow_scalars(model: ScalarModel, item: ScoredSample, positions: list[int]) -> torch.Tensor:
+def slow_scalars(model: ScalarModel, item: ScoredSample | Labelled, positions: list[int]) -> torch.Tensor:
     """(K, positions) scalars of one output alone; position -1 is the prompt's last token."""
     ids = torch.tensor([item.sample.prompt_ids + item.sample.output_ids])
     at = torch.tensor(positions) + len(item.sample.prompt_ids)
@@ -76,11 +76,11 @@ def policy_gradients(name: str, directory: Path, reference_dir: Path, batch: lis
     return tuple({key: p.grad for key, p in model.named_parameters()} for model in (policy, critic))
 
 
-def ranking_gradients(model: ScalarModel, batch: list[ScoredSample], counts: list[list[int]]) -> dict:
-    """-log sigmoid(r+ - r-), the mean over pairs of neighbours; `counts[k][i]` for member k and output i."""
-    loss, pairs = 0.0, list(zip(batch[::2], batch[1::2], strict=True))
+def ranking_gradients(model: ScalarModel, pairs: list[LabelledGroup], counts: list[list[int]]) -> dict:
+    """-log sigmoid(r+ - r-), the mean over pairs; `counts[k][i]` for member k and output i."""
+    loss = 0.0
     for number, pair in enumerate(pairs):
-        worse, better = sorted(pair, key=lambda item: item.events[0].value)
+        worse, better = sorted(pair.labelled, key=lambda item: item.targets[0].value)
         plus, minus = (slow_scalars(model, item, [len(item.sample.output_ids) - 1])[:, 0] for item in (better, worse))
         seen_K = torch.tensor([count[2 * number] for count in counts])
         loss = loss - (seen_K * torch.log(torch.sigmoid(plus - minus))).sum() / len(pairs)
@@ -88,13 +88,14 @@ def ranking_gradients(model: ScalarModel, batch: list[ScoredSample], counts: lis
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-def label_gradients(model: ScalarModel, batch: list[ScoredSample], counts: list[list[int]]) -> dict:
+def label_gradients(model: ScalarModel, batch: list[LabelledGroup], counts: list[list[int]]) -> dict:
     """-y log p - (1 - y) log(1 - p), p = sigmoid(score), the mean over labels; `counts[k][i]` for member k and output i."""
-    loss, labels = 0.0, sum(len(item.events) for item in batch)
-    for i, item in enumerate(batch):
-        if item.events:
-            p_KN = torch.sigmoid(slow_scalars(model, item, [event.position for event in item.events]))
-            y_N = torch.tensor([event.value for event in item.events], dtype=torch.float64)
+    items = [item for group in batch for item in group.labelled]
+    loss, labels = 0.0, sum(len(item.targets) for item in items)
+    for i, item in enumerate(items):
+        if item.targets:
+            p_KN = torch.sigmoid(slow_scalars(model, item, [target.position for target in item.targets]))
+            y_N = torch.tensor([target.value for target in item.targets], dtype=torch.float64)
             entropy_KN = -y_N * p_KN.log() - (1 - y_N) * (1 - p_KN).log()
             seen_K = torch.tensor([count[i] for count in counts])
             loss = loss + (seen_K * entropy_KN.sum(1)).sum() / labels

@@ -189,6 +189,7 @@ def test_a_row_survives_its_dump():
 
 
 def test_the_table_is_imported_without_torch_vllm_and_ray():
-    code = "import sys, learner.algorithms; print([m for m in ('torch', 'transformers', 'vllm', 'ray') if m in sys.modules])"
+    names = ("torch", "transformers", "vllm", "ray")
+    code = f"import sys, learner.algorithms.table; print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.algorithms.table import resolve, resolve_reward_model
 from reward.models import scalar_model as scalar_models
-from tests.learner.builders import adamw, grpo, random_batch
+from tests.learner.builders import adamw, groups, grpo, random_batch
 from tests.learner.slow import batch_of, labelled_batch
 from tests.learner.stages import assert_equal, stage, weights
 
@@ -16,7 +16,7 @@ PLAN = adamw(learning_rate=3e-3, warmup_updates=2, schedule="cosine")
 
 
 def trained(worker, seeds):
-    return [worker.step(random_batch(seed), updates=2, temperature=0.9) for seed in seeds]
+    return [worker.step(groups(random_batch(seed)), updates=2, temperature=0.9) for seed in seeds]
 
 
 def test_three_steps_equal_one_step_a_checkpoint_and_two_steps(start, model_dir, tmp_path):
@@ -94,7 +94,7 @@ REWARD_MODEL = stage(resolve_reward_model("process_model"), PLAN, 6, members=2, 
 def steps(worker, seeds):
     """Reports of a step on each batch, and everything a stage holds afterwards."""
     labelled = "reward_model" in worker._stage.trainers
-    batches = [labelled_batch(seed) if labelled else batch_of("token", seed=seed) for seed in seeds]
+    batches = [labelled_batch(seed) if labelled else groups(batch_of("token", seed=seed)) for seed in seeds]
     reports = [worker.step(batch, updates=2, temperature=1.0) for batch in batches]
     models = worker._models(worker._stage)
     return reports, {f"{name}.{key}": p.full_tensor().clone() for name, m in models.items() for key, p in m.named_parameters()}
@@ -134,10 +134,11 @@ def test_an_exported_reward_model_scores_in_the_reward_stage_as_in_the_learner(s
     worker.begin_stage(REWARD_MODEL)
     steps(worker, [0])
     worker.export_reward_model(tmp_path / "rm")
-    batch = labelled_batch(1)
+    groups = labelled_batch(1)
+    batch = [x for group in groups for x in group.labelled]
     model = scalar_models.load([tmp_path / "rm"], torch.float32)
-    positions = [[len(x.sample.prompt_ids) + e.position for e in x.events] for x in batch]
+    positions = [[len(x.sample.prompt_ids) + t.position for t in x.targets] for x in batch]
     sequences = [x.sample.prompt_ids + x.sample.output_ids for x in batch]
     expected = scalar_models.score(model, sequences, positions, max_tokens=256)
-    for found, rows in zip(worker.scores(batch), expected, strict=True):
+    for found, rows in zip(worker.scores(groups), expected, strict=True):
         assert [list(row) for row in found] == [pytest.approx(row, abs=1e-4) for row in rows]

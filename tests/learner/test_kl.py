@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from learner.algorithms.gae import GAE, Signals
+from learner.algorithms.gae import GAE
 from learner.algorithms.weighting import Clipped
-from learner.types import MicroBatch
-from tests.learner.builders import scored
+from learner.types import PolicyBatch
+from tests.learner.builders import credit, scored, signals
 
 
 def softmaxes() -> list[torch.Tensor]:
@@ -34,18 +34,16 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-def every_token(old_N: torch.Tensor, reference_N: torch.Tensor) -> MicroBatch:
+def every_token(old_N: torch.Tensor, reference_N: torch.Tensor) -> PolicyBatch:
     """One trained token for each of the five, without advantage, so that KL is all that acts."""
     tokens, none = torch.arange(5), torch.empty(0)
-    return MicroBatch(
+    return PolicyBatch(
         **dict.fromkeys(("input_ids_BT", "position_ids_BT", "segment_BT", "source_N", "place_N"), none),
         **dict.fromkeys(("target_N", "sample_N", "group_N", "slot_N"), tokens),
         **dict.fromkeys(("behaviour_logprob_N", "old_logprob_N"), old_N),
         advantage_N=torch.zeros(5, dtype=torch.float64),
         token_weight_N=torch.ones(5, dtype=torch.float64),
         reference_logprob_N=reference_N,
-        value_target_N=None,
-        old_value_N=None,
     )
 
 
@@ -59,9 +57,9 @@ def test_the_papers_kl_term_is_worth_kl_to_the_reference_and_pulls_along_the_oth
     close((now.exp() * torch.stack(values)).sum(), kl(now, reference))
 
 
-def _token(micro: MicroBatch, n: int) -> MicroBatch:
+def _token(micro: PolicyBatch, n: int) -> PolicyBatch:
     fields = {name: getattr(micro, name) for name in micro.__dataclass_fields__}
-    return MicroBatch(**{name: None if x is None else x[n : n + 1] for name, x in fields.items()})
+    return PolicyBatch(**{name: x[n : n + 1] for name, x in fields.items()})
 
 
 def test_with_the_ratio_its_gradient_is_that_of_kl_to_the_reference_however_old_the_samples(policies):
@@ -84,12 +82,8 @@ def test_with_the_ratio_the_penalty_is_worth_kl_however_old_the_samples(policies
 
 def test_the_penalty_in_the_reward_is_worth_kl_over_samples_of_the_old_policy(policies):
     _, _, old, reference = policies
-    credit = GAE(kl=0.5, whiten=False)
     batch = [scored("g", n, [5], [n], reward=0.0) for n in range(5)]
-    signals = Signals(
-        values=[(0.0,)] * 5,
-        old_logprobs=[(x,) for x in old.tolist()],
-        reference_logprobs=[(x,) for x in reference.tolist()],
-    )
-    rewards = torch.tensor([row[0] for row in credit(batch, signals)], dtype=torch.float64)
+    logprobs = {"old": [(x,) for x in old.tolist()], "reference": [(x,) for x in reference.tolist()]}
+    advantages = credit(GAE(kl=0.5, whiten=False), batch, signals(5, values=[(0.0,)] * 5, **logprobs))
+    rewards = torch.tensor([row[0] for row in advantages], dtype=torch.float64)
     close((old.exp() * rewards).sum(), -0.5 * kl(old, reference))

@@ -7,19 +7,18 @@ import torch
 
 from learner.training import objectives
 from learner.training.objectives import LabelObjective, RankingObjective, ValueObjective, policy_loss
-from learner.types import MicroBatch, PackedBatch
+from learner.types import LabelBatch, PackedBatch, ValueBatch
 
 F64 = torch.float64
 
 
-def micro(count: int, **columns) -> MicroBatch:
+def micro(kind, count: int, **columns):
     """Trained tokens with these columns, of equal weight."""
     whole = torch.arange(count)
-    names = ("input_ids_BT", "position_ids_BT", "segment_BT", "target_N", "advantage_N", "behaviour_logprob_N", "old_logprob_N")
-    given = {name: torch.empty(0) for name in names} | {"reference_logprob_N": None, "old_value_N": None}
+    given = {name: torch.empty(0) for name in ("input_ids_BT", "position_ids_BT", "segment_BT", "target_N")}
     given |= {"source_N": whole, "place_N": whole, "sample_N": whole, "group_N": whole, "slot_N": whole}
     given |= {"token_weight_N": torch.full((count,), 1 / max(count, 1), dtype=F64)}
-    return MicroBatch(**given | columns)
+    return kind(**given | columns)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +42,7 @@ def test_the_value_loss_is_the_larger_of_the_free_and_the_clipped_square():
     draw = torch.Generator().manual_seed(0)
     value, old, target = (torch.randn(3, 200, generator=draw, dtype=F64)).unbind()
     model = value[None].clone().requires_grad_()
-    loss, sums, _ = ValueObjective(clip=0.5)(model, micro(200, value_target_N=target, old_value_N=old))
+    loss, sums, _ = ValueObjective(clip=0.5)(model, micro(ValueBatch, 200, return_N=target, old_value_N=old))
     loss.backward()
     expected = value.clone().requires_grad_()
     near = torch.max(torch.min(expected, old + 0.5), old - 0.5)
@@ -62,23 +61,24 @@ def test_the_value_loss_is_the_larger_of_the_free_and_the_clipped_square():
 
 def test_a_value_that_has_not_moved_is_not_clipped():
     value = torch.randn(1, 50, generator=torch.Generator().manual_seed(1))
-    _, sums, _ = ValueObjective(clip=0.1)(value, micro(50, value_target_N=torch.ones(50), old_value_N=value[0]))
+    _, sums, _ = ValueObjective(clip=0.1)(value, micro(ValueBatch, 50, return_N=torch.ones(50), old_value_N=value[0]))
     assert sums["clipped"] == 0
 
 
 def test_the_value_is_read_before_the_token_and_labels_at_it():
     model = torch.tensor([[10.0, 20.0, 30.0]])
     at = {"source_N": torch.tensor([0]), "place_N": torch.tensor([2])}
-    single = micro(1, **at, value_target_N=torch.zeros(1), old_value_N=torch.zeros(1))
-    assert ValueObjective(clip=1.0)(model, single)[2].tolist() == [10.0]
-    assert LabelObjective(weight_KS=torch.ones(1, 1))(model, single)[2].tolist() == [[30.0]]
+    value = micro(ValueBatch, 1, **at, return_N=torch.zeros(1), old_value_N=torch.zeros(1))
+    assert ValueObjective(clip=1.0)(model, value)[2].tolist() == [10.0]
+    label = micro(LabelBatch, 1, **at, label_N=torch.zeros(1))
+    assert LabelObjective(weight_KS=torch.ones(1, 1))(model, label)[2].tolist() == [[30.0]]
 
 
 def ranking(scores, labels, groups, weight=None):
     model = torch.tensor(scores, dtype=F64, requires_grad=True)
     counts = torch.ones(model.shape) if weight is None else torch.tensor(weight)
     objective = RankingObjective(weight_KS=counts)
-    given = micro(len(labels), value_target_N=torch.tensor(labels), group_N=torch.tensor(groups))
+    given = micro(LabelBatch, len(labels), label_N=torch.tensor(labels), group_N=torch.tensor(groups))
     loss, sums, _ = objective(model, given)
     loss.backward()
     return loss.item(), model.grad.tolist(), metrics_of(objective, sums, len(labels))
@@ -111,7 +111,7 @@ def test_labels_are_averaged_over_the_batch_and_may_be_soft():
     scores, labels = [0.5, -1.0, 2.0, 3.0], [1.0, 0.0, 0.25, 0.75]
     model = torch.tensor([scores], dtype=F64, requires_grad=True)
     objective = LabelObjective(weight_KS=torch.ones(1, 4))
-    loss, sums, _ = objective(model, micro(4, value_target_N=torch.tensor(labels, dtype=F64)))
+    loss, sums, _ = objective(model, micro(LabelBatch, 4, label_N=torch.tensor(labels, dtype=F64)))
     loss.backward()
     p = [1 / (1 + math.exp(-x)) for x in scores]
     each = [-y * math.log(q) - (1 - y) * math.log(1 - q) for y, q in zip(labels, p, strict=True)]
@@ -121,12 +121,12 @@ def test_labels_are_averaged_over_the_batch_and_may_be_soft():
 
 
 def test_a_micro_batch_without_rows_adds_nothing():
-    nothing = micro(0, value_target_N=torch.empty(0), old_value_N=torch.empty(0), token_weight_N=torch.empty(0))
+    none = torch.empty(0)
+    values = micro(ValueBatch, 0, return_N=none, old_value_N=none, token_weight_N=none)
+    labels = micro(LabelBatch, 0, label_N=none, token_weight_N=none)
     empty = torch.empty(2, 1, requires_grad=True)
-    for objective in (
-        ValueObjective(clip=1.0),
-        *(kind(weight_KS=torch.ones(2, 0)) for kind in (RankingObjective, LabelObjective)),
-    ):
+    of_labels = [(kind(weight_KS=torch.ones(2, 0)), labels) for kind in (RankingObjective, LabelObjective)]
+    for objective, nothing in [(ValueObjective(clip=1.0), values), *of_labels]:
         loss, sums, _ = objective(empty, nothing)
         loss.backward()
         assert loss == 0 and not any(sums.values())

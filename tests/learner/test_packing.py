@@ -7,8 +7,8 @@ import torch
 
 from learner.algorithms.credit import GroupRelative, Ones
 from learner.algorithms.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
-from learner.batch.packing import by_sample, by_slot, pack
-from tests.learner.builders import random_batch, scored
+from learner.batch.packing import by_sample, by_slot
+from tests.learner.builders import credit, outputs, pack, random_batch, scored
 
 
 def tokens_of(packed_ranks):
@@ -56,7 +56,7 @@ def expected_tokens(batch, advantages, weight=paper):
 @pytest.mark.parametrize("max_tokens", [1, 20, 64, 4096])
 def test_every_sampled_token_is_trained_once_with_its_weight_and_predictor(max_tokens, world_size):
     batch = random_batch()
-    advantages = GroupRelative()(batch)
+    advantages = credit(GroupRelative(), batch)
     advantages[4] = None
     ranks = [pack(batch, advantages, max_tokens=max_tokens, of_rank=(r, world_size)) for r in range(world_size)]
     expected = expected_tokens(batch, advantages)
@@ -80,7 +80,7 @@ WEIGHTS = [
 @pytest.mark.parametrize("together", [False, True])
 def test_a_weight_is_that_of_its_average_over_the_whole_batch_however_it_is_packed(weighting, weight, together):
     batch = random_batch(seed=3, groups=5)
-    advantages = GroupRelative()(batch)
+    advantages = credit(GroupRelative(), batch)
     for out in (2, 7, 8, 9, 10, 11):
         advantages[out] = None
     expected = expected_tokens(batch, advantages, weight)
@@ -97,7 +97,7 @@ def test_pairs_are_never_split(max_tokens, world_size):
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0)).tolist()
     batch = [batch[i] for i in order]
     options = {"together": True, "max_tokens": max_tokens}
-    ranks = [pack(batch, Ones()(batch), **options, of_rank=(r, world_size)) for r in range(world_size)]
+    ranks = [pack(batch, credit(Ones(), batch), **options, of_rank=(r, world_size)) for r in range(world_size)]
     homes = {}
     for r, packed in enumerate(ranks):
         for m, micro in enumerate(packed.micro_batches):
@@ -107,23 +107,24 @@ def test_pairs_are_never_split(max_tokens, world_size):
                 homes.setdefault(group, set()).add((r, m, place // width))
     assert sorted(homes) == list(range(9))
     assert all(len(places) == 1 for places in homes.values())
-    assert tokens_of(ranks) == expected_tokens(batch, Ones()(batch))
+    assert tokens_of(ranks) == expected_tokens(batch, credit(Ones(), batch))
 
 
 def test_a_group_of_several_prompts_cannot_be_kept_together():
     batch = [scored("a", 0, [5], [6]), scored("a", 1, [5], [7]), scored("b", 0, [5], [6]), scored("b", 1, [8], [7])]
-    with pytest.raises(ValueError, match="group b: found several prompts, expected one"):
-        pack(batch, Ones()(batch), together=True, max_tokens=100)
-    assert pack(batch, Ones()(batch), max_tokens=100).trained_tokens == 4
+    with pytest.raises(ValueError, match="group b, index 0: found several prompts in its group, expected one"):
+        pack(batch, credit(Ones(), batch), together=True, max_tokens=100)
+    assert pack(batch, credit(Ones(), batch), max_tokens=100).trained_tokens == 4
 
 
 def test_values_of_tokens_go_to_slots_and_back():
     batch = random_batch()
-    advantages = GroupRelative()(batch)
+    advantages = credit(GroupRelative(), batch)
     advantages[4] = None
     values = [row and tuple(10.0 * i + t for t in range(len(row))) for i, row in enumerate(advantages)]
-    flat = by_slot(batch, values)
-    back = by_sample(batch, advantages, flat)
+    made = outputs(batch, advantages)
+    flat = by_slot(made, values)
+    back = by_sample(made, flat)
     masks = [item.sample.sampled_mask for item in batch]
     assert back == [
         row and tuple(x if s else 0.0 for x, s in zip(row, m, strict=True)) for row, m in zip(values, masks, strict=True)
@@ -138,14 +139,14 @@ def test_values_of_tokens_go_to_slots_and_back():
 def test_values_that_do_not_fit_the_batch_are_refused():
     batch = [scored("a", 3, [5], [6, 7], mask=[True, False])]
     with pytest.raises(ValueError, match="group a, index 3: found 1 values, expected 2, one per token"):
-        by_slot(batch, [(1.0,)])
+        by_slot(outputs(batch, [(1.0,)]), [(1.0,)])
     with pytest.raises(ValueError, match="found 2 values, expected 1, one per trained token of the batch"):
-        by_sample(batch, [(1.0, 1.0)], [1.0, 2.0])
+        by_sample(outputs(batch, [(1.0, 1.0)]), [1.0, 2.0])
 
 
 def test_the_worked_example_of_the_type_holds():
     batch = [scored("g", 0, [7, 8], [5, 2]), scored("g", 1, [7, 8], [6])]
-    (micro,) = pack(batch, Ones()(batch), max_tokens=100).micro_batches
+    (micro,) = pack(batch, credit(Ones(), batch), max_tokens=100).micro_batches
     assert micro.input_ids_BT.tolist() == [[7, 8, 5, 2, 6]]
     assert micro.position_ids_BT.tolist() == [[0, 1, 2, 3, 2]]
     assert micro.segment_BT.tolist() == [[0, 0, 1, 1, 2]]
@@ -158,21 +159,21 @@ def test_the_worked_example_of_the_type_holds():
 
 def test_the_budget_bounds_a_micro_batch_unless_one_output_is_longer():
     batch = [*random_batch(groups=6, size=8), scored("long", 0, [5] * 10, [6] * 90)]
-    for micro in pack(batch, Ones()(batch), max_tokens=64).micro_batches:
+    for micro in pack(batch, credit(Ones(), batch), max_tokens=64).micro_batches:
         rows, width = micro.input_ids_BT.shape
         assert rows * width <= 64 or (rows, width) == (1, 100)
 
 
 def test_a_prompt_is_shared_by_outputs_of_its_group_only():
     batch = [scored(g, i, [5] * 50, [6] * 10) for g in ("a", "b") for i in range(4)]
-    packed = pack(batch, Ones()(batch), max_tokens=4096)
+    packed = pack(batch, credit(Ones(), batch), max_tokens=4096)
     assert sorted(len(row) for micro in packed.micro_batches for row in micro.input_ids_BT) == [90, 90]
     assert packed.padding_share == 0
 
 
 def test_rows_of_long_outputs_are_split_and_of_similar_width():
     batch = [scored("a", i, [5] * 50, [6] * (200 + i)) for i in range(6)]
-    packed = pack(batch, Ones()(batch), max_tokens=100_000)
+    packed = pack(batch, credit(Ones(), batch), max_tokens=100_000)
     (micro,) = packed.micro_batches
     assert 1 < len(micro.input_ids_BT) < 6
     assert packed.padding_share < 0.02
@@ -180,14 +181,14 @@ def test_rows_of_long_outputs_are_split_and_of_similar_width():
 
 def test_padding_is_counted_over_all_ranks():
     batch = [scored("a", 0, [5] * 3, [6] * 5), scored("b", 0, [5], [6])]
-    assert pack(batch, Ones()(batch), max_tokens=100).padding_share == pytest.approx(6 / 16)
-    assert pack(batch, Ones()(batch), max_tokens=100, of_rank=(1, 2)).padding_share == 0
+    assert pack(batch, credit(Ones(), batch), max_tokens=100).padding_share == pytest.approx(6 / 16)
+    assert pack(batch, credit(Ones(), batch), max_tokens=100, of_rank=(1, 2)).padding_share == 0
 
 
 def test_ranks_get_similar_shares():
     batch = random_batch(groups=16, size=8)
     sizes = [
-        sum(m.input_ids_BT.numel() for m in pack(batch, Ones()(batch), max_tokens=128, of_rank=(r, 2)).micro_batches)
+        sum(m.input_ids_BT.numel() for m in pack(batch, credit(Ones(), batch), max_tokens=128, of_rank=(r, 2)).micro_batches)
         for r in range(2)
     ]
     assert max(sizes) / min(sizes) < 1.15
@@ -195,14 +196,14 @@ def test_ranks_get_similar_shares():
 
 def test_a_rank_without_rows_gets_a_micro_batch_without_tokens():
     batch = [scored("a", 0, [5], [6, 7])]
-    (micro,) = pack(batch, Ones()(batch), max_tokens=100, of_rank=(1, 2)).micro_batches
+    (micro,) = pack(batch, credit(Ones(), batch), max_tokens=100, of_rank=(1, 2)).micro_batches
     assert micro.input_ids_BT.shape == (1, 1)
     assert len(micro.source_N) == len(micro.token_weight_N) == 0
 
 
 def test_nothing_to_train_gives_no_micro_batches():
     batch = [scored("a", 0, [5], [6, 7], mask=[False, False]), scored("a", 1, [5], [])]
-    packed = pack(batch, Ones()(batch), max_tokens=100)
+    packed = pack(batch, credit(Ones(), batch), max_tokens=100)
     assert (packed.micro_batches, packed.trained_tokens, packed.padding_share) == ((), 0, 0.0)
 
 
@@ -219,5 +220,7 @@ def test_an_output_out_of_the_loss_changes_no_weight_and_an_empty_one_counts():
 def test_malformed_samples_are_named():
     with pytest.raises(ValueError, match="group a, index 3: found 0 prompt tokens"):
         pack([scored("a", 3, [], [6])], [(1.0,)], max_tokens=100)
-    with pytest.raises(ValueError, match=r"group a, index 0: .*lengths \[2, 3\]"):
+    with pytest.raises(ValueError, match="group a, index 1: .*a mask of length 1; expected a prompt, and 2 entries"):
+        pack([scored("a", 1, [5], [6, 7], mask=[True])], [(1.0, 1.0)], max_tokens=100)
+    with pytest.raises(ValueError, match="group a, index 0: found 3 values, expected 2"):
         pack([scored("a", 0, [5], [6, 7], logprobs=[-1.0] * 3)], [(1.0, 1.0)], max_tokens=100)

@@ -8,15 +8,14 @@ from transformers import AutoModelForCausalLM
 
 from learner.algorithms.credit import GroupRelative, Ones
 from learner.algorithms.weighting import Clipped
-from learner.batch.packing import pack
 from learner.models.policy import load_policy
 from learner.training.objectives import PolicyObjective
-from tests.learner.builders import plain_logprobs, random_batch, scored
+from tests.learner.builders import credit, pack, plain_logprobs, random_batch, scored
 
 
 def packed_logprobs(policy, batch, temperature=1.0, max_tokens=4096):
     """(tokens,) log-probabilities by slot."""
-    packed = pack(batch, Ones()(batch), max_tokens=max_tokens)
+    packed = pack(batch, credit(Ones(), batch), max_tokens=max_tokens)
     found = torch.zeros(packed.trained_tokens, dtype=policy.causal_lm.dtype)
     with torch.no_grad():
         for micro in packed.micro_batches:
@@ -54,7 +53,7 @@ def test_the_gradient_of_logits_at_tokens_that_a_program_printed_is_exactly_zero
     policy.causal_lm.base_model.register_forward_hook(keep)
     objective = PolicyObjective(weighting=Clipped(kl=0), temperature=1.0, compare_behaviour=False)
     predicted = {}
-    for micro in pack(batch, GroupRelative()(batch), max_tokens=64).micro_batches:
+    for micro in pack(batch, credit(GroupRelative(), batch), max_tokens=64).micro_batches:
         micro = replace(micro, old_logprob_N=policy(micro, 1.0)[0].detach())
         objective(policy, micro)[0].backward()
         # The head is linear, so the gradient here is the head's weight times that of the logits.
@@ -83,7 +82,7 @@ def test_padding_never_moves_a_rows_logprobs(model_dir, width, pad):
     policy = load_policy(model_dir, torch.float32, chunk=64)
     ours = scored("g", 0, [5, 9], [6, 2])
     longer = [ours, scored("h", 0, [3], [4] * width)]
-    packed = pack(longer, Ones()(longer), max_tokens=4096)
+    packed = pack(longer, credit(Ones(), longer), max_tokens=4096)
     (micro,) = packed.micro_batches
     micro.input_ids_BT[micro.segment_BT == -1] = pad
     with torch.no_grad():

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from learner.algorithms.gae import explained_variance
 from learner.algorithms.table import resolve, resolve_reward_model
-from learner.models.scalars import explained_variance
 from learner.models.weights import ModelWeights
 from rollout.types import FinishReason
-from tests.learner.builders import VOCABULARY, adamw, grpo, random_batch, scored
+from tests.learner.builders import VOCABULARY, adamw, examples, groups, grpo, random_batch, scored
 from tests.learner.slow import batch_of
 from tests.learner.stages import assert_equal, stage, weights
 
@@ -42,13 +42,13 @@ def test_explained_variance_is_numpys():
 def test_a_critic_starts_at_zero_on_the_current_policys_backbone(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(stage(grpo(), adamw(), 3))
-    worker.step(random_batch(), updates=1, temperature=1.0)
+    worker.step(groups(random_batch()), updates=1, temperature=1.0)
     worker.begin_stage(ppo())
     policy = weights(worker)
     for name, tensor in ModelWeights(worker._stage.models["critic"], torch.float32):
         expected = torch.zeros_like(tensor) if ".score." in name else policy[name.removeprefix("members.0.")]
         assert torch.equal(tensor, expected)
-    metrics = worker.step(batch_of("token"), updates=1, temperature=1.0).metrics
+    metrics = worker.step(groups(batch_of("token")), updates=1, temperature=1.0).metrics
     assert metrics["critic_explained_variance"] == 0
     assert metrics["critic_value_clip_fraction"] == 0
     assert metrics["critic_grad_norm"] > 0
@@ -59,10 +59,10 @@ def test_a_critic_learns_to_predict_returns_while_a_policy_without_rate_stays(st
     worker = start(model_dir)
     worker.begin_stage(ppo(credit={"kl": 0.0}, critic=adamw(learning_rate=5e-3), value_clip=10.0))
     before = weights(worker)
-    first = worker.step(toy(0), updates=1, temperature=1.0).metrics
+    first = worker.step(groups(toy(0)), updates=1, temperature=1.0).metrics
     for _ in range(25):
-        worker.step(toy(0), updates=1, temperature=1.0)
-    last = worker.step(toy(0), updates=1, temperature=1.0).metrics
+        worker.step(groups(toy(0)), updates=1, temperature=1.0)
+    last = worker.step(groups(toy(0)), updates=1, temperature=1.0).metrics
     assert first["critic_explained_variance"] == 0
     assert last["critic_explained_variance"] > 0.9
     assert last["critic_value_loss"] < 0.1 * first["critic_value_loss"]
@@ -72,7 +72,7 @@ def test_a_critic_learns_to_predict_returns_while_a_policy_without_rate_stays(st
 def test_values_that_run_ahead_of_the_old_ones_are_clipped(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(ppo(critic=adamw(learning_rate=3e-2), value_clip=1e-3))
-    assert worker.step(toy(0), updates=4, temperature=1.0).metrics["critic_value_clip_fraction"] > 0
+    assert worker.step(groups(toy(0)), updates=4, temperature=1.0).metrics["critic_value_clip_fraction"] > 0
 
 
 @pytest.mark.parametrize(("row", "compared"), [("online_rft", True), ("rft", False)])
@@ -80,7 +80,7 @@ def test_the_engine_is_compared_with_the_learner_only_where_both_have_the_same_w
     worker = start(model_dir)
     worker.begin_stage(stage(resolve(row), adamw(), 4))
     for _ in range(2):
-        metrics = worker.step(toy(0), updates=1, temperature=1.0).metrics
+        metrics = worker.step(groups(toy(0)), updates=1, temperature=1.0).metrics
         assert (
             {"mismatch_mean", "mismatch_max"} <= metrics.keys() if compared else not any("mismatch" in name for name in metrics)
         )
@@ -90,7 +90,7 @@ def test_returns_and_advantages_are_those_of_the_reward_at_the_end_while_values_
     worker = start(model_dir)
     worker.begin_stage(ppo(credit={"kl": 0.0, "whiten": False, "lam": 1.0}))
     batch = toy(1)
-    report = worker.step(batch, updates=1, temperature=1.0)
+    report = worker.step(groups(batch), updates=1, temperature=1.0)
     assert report.advantages == [item.verdict.reward for item in batch]
     assert report.metrics["critic_value_loss"] == pytest.approx(0.5)
 
@@ -98,7 +98,7 @@ def test_returns_and_advantages_are_those_of_the_reward_at_the_end_while_values_
 def test_kl_in_the_reward_is_logged_and_starts_at_zero_when_the_learner_recomputes(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(ppo(weighting={"old": "learner"}, optimizer=adamw()))
-    first, second = (worker.step(batch_of("token"), updates=1, temperature=0.7).metrics for _ in range(2))
+    first, second = (worker.step(groups(batch_of("token")), updates=1, temperature=0.7).metrics for _ in range(2))
     assert first["ratio_mean"] == 1 and first["reward_kl"] == 0
     assert second["ratio_mean"] == 1 and second["reward_kl"] != 0
 
@@ -108,9 +108,9 @@ def test_outputs_masked_as_truncated_leave_policy_and_critic(start, model_dir):
     worker.begin_stage(ppo(credit={"truncated": "mask"}))
     batch = toy(2)
     cut = [scored("x", 0, [5], [6, 7], reward=9.0, logprobs=[-4.0, -4.0], finish=FinishReason.LENGTH)]
-    without = worker.step(batch, updates=1, temperature=1.0)
+    without = worker.step(groups(batch), updates=1, temperature=1.0)
     worker.begin_stage(ppo(credit={"truncated": "mask"}))
-    found = worker.step([*batch, *cut], updates=1, temperature=1.0)
+    found = worker.step(groups([*batch, *cut]), updates=1, temperature=1.0)
     assert found.advantages == [*without.advantages, None]
     assert found.metrics == pytest.approx(without.metrics, rel=1e-5, abs=1e-6)
 
@@ -118,7 +118,7 @@ def test_outputs_masked_as_truncated_leave_policy_and_critic(start, model_dir):
 def test_a_batch_that_no_one_could_judge_trains_nothing(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(ppo(weighting={"old": "learner"}))
-    report = worker.step([scored("g", i, [5], [6], logprobs=[-1.0]) for i in range(3)], updates=1, temperature=1.0)
+    report = worker.step(groups([scored("g", i, [5], [6], logprobs=[-1.0]) for i in range(3)]), updates=1, temperature=1.0)
     assert (report.metrics["no_signal"], report.metrics["critic_no_signal"], report.tokens) == (1, 1, 0)
     assert report.advantages == [None] * 3
 
@@ -128,19 +128,19 @@ def test_pairs_are_never_split(start, model_dir, budget):
     worker = start(model_dir, max_tokens_per_microbatch=budget)
     worker.begin_stage(stage(resolve("dpo"), adamw(), 1))
     batch = batch_of("pair")
-    packed = worker._stage._packed(batch, worker._stage._row.credit(batch))
+    packed = worker._stage.credit(groups(batch), 1.0).packed
     found = [sorted(set(micro.sample_N.tolist())) for micro in packed.micro_batches]
     assert sorted(i for samples in found for i in samples) == list(range(10))
     assert all(i ^ 1 in samples for samples in found for i in samples)
     assert len(found) == (5 if budget == 1 else 1)
-    metrics = worker.step(batch, updates=1, temperature=1.0).metrics
+    metrics = worker.step(groups(batch), updates=1, temperature=1.0).metrics
     assert metrics["objective"] == pytest.approx(np.log(0.5)) and metrics["margin"] == pytest.approx(0, abs=1e-6)
 
 
 def test_dpo_prefers_the_better_output(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(stage(resolve("dpo"), adamw(learning_rate=1e-3), 8))
-    reports = [worker.step(batch_of("pair"), updates=1, temperature=1.0) for _ in range(8)]
+    reports = [worker.step(groups(batch_of("pair")), updates=1, temperature=1.0) for _ in range(8)]
     assert reports[-1].metrics["objective"] > reports[0].metrics["objective"] + 0.1
     assert reports[-1].metrics["ranked"] == pytest.approx(1)
 
@@ -149,8 +149,8 @@ def test_bfloat16_compute_reads_values_and_scores_in_float32(start, model_dir):
     worker = start(model_dir, compute_dtype="bfloat16")
     worker.begin_stage(stage(resolve_reward_model("outcome_model"), adamw(), 3))
     pair = [scored("p", i, [5, 9], [40 + i, 2], reward=float(i)) for i in range(2)]
-    assert worker.step(pair, updates=1, temperature=1.0).metrics["skipped"] == 0
-    ((score,),), _ = worker.scores(pair)
+    assert worker.step(examples(pair), updates=1, temperature=1.0).metrics["skipped"] == 0
+    ((score,),), _ = worker.scores(examples(pair))
     assert torch.tensor(score).bfloat16().item() != score
     worker.begin_stage(ppo(critic=adamw()))
-    assert worker.step(toy(0), updates=2, temperature=1.0).metrics["critic_skipped"] == 0
+    assert worker.step(groups(toy(0)), updates=2, temperature=1.0).metrics["critic_skipped"] == 0

@@ -27,12 +27,11 @@ from transformers import (
 )
 
 from learner.algorithms.credit import Ones
-from learner.batch.packing import pack
 from learner.models.policy import load_causal_lm, load_policy, visible
 from learner.models.scalars import check_scalar_packing
 from learner.models.supported import check_architecture, check_packing
 from reward.models.scalar_model import build
-from tests.learner.builders import plain_logprobs, random_batch, scored, write_model
+from tests.learner.builders import credit, pack, plain_logprobs, random_batch, scored, write_model
 from tests.learner.test_policy import packed_logprobs
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
@@ -73,7 +72,7 @@ def test_windows_and_caps_are_the_models_own_with_sequences_beyond_the_window(wi
         torch.testing.assert_close(packed_logprobs(policy, batch, 0.7, budget), alone.detach(), rtol=0, atol=2e-5)
     weight = torch.linspace(-1, 1, len(alone), dtype=torch.float64)
     (weight * alone).sum().backward()
-    for micro in pack(batch, Ones()(batch), max_tokens=40).micro_batches:
+    for micro in pack(batch, credit(Ones(), batch), max_tokens=40).micro_batches:
         (weight[micro.slot_N] * policy(micro, 0.7)[0]).sum().backward()
     expected = dict(model.named_parameters())
     for name, p in policy.causal_lm.named_parameters():

@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM
 from learner.algorithms.credit import GroupRelative
 from learner.algorithms.table import resolve
 from learner.training.trainer import learning_rate
-from tests.learner.builders import adamw, grpo, random_batch, scored, slow_gradients
+from tests.learner.builders import adamw, credit, groups, grpo, random_batch, scored, slow_gradients
 from tests.learner.stages import assert_close, assert_equal, fill, gradients, stage, weights
 
 
 def gradients_of(worker, batch, temperature=1.0):
-    worker.step(batch, updates=1, temperature=temperature)
+    worker.step(groups(batch), updates=1, temperature=temperature)
     return gradients(worker)
 
 
@@ -35,7 +35,7 @@ def test_the_gradient_is_the_slow_references(start, model_dir, other_dir, temper
     other = AutoModelForCausalLM.from_pretrained(other_dir, dtype=torch.float32)
     fill(worker._stage.models["reference"].causal_lm, dict(other.named_parameters()))
     found = gradients_of(worker, batch, temperature)
-    expected = slow_gradients(model_dir, other_dir, batch, GroupRelative()(batch), temperature=temperature)
+    expected = slow_gradients(model_dir, other_dir, batch, credit(GroupRelative(), batch), temperature=temperature)
     assert_close(found, expected)
 
 
@@ -71,13 +71,13 @@ def test_a_non_finite_update_is_skipped_and_three_in_a_row_stop(start, model_dir
     good = random_batch()
     bad = [*good, *(scored("bad", i, [5], [6], reward=float(i), logprobs=[x]) for i, x in enumerate([math.nan, -1.0]))]
     before = weights(worker)
-    metrics = worker.step(bad, updates=2, temperature=1.0).metrics
+    metrics = worker.step(groups(bad), updates=2, temperature=1.0).metrics
     assert metrics["skipped"] == 2 and "grad_norm" not in metrics
     assert_equal(weights(worker), before)
-    assert worker.step(good, updates=1, temperature=1.0).metrics["skipped"] == 0
+    assert worker.step(groups(good), updates=1, temperature=1.0).metrics["skipped"] == 0
     assert not torch.equal(before["lm_head.weight"], weights(worker)["lm_head.weight"])
     with pytest.raises(RuntimeError, match="3 updates in a row"):
-        worker.step(bad, updates=3, temperature=1.0)
+        worker.step(groups(bad), updates=3, temperature=1.0)
 
 
 def equal_rewards(batch):
@@ -90,18 +90,18 @@ def test_without_signal_the_step_is_skipped_and_the_schedule_advances(start, mod
     worker.begin_stage(stage(grpo(kl=0.0), adamw(learning_rate=1.0, warmup_updates=4), 10))
     before = weights(worker)
     for batch in (equal_rewards(random_batch()), [scored("g", i, [5], [6]) for i in range(3)]):
-        report = worker.step(batch, updates=1, temperature=1.0)
+        report = worker.step(groups(batch), updates=1, temperature=1.0)
         assert (report.metrics["no_signal"], report.metrics["skipped"]) == (1, 0)
     assert_equal(weights(worker), before)
     assert report.tokens == 0 and report.advantages == [None] * 3
-    assert worker.step(random_batch(), updates=1, temperature=1.0).metrics["learning_rate"] == 0.75
+    assert worker.step(groups(random_batch()), updates=1, temperature=1.0).metrics["learning_rate"] == 0.75
 
 
 def test_equal_rewards_still_feel_the_kl_term(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(stage(grpo(), adamw(), 10))
-    worker.step(random_batch(), updates=1, temperature=1.0)
-    metrics = worker.step(equal_rewards(random_batch()), updates=1, temperature=1.0).metrics
+    worker.step(groups(random_batch()), updates=1, temperature=1.0)
+    metrics = worker.step(groups(equal_rewards(random_batch())), updates=1, temperature=1.0).metrics
     assert metrics["no_signal"] == 0 and metrics["grad_norm"] > 0
 
 
@@ -109,7 +109,7 @@ def test_a_learning_rate_of_zero_leaves_every_bit(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(stage(grpo(), adamw(learning_rate=0.0, weight_decay=0.1), 10))
     before = weights(worker)
-    worker.step(random_batch(), updates=3, temperature=1.0)
+    worker.step(groups(random_batch()), updates=3, temperature=1.0)
     assert_equal(weights(worker), before)
 
 
@@ -117,6 +117,6 @@ def test_a_step_of_adamw_moves_every_weight_by_the_learning_rate(start, model_di
     worker = start(model_dir)
     worker.begin_stage(stage(resolve("sft", {}, {}), adamw(learning_rate=1e-5), 10))
     before = weights(worker)
-    worker.step(random_batch(), updates=1, temperature=1.0)
+    worker.step(groups(random_batch()), updates=1, temperature=1.0)
     moved = (weights(worker)["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]).abs()
     assert moved.median().item() == pytest.approx(1e-5, rel=1e-2)

@@ -6,13 +6,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from learner.algorithms.gae import Signals
-from learner.algorithms.table import TABLE, Algorithm, Need, resolve
+from learner.algorithms.table import TABLE, Algorithm, resolve
 from learner.algorithms.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
 from learner.training.objectives import policy_loss
-from learner.types import MicroBatch
+from learner.types import PolicyBatch
 from tests.learner import textbook
-from tests.learner.builders import scored
+from tests.learner.builders import credit, scored, signals
 from tests.learner.textbook import LOSSES, Output
 
 VARIANTS = [
@@ -53,12 +52,11 @@ def outputs_of(row: Algorithm, seed: int) -> list[Output]:
     return found
 
 
-def micro_of(row: Algorithm, outputs: list[Output]) -> tuple[MicroBatch, torch.Tensor]:
+def micro_of(row: Algorithm, outputs: list[Output]) -> tuple[PolicyBatch, torch.Tensor]:
     """All trained tokens in one micro-batch of float64, and which of all sampled tokens these are."""
     batch = [output.item for output in outputs]
     values, old, reference = ([tuple(getattr(o, name).tolist()) for o in outputs] for name in ("value", "old", "reference"))
-    signals = Signals(values=values, old_logprobs=old, reference_logprobs=reference)
-    advantages = row.credit(batch, signals) if Need.CRITIC in row.needs else row.credit(batch)
+    advantages = credit(row.credit, batch, signals(len(batch), values=values, old=old, reference=reference))
     kept = [(i, outputs[i], advantage) for i, advantage in enumerate(advantages) if advantage is not None]
     groups = [o.item.sample.group_id for _, o, _ in kept]
     lengths = [int(o.mask.sum()) for _, o, _ in kept]
@@ -69,15 +67,13 @@ def micro_of(row: Algorithm, outputs: list[Output]) -> tuple[MicroBatch, torch.T
         return torch.repeat_interleave(torch.tensor(values, dtype=dtype), torch.tensor(lengths))
 
     unread = dict.fromkeys(("input_ids_BT", "position_ids_BT", "segment_BT", "source_N", "place_N", "target_N"), torch.empty(0))
-    micro = MicroBatch(
+    micro = PolicyBatch(
         **unread,
         advantage_N=torch.cat([torch.tensor(advantage, dtype=torch.float64)[o.mask] for _, o, advantage in kept]),
         token_weight_N=spread([row.weighting.token_weight(*count) for count in counts], torch.float64),
         behaviour_logprob_N=joined["old"],
         old_logprob_N=joined["old"],
         reference_logprob_N=joined["reference"],
-        value_target_N=None,
-        old_value_N=None,
         sample_N=spread([i for i, _, _ in kept]),
         group_N=spread([int(g.removeprefix("g/")) for g in groups]),
         slot_N=torch.arange(sum(lengths)),
@@ -194,7 +190,7 @@ def test_a_micro_batch_without_tokens_gives_empty_coefficients_and_the_same_sums
     for row in TABLE.values():
         micro, trained = micro_of(row, outputs_of(row, 0))
         fields = {name: getattr(micro, name) for name in micro.__dataclass_fields__}
-        empty = MicroBatch(**{name: None if x is None else x[:0] for name, x in fields.items()})
+        empty = PolicyBatch(**{name: x[:0] for name, x in fields.items()})
         coefficient_N, sums = row.weighting(torch.empty(0, dtype=torch.float64), empty)
         assert coefficient_N.shape == (0,) and all(x == 0 for x in sums.values())
         assert sums.keys() == row.weighting(flat(outputs_of(row, 0))[trained], micro)[1].keys()

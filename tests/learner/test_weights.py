@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from learner.algorithms.table import resolve, resolve_reward_model
 from reward.models.scalar_model import build
-from tests.learner.builders import adamw, random_batch
+from tests.learner.builders import adamw, groups, random_batch
 from tests.learner.stages import assert_equal, stage
 
 
@@ -28,7 +28,7 @@ def test_names_and_values_are_those_of_the_checkpoint(start, model_dir):
 def test_a_tied_head_is_sent_under_its_own_name(start, tied_dir):
     worker = start(tied_dir)
     worker.begin_stage(stage(resolve("sft", {}, {}), adamw(), 3))
-    worker.step(random_batch(), updates=1, temperature=1.0)
+    worker.step(groups(random_batch()), updates=1, temperature=1.0)
     streamed = dict(worker.source("float32"))
     assert "lm_head.weight" not in load_file(tied_dir / "model.safetensors")
     assert torch.equal(streamed["lm_head.weight"], streamed["model.embed_tokens.weight"])
@@ -41,7 +41,7 @@ def test_the_stream_is_current_after_scoring_and_training(start, model_dir):
     before = dict(source)["model.norm.weight"].clone()
     worker.logprobs([[5, 6]])
     assert torch.equal(dict(source)["model.norm.weight"], before)
-    worker.step(random_batch(), updates=1, temperature=1.0)
+    worker.step(groups(random_batch()), updates=1, temperature=1.0)
     assert not torch.equal(dict(source)["model.norm.weight"], before)
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from learner.algorithms.credit import GroupRelative
 from learner.algorithms.table import resolve
-from tests.learner.builders import VOCABULARY, adamw, grpo, random_batch, scored
+from tests.learner.builders import VOCABULARY, adamw, credit, groups, grpo, random_batch, scored
 from tests.learner.stages import stage
 
 
@@ -27,7 +27,7 @@ def with_logprobs(worker, batch, temperature):
 def test_the_first_step_on_policy_has_no_kl_no_mismatch_and_ratio_one(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(stage(grpo(), adamw(), 10))
-    report = worker.step(with_logprobs(worker, random_batch(), 0.7), updates=1, temperature=0.7)
+    report = worker.step(groups(with_logprobs(worker, random_batch(), 0.7)), updates=1, temperature=0.7)
     assert report.metrics["kl"] == 0
     assert report.metrics["ratio_mean"] == pytest.approx(1, abs=1e-6)
     assert report.metrics["clip_fraction"] == 0
@@ -38,24 +38,24 @@ def test_the_first_step_on_policy_has_no_kl_no_mismatch_and_ratio_one(start, mod
 def test_another_temperature_is_seen_as_mismatch(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(stage(grpo(), adamw(), 10))
-    report = worker.step(with_logprobs(worker, random_batch(), 1.0), updates=1, temperature=0.7)
+    report = worker.step(groups(with_logprobs(worker, random_batch(), 1.0)), updates=1, temperature=0.7)
     assert report.metrics["mismatch_p50"] > 0.05
 
 
 def test_the_reference_stays_while_the_policy_moves(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(stage(grpo(), adamw(), 10))
-    assert worker.step(random_batch(), updates=1, temperature=1.0).metrics["kl"] == 0
-    assert worker.step(random_batch(), updates=1, temperature=1.0).metrics["kl"] > 1e-4
+    assert worker.step(groups(random_batch()), updates=1, temperature=1.0).metrics["kl"] == 0
+    assert worker.step(groups(random_batch()), updates=1, temperature=1.0).metrics["kl"] > 1e-4
     worker.begin_stage(stage(grpo(), adamw(), 10))
-    assert worker.step(random_batch(), updates=1, temperature=1.0).metrics["kl"] == 0
+    assert worker.step(groups(random_batch()), updates=1, temperature=1.0).metrics["kl"] == 0
 
 
 def test_recomputed_old_logprobs_start_at_ratio_exactly_one_and_then_move(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(stage(grpo(old="learner"), adamw(), 10))
-    assert worker.step(random_batch(), updates=1, temperature=1.0).metrics["ratio_mean"] == 1
-    assert worker.step(random_batch(), updates=2, temperature=1.0).metrics["ratio_mean"] != 1
+    assert worker.step(groups(random_batch()), updates=1, temperature=1.0).metrics["ratio_mean"] == 1
+    assert worker.step(groups(random_batch()), updates=2, temperature=1.0).metrics["ratio_mean"] != 1
 
 
 def test_mismatch_percentiles_are_those_of_the_trained_tokens(start, model_dir):
@@ -71,7 +71,7 @@ def test_mismatch_percentiles_are_those_of_the_trained_tokens(start, model_dir):
         )
         if sampled
     )
-    metrics = worker.step(batch, updates=2, temperature=1.0).metrics
+    metrics = worker.step(groups(batch), updates=2, temperature=1.0).metrics
     assert metrics["trained_tokens"] == len(gaps)
     assert metrics["mismatch_max"] == pytest.approx(gaps[-1], abs=1e-5)
     assert metrics["mismatch_p50"] == pytest.approx(gaps[math.ceil(0.5 * len(gaps)) - 1], abs=1e-5)
@@ -82,8 +82,8 @@ def test_the_report_has_the_advantage_of_every_sample(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(stage(grpo(), adamw(), 10))
     batch = [*random_batch(), scored("x", 0, [5], [6, 7]), scored("x", 1, [5], [6], reward=1.0, logprobs=[-1.0])]
-    report = worker.step(batch, updates=1, temperature=1.0)
-    assert report.advantages == [row[0] if row else None for row in GroupRelative()(batch)]
+    report = worker.step(groups(batch), updates=1, temperature=1.0)
+    assert report.advantages == [row[0] if row else None for row in credit(GroupRelative(), batch)]
     assert report.advantages[-2:] == [None, None]
 
 
@@ -91,7 +91,7 @@ def test_demonstrations_train_without_behaviour_and_report_no_ratio(start, model
     worker = start(model_dir)
     worker.begin_stage(stage(resolve("sft", {}, {}), adamw(learning_rate=3e-3), 30))
     batch = [scored(f"d/{i}", 0, [5 + i], [6 + i, 7 + i, 2]) for i in range(4)]
-    reports = [worker.step(batch, updates=1, temperature=1.0) for _ in range(30)]
+    reports = [worker.step(groups(batch), updates=1, temperature=1.0) for _ in range(30)]
     assert reports[-1].metrics["objective"] > reports[0].metrics["objective"] + 1
     assert not [name for name in reports[0].metrics if name.startswith(("mismatch", "kl", "ratio", "clip"))]
 
@@ -102,7 +102,7 @@ def test_group_relative_training_raises_the_probability_of_what_was_rewarded(sta
     batch = with_logprobs(worker, [scored("g", i, [5, 9], [6 + i, 2], reward=float(i == 2)) for i in range(4)], 1.0)
     before = worker.logprobs([(5, 9, 6 + i, 2) for i in range(4)])
     for _ in range(3):
-        worker.step(batch, updates=1, temperature=1.0)
+        worker.step(groups(batch), updates=1, temperature=1.0)
     after = worker.logprobs([(5, 9, 6 + i, 2) for i in range(4)])
     assert after[2][1] > before[2][1]
     assert all(after[i][1] < before[i][1] for i in (0, 1, 3))
@@ -121,7 +121,7 @@ def test_bfloat16_compute_keeps_float32_masters_and_starts_at_kl_zero(start, mod
     worker = start(model_dir, compute_dtype="bfloat16")
     worker.begin_stage(stage(grpo(), adamw(learning_rate=1e-6), 10))
     before = {name: x.clone() for name, x in worker.source("float32")}
-    metrics = worker.step(random_batch(), updates=1, temperature=1.0).metrics
+    metrics = worker.step(groups(random_batch()), updates=1, temperature=1.0).metrics
     assert metrics["kl"] == 0 and metrics["skipped"] == 0
     moved = torch.cat([(x - before[name]).abs().flatten() for name, x in worker.source("float32")])
     assert (moved > 0).float().mean() > 0.9
@@ -146,14 +146,14 @@ def test_a_step_never_makes_the_logits_of_all_trained_tokens(start, model_dir):
     worker = start(model_dir, logprob_chunk_tokens=16)
     worker.begin_stage(stage(grpo(old="learner"), adamw(), 3))
     with LogitShapes() as seen:
-        tokens = worker.step(random_batch(groups=5, size=6), updates=1, temperature=1.0).tokens
+        tokens = worker.step(groups(random_batch(groups=5, size=6)), updates=1, temperature=1.0).tokens
     assert 16 * VOCABULARY in seen.elements
     assert max(seen.elements) < tokens * VOCABULARY / 2
 
 
 def test_a_step_before_a_stage_is_refused(start, model_dir):
     with pytest.raises(RuntimeError, match="begin_stage"):
-        start(model_dir).step(random_batch(), updates=1, temperature=1.0)
+        start(model_dir).step(groups(random_batch()), updates=1, temperature=1.0)
 
 
 def test_describe_counts_parameters_once(start, tied_dir):
