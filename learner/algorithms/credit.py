@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from learner.algorithms.cells import Cell, Objection, PerToken, Plan, Signals
-from reward.types import Labelled, ScoredGroup, ScoredSample
+from reward.types import ScoredGroup, ScoredSample
 from rollout.rounding import apart
-from rollout.types import FinishReason
+from rollout.types import FinishReason, Sample
 
 Batch = Sequence[ScoredGroup]
 Advantages = list[tuple[float, ...] | None]
@@ -194,8 +194,8 @@ def _reward(item: ScoredSample) -> float:
     return math.fsum(event.value for event in item.events)
 
 
-def place(item: ScoredSample | Labelled) -> str:
-    return f"group {item.sample.group_id}, index {item.sample.index}"
+def place(sample: Sample) -> str:
+    return f"group {sample.group_id}, index {sample.index}"
 
 
 def has_spread(group: Iterable[ScoredSample]) -> bool:
@@ -228,7 +228,9 @@ def at_tokens(item: ScoredSample, values: Sequence[float]) -> list[float]:
         return at
     for event, value in zip(item.events, values, strict=True):
         if not 0 <= event.position < len(at):
-            raise ValueError(f"{place(item)}: a reward at position {event.position}, but the output has {len(at)} tokens")
+            raise ValueError(
+                f"{place(item.sample)}: a reward at position {event.position}, but the output has {len(at)} tokens"
+            )
         at[event.position] += value
     return at
 

@@ -57,5 +57,7 @@ class DecoupledGroupRelative(WithinGroup):
 def _component(item: ScoredSample, name: str) -> float:
     components = item.verdict.components
     if name not in components:
-        raise ValueError(f"{place(item)}: found components {', '.join(components) or 'none'}, expected {name!r} among them")
+        raise ValueError(
+            f"{place(item.sample)}: found components {', '.join(components) or 'none'}, expected {name!r} among them"
+        )
     return components[name]

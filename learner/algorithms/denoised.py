@@ -56,5 +56,5 @@ class DenoisedGroupRelative(GroupRelative):
 def _binary(item: ScoredSample) -> float:
     values = [event.value for event in item.events]
     if values not in ([0.0], [1.0]):
-        raise ValueError(f"{place(item)}: found rewards {values}, expected one, of 0 or 1: a rule without a format part")
+        raise ValueError(f"{place(item.sample)}: found rewards {values}, expected one, of 0 or 1: a rule without a format part")
     return values[0]

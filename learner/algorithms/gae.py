@@ -115,7 +115,7 @@ def _checked(item: ScoredSample, row: tuple[float, ...] | None, what: str) -> tu
     expected = len(item.sample.output_ids)
     if row is None or len(row) != expected:
         found = "no" if row is None else len(row)
-        raise ValueError(f"{place(item)}: found {found} {what}, expected {expected}, one per token")
+        raise ValueError(f"{place(item.sample)}: found {found} {what}, expected {expected}, one per token")
     return row
 
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from learner.algorithms.cells import PerToken
+from learner.algorithms.credit import place
 from learner.algorithms.weighting import output_mean
 from learner.types import MicroBatch, PackedBatch
+from rollout.types import Sample
 
 ATTENTION_BALANCE = 2048
 """Keys at which attending costs a token as much as its matrix products: 6 x hidden size in theory, and the optimum is flat."""
@@ -28,7 +30,7 @@ class Output:
     """What packing needs to know of an output."""
 
     name: str
-    """To name it by in a message: `group grpo/17, index 2`."""
+    """In a message: `group grpo/17, index 2`."""
     group: int
     """Outputs of a group that have the same prompt may share a row."""
     prompt_ids: tuple[int, ...]
@@ -37,6 +39,11 @@ class Output:
     """Which of its tokens are trained, or read."""
     in_loss: bool = True
     """Whether it counts in the averages, and its tokens are packed at all."""
+
+
+def output_of(sample: Sample, group: int, mask: tuple[bool, ...], in_loss: bool) -> Output:
+    ids = {"prompt_ids": sample.prompt_ids, "output_ids": sample.output_ids}
+    return Output(name=place(sample), group=group, mask=mask, in_loss=in_loss, **ids)
 
 
 def plain_output(group: int, prompt_ids: tuple[int, ...], output_ids: tuple[int, ...]) -> Output:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from learner.algorithms.cells import Need, PerToken, Signals
-from learner.algorithms.credit import Advantages, judged, place, samples_of
+from learner.algorithms.credit import Advantages, judged, samples_of
 from learner.algorithms.table import Algorithm, DataSource
-from learner.batch.packing import Output, by_sample, columns
+from learner.batch.packing import Output, by_sample, columns, output_of
 from learner.models.scalars import scalars
 from learner.models.sharding import gather_by_slot, score
 from learner.stage import StageSpec
@@ -137,18 +137,8 @@ class PolicyStage:
 
 def outputs_of(batch: Batch, in_loss: Sequence[bool]) -> list[Output]:
     """The outputs of a batch, their sampled tokens to be trained."""
-    samples = [(g, item) for g, group in enumerate(batch) for item in group.scored]
-    return [
-        Output(
-            name=place(item),
-            group=g,
-            prompt_ids=item.sample.prompt_ids,
-            output_ids=item.sample.output_ids,
-            mask=item.sample.sampled_mask,
-            in_loss=here,
-        )
-        for (g, item), here in zip(samples, in_loss, strict=True)
-    ]
+    samples = [(item.sample, g) for g, group in enumerate(batch) for item in group.scored]
+    return [output_of(sample, g, sample.sampled_mask, here) for (sample, g), here in zip(samples, in_loss, strict=True)]
 
 
 def _recorded(batch: Batch) -> list[tuple[float, ...] | None]:

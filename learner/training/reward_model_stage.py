@@ -10,7 +10,7 @@ import torch
 from learner.algorithms.credit import place
 from learner.algorithms.labels import CrossEntropy, Ranking
 from learner.algorithms.table import RewardModelRow
-from learner.batch.packing import Output, columns
+from learner.batch.packing import Output, columns, output_of
 from learner.models.scalars import scalars
 from learner.models.sharding import gather_by_slot, score
 from learner.stage import StageSpec
@@ -71,12 +71,11 @@ def outputs_of(batch: Batch, in_loss: Sequence[bool]) -> list[Output]:
     """
     items, found = [(g, item) for g, group in enumerate(batch) for item in group.labelled], []
     for (g, item), here in zip(items, in_loss, strict=True):
-        positions, ids = [target.position for target in item.targets], item.sample.output_ids
-        if len(set(positions)) < len(positions) or not all(0 <= position < len(ids) for position in positions):
-            raise ValueError(f"{place(item)}: labels at tokens {positions}, expected different ones of 0 to {len(ids) - 1}")
-        mask = tuple(t in positions for t in range(len(ids)))
-        output = Output(name=place(item), group=g, prompt_ids=item.sample.prompt_ids, output_ids=ids, mask=mask, in_loss=here)
-        found.append(output)
+        positions, length = [target.position for target in item.targets], len(item.sample.output_ids)
+        if len(set(positions)) < len(positions) or not all(0 <= position < length for position in positions):
+            where = place(item.sample)
+            raise ValueError(f"{where}: labels at tokens {positions}, expected different ones of 0 to {length - 1}")
+        found.append(output_of(item.sample, g, tuple(t in positions for t in range(length)), here))
     return found
 
 
@@ -92,9 +91,13 @@ def ranked(batch: Batch) -> list[bool]:
         for item in group.labelled:
             positions = [target.position for target in item.targets]
             if positions and positions != [len(item.sample.output_ids) - 1]:
-                raise ValueError(f"{place(item)}: labels at tokens {positions}, expected one at the last token, to rank it by")
+                raise ValueError(
+                    f"{place(item.sample)}: labels at tokens {positions}, expected one at the last token, to rank it by"
+                )
         if len(group.labelled) != 2:
-            raise ValueError(f"{place(group.labelled[0])}: found {len(group.labelled)} outputs in its group, expected a pair")
+            raise ValueError(
+                f"{place(group.labelled[0].sample)}: found {len(group.labelled)} outputs in its group, expected a pair"
+            )
         labels = [target.value for item in group.labelled for target in item.targets]
         found += [len(labels) == 2 and apart(labels)] * 2
     return found
@@ -105,7 +108,7 @@ def labelled(batch: Batch) -> list[bool]:
     for item in _flat(batch):
         wrong = [target.value for target in item.targets if not 0.0 <= target.value <= 1.0]
         if wrong:
-            raise ValueError(f"{place(item)}: found label {wrong[0]}, expected a probability in [0, 1]")
+            raise ValueError(f"{place(item.sample)}: found label {wrong[0]}, expected a probability in [0, 1]")
     return [bool(item.targets) for item in _flat(batch)]
 
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from learner.algorithms.cells import PerToken, Signals
-from learner.algorithms.credit import Credit, place, samples_of
+from learner.algorithms.credit import Credit, samples_of
 from learner.algorithms.table import Algorithm, resolve
 from learner.batch import packing
 from learner.config import LearnerConfig, OptimizerConfig
@@ -98,14 +98,7 @@ def outputs(batch: list[ScoredSample], rows: PerToken) -> list[packing.Output]:
     """The samples' tokens to pack, in the order of the batch; those without a row are out of the loss."""
     order = list(dict.fromkeys(item.sample.group_id for item in batch))
     return [
-        packing.Output(
-            name=place(item),
-            group=order.index(item.sample.group_id),
-            prompt_ids=item.sample.prompt_ids,
-            output_ids=item.sample.output_ids,
-            mask=item.sample.sampled_mask,
-            in_loss=row is not None,
-        )
+        packing.output_of(item.sample, order.index(item.sample.group_id), item.sample.sampled_mask, row is not None)
         for item, row in zip(batch, rows, strict=True)
     ]
 
