@@ -104,9 +104,8 @@ class FakeRoles:
             self.steps += 1
             if self.steps == self.fail_step:
                 raise RuntimeError("killed")
-            batch = flat(args[0])
-            seen = hashlib.sha256(repr([s.sample.output_ids for s in batch]).encode()).digest()
-            self.weights = (self.weights * 31 + seen[0]) % 1000
+            batch = [item.sample.output_ids for item in flat(args[0])]
+            self.weights = (self.weights * 31 + hashlib.sha256(repr(batch).encode()).digest()[0]) % 1000
             return SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(batch), tokens=len(batch))
         if method == "save":
             args[0].mkdir()
