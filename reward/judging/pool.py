@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from reward.judging.pool_log import PrintLog
-from reward.judging.pool_process import Process
+from reward.judging.pool_process import PrintLog, Process
 from rollout.patience import Patience
 
 log = logging.getLogger(__name__)

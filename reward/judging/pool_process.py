@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import selectors
 import signal
@@ -9,12 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from reward.judging.pool_log import LONGEST_LINE, PrintLog
+log = logging.getLogger(__name__)
 
 START_SECONDS = 120
 LONGEST_ANSWER = 4_000_000
+LARGEST_LOG = 10 * 2**20
+LONGEST_LINE = 1 << 16
+CUT = b"\n[what is printed beyond 10 MiB is not kept]\n"
 KEPT = (
     "PATH", "HOME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
     "PYTHONPATH", "PYTHONHOME", "PYTHONUTF8", "PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE",
@@ -23,17 +28,38 @@ KEPT = (
 Credentials stand in others, and what a judge need not know it cannot tell."""
 
 
+class PrintLog:
+    """What judges print, appended to `path`, which is made for the first of it, as long as it has room. Whatever becomes of the
+    file, the judging goes on."""
+
+    def __init__(self, path: Path):
+        self._path, self._lost = path, False
+
+    def write(self, text: bytes) -> None:
+        if self._lost or not text:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                room = LARGEST_LOG - file.tell()
+                if room > 0:
+                    file.write(text if len(text) <= room else text[:room] + CUT)
+        except OSError as error:
+            self._lost = True
+            log.warning("%s: what reward.function prints is lost: %s", self._path, error)
+
+
 class Process:
     """One judge's process and its pipes."""
 
     leaves = "it leaves after it ran out of memory"
     """Why a process ended that told so after its last answer: no row is to blame."""
 
-    def __init__(self, setup: Mapping[str, Any], log: PrintLog | None = None):
-        self._setup, self._log = setup, log
+    def __init__(self, setup: Mapping[str, Any], printed: PrintLog | None = None):
+        self._setup, self._log = setup, printed
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "reward.judging.pool_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if log else None, start_new_session=True, env=_environment(setup["environment"]),
+            stderr=subprocess.PIPE if printed else None, start_new_session=True, env=_environment(setup["environment"]),
         )  # fmt: skip
         self.answers = self._process.stdout
         for pipe in filter(None, (self.answers, self._process.stderr)):

@@ -26,7 +26,7 @@ def score(output):
 def test_what_a_function_prints_is_kept_up_to_a_bound_and_never_in_its_way(tmp_path, monkeypatch):
     file, log = tmp_path / "printing.py", tmp_path / "logs" / "reward-0.log"
     file.write_text(PRINTING)
-    monkeypatch.setattr("reward.judging.pool_log.LARGEST", 100_000)
+    monkeypatch.setattr("reward.judging.pool_process.LARGEST_LOG", 100_000)
     with function_pool(RewardConfig(function=f"{file}:score", judge_seconds=20), log) as pool:
         ask = function_of(pool)
         assert ask([(question(), "a")])[0].value == {"score": 1.0} and log.read_text() == "loaded\nhalf a\n"
