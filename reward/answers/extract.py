@@ -28,46 +28,39 @@ def extract(text: str | None, answer_format: AnswerFormat, reading: Reading = RE
     stands, or that number. A last `\\boxed{` that is never closed is no answer, nor are candidates.
     """
     text = _spoken(text or "", reading)
-    if not text:
-        return None
-    if answer_format == "auto":
-        return _any(text, reading)
-    if answer_format == "answer-is":
-        return _answer_is(text, reading)
+    if answer_format in ("auto", "answer-is"):
+        return (_any if answer_format == "auto" else _answer_is)(text, reading) if text else None
     return {"hash": _hash, "boxed": _boxed, "last-number": _last_number}[answer_format](text)
 
 
 def _spoken(text: str, reading: Reading) -> str:
     """What follows the reasoning, nothing where that is not finished; a mark of the end ends a line."""
     tags, ends = _marks(reading)
-    last = {match[0].lower(): match.end() for match in tags.finditer(text)} if reading.reasoning_tags else {}
-    if not last:
-        return ends.sub("\n", text).rstrip()
+    last = {match[0].lower(): match.end() for match in tags.finditer(text)}
     places = [[last.get(tag.lower(), 0) for tag in pair] for pair in reading.reasoning_tags]
     if any(opened > closed for opened, closed in places):
         return ""
-    return ends.sub("\n", text[max(closed for _, closed in places) :]).rstrip()
+    return ends.sub("\n", text[max((closed for _, closed in places), default=0) :]).rstrip()
 
 
 @lru_cache(maxsize=64)
 def _marks(reading: Reading) -> tuple[re.Pattern, re.Pattern]:
     """What finds the tags of reasoning, and the marks of the end."""
-    tags = "|".join(re.escape(tag) for pair in reading.reasoning_tags for tag in pair)
+    tags = "|".join(re.escape(tag) for pair in reading.reasoning_tags for tag in pair) or "(?!)"
     return re.compile(tags, re.IGNORECASE), re.compile("|".join([*map(re.escape, reading.end_marks), _SPECIAL_TOKEN]))
 
 
 def _any(text: str, reading: Reading) -> str | None:
-    heads, boxes = list(_HASH.finditer(text)), list(_BOXED.finditer(text))
-    marked = [(match.start(), match[1].strip()) for match in heads if parse(match[1].strip()) is not None]
-    if boxes:
-        marked.append((boxes[-1].start(), _boxed(text)))
+    heads = [(match.start(), match[1].strip()) for match in _HASH.finditer(text)]
+    boxed = max((match.start() for match in _BOXED.finditer(text)), default=None)
+    marked = [head for head in heads if parse(head[1]) is not None] + ([] if boxed is None else [(boxed, _boxed(text))])
     if marked:
         place, answer = max(marked, key=lambda mark: mark[0])
         # A heading before the mark is no answer; one behind it is, where it has a value.
         said = [plainly(stated.words) for stated in _stated(text, reading) if stated.start > place]
         return next((words for words in reversed(said) if parse(words) is not None), answer)
     # The last line states the answer also where it is a sentence, or several.
-    last = heads[-1][1].strip() if heads else ""
+    last = heads[-1][1] if heads else ""
     return _answer_is(text, reading) or (answer_in(last) if last and text.endswith(last) else _unmarked(text))
 
 
@@ -77,12 +70,11 @@ def _stated(text: str, reading: Reading) -> list[Statement]:
 
 
 def _answer_is(text: str, reading: Reading) -> str | None:
-    line = _LAST_LINE.search(text)
-    if line and parse(line[1].strip()) is not None:
-        return line[1].strip()
-    stated = _stated(text, reading)
+    line, stated = _LAST_LINE.search(text), _stated(text, reading)
+    if line and (parse(line[1].strip()) is not None or not stated):
+        return answer_in(line[1])
     if not stated:
-        return answer_in(line[1]) if line else None
+        return None
     words = stated[-1].words
     said, rest = answer_in(_boxed(words) or words), text[stated[-1].end :].strip()
     # A heading of several lines that does not begin with the answer ends with it.
