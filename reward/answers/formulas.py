@@ -15,6 +15,8 @@ import math_verify
 import sympy
 from sympy.core.relational import Relational
 
+from reward.answers.rules import READER
+
 # It warns that its alarm signals are off, which they must be outside the main thread.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 B = TypeVar("B")
@@ -54,9 +56,6 @@ _MARKUP = re.compile(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+|sqrt|sin|cos|tan|lo
 # Two numbers side by side are no product.
 _SIDE_BY_SIDE = re.compile(r"[0-9]\s+[0-9]")
 _NAMES = re.compile(r"(?<![A-Za-z])(?:xyz|abc|pqr|rst|uvw)(?![A-Za-z])")
-_PRODUCT = re.compile(
-    r"(?<![A-Za-z\\])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|exp|in)(?![A-Za-z]))(?:[A-Za-z]{2,3}(?![A-Za-z])|(?<=[0-9])[A-Za-z]$)"
-)
 _PROSE = re.compile(
     r"[A-Za-z]{3,}|\b(?:[Ii]t|[Ii]s|[Ss]o|[Ww]e|[Tt]o|[Oo]f|[Aa]t|[Aa]s|[Bb]e|[Bb]y|[Hh]e|[Ii]f|[Oo]n|[Oo]r)\b|[^\x00-\x7fπ∞√∪∩≤≥²³×·÷]"
 )
@@ -204,9 +203,7 @@ def _reading(latex: str) -> sympy.Basic | None:
     bare = _MARKUP.sub(" ", latex)
     if _PROSE.search(_NAMES.sub(" ", bare)):
         return None
-    # Its reader drops letters that it takes for units.
-    grouped = _PRODUCT.sub(lambda match: "".join(f"{{{letter}}}" for letter in match[0]), latex.replace("**", "^"))
-    found = math_verify.parse(f"${grouped}$", _READER, fallback_mode="no_fallback", parsing_timeout=None)
+    found = math_verify.parse(f"${READER(latex)}$", _READER, fallback_mode="no_fallback", parsing_timeout=None)
     read, letters = str(found[0]), set(re.findall("[a-z]", bare.lower())) - {"e", "i"}
     # What is not finite, as 1/0, has no value.
     if re.search(r"\b(?:zoo|nan)\b", read) or not letters <= set(re.findall("[a-z]", read.lower())):

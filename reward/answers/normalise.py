@@ -4,7 +4,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from reward.answers.rules import ANGLES, DEGREES, DRESS, GREEK, LEADING, NUMBERS, TYPED, WORDS
+from reward.answers.rules import ANGLES, DEGREES, DRESS, GREEK, LEADING, NUMBERS, SIGNS, TYPED, WORDS
 from reward.answers.units import CURRENCIES, TEXT, without_dressed_units, without_units
 
 LONGEST_NUMBER = 1000
@@ -15,14 +15,7 @@ _CHARACTERS = {
     **dict.fromkeys("−–", "-"), **dict.fromkeys("\u00a0\u202f\u2009", " "), "½": " 1/2", "¼": " 1/4", "¾": " 3/4",
     "⅓": " 1/3", "⅔": " 2/3", "⅕": " 1/5", "⅛": " 1/8",
 }  # fmt: skip
-_SIGNS = {
-    r"(?:<(?!=)|\\lt(?![a-z]))": "<",
-    r"(?:<=|≤|\\le(?:q|qslant)?(?![a-z]))": "<=",
-    r"(?:>(?!=)|\\gt(?![a-z]))": ">",
-    r"(?:>=|≥|\\ge(?:q|qslant)?(?![a-z]))": ">=",
-    r"(?:!=|≠|\\neq?(?![a-z]))": "!=",
-}
-_SIGN = re.compile(f"({'|'.join(_SIGNS)})")
+_MIRRORED = str.maketrans("<≤>≥", ">≥<≤")
 _UNKNOWN = re.compile(rf"\s*(?:(?![ei])[A-Za-z]|{GREEK})(?:\([a-z]\))?\s*")
 _CURRENCY = re.compile(r"US\$|\\\$|[€£¥]|\bRMB\b|\$(?=[^$]*$)(?:(?<=^.)|(?<=^-.))")
 
@@ -96,20 +89,16 @@ def in_interval_notation(plain: str) -> str:
     """The interval of an inequality that has one unknown, by itself, and numbers for bounds; else the text itself."""
     if re.fullmatch(rf"\\mathbb\s*\{{?R\}}?|(?:{TEXT}\{{\s*)?all real numbers\s*\}}?", plain):
         return r"(-\infty,\infty)"
-    sides, found = _SIGN.split(plain)[::2], _SIGN.findall(plain)
+    signs, sides = re.findall("[<≤>≥≠]", text := SIGNS(plain)), [side.strip() for side in re.split("[<≤>≥≠]", text)]
     unknown = [i for i, side in enumerate(sides) if _UNKNOWN.fullmatch(side)]
-    bounds = re.sub(r"\\[A-Za-z]+", "", " ".join(side for i, side in enumerate(sides) if i not in unknown))
-    if len(unknown) != 1 or len(sides) != 2 and unknown != [1] or len(sides) > 3 or re.search("[A-Za-z,;]", bounds):
+    bounds = [side for i, side in enumerate(sides) if i not in unknown]
+    letters = re.sub(r"\\[A-Za-z]+", "", " ".join(bounds))
+    if unknown not in {2: ([0], [1]), 3: ([1],)}.get(len(sides), ()) or re.search("[A-Za-z,;]", letters):
         return plain
     # Each sign as it is behind the unknown.
-    signs = [next(sign for form, sign in _SIGNS.items() if re.fullmatch(form, text)) for text in found]
-    before = str.maketrans("<>", "><")
-    seen = {
-        (sign.translate(before) if i < unknown[0] else sign): sides[i if i < unknown[0] else i + 1].strip()
-        for i, sign in enumerate(signs)
-    }
-    if "!=" in seen:
-        return plain if len(found) > 1 else rf"(-\infty,{seen['!=']})\cup({seen['!=']},\infty)"
-    low = next((f"{'[' if '=' in sign else '('}{bound}" for sign, bound in seen.items() if sign[0] == ">"), r"(-\infty")
-    high = next((f"{bound}{']' if '=' in sign else ')'}" for sign, bound in seen.items() if sign[0] == "<"), r"\infty)")
-    return f"{low},{high}" if len({sign[0] for sign in seen}) == len(found) else plain
+    seen = {sign.translate(_MIRRORED) if i < unknown[0] else sign: bounds[i] for i, sign in enumerate(signs)}
+    if "≠" in seen:
+        return plain if len(signs) > 1 else rf"(-\infty,{bounds[0]})\cup({bounds[0]},\infty)"
+    low = next((f"{'(' if sign == '>' else '['}{bound}" for sign, bound in seen.items() if sign in ">≥"), r"(-\infty")
+    high = next((f"{bound}{')' if sign == '<' else ']'}" for sign, bound in seen.items() if sign in "<≤"), r"\infty)")
+    return f"{low},{high}" if len({sign in ">≥" for sign in seen}) == len(signs) else plain

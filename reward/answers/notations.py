@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from reward.answers.rules import RATIO
 from reward.answers.units import LONGEST, TEXT
 
 _LETTER = "[A-J]"
@@ -123,7 +124,7 @@ def compound(plain: str) -> Time | Date | Ratio | str | None:
         return time
     if _VERSION.fullmatch(plain):
         return plain.lower().removeprefix("v")
-    text = re.sub(r"\s+to\s+|\s*(?:\\colon|\\mathbin\{:\}|[:∶比])\s*", ":", plain)
+    text = RATIO(plain)
     terms = re.sub(r"\\(?:sqrt|frac|pi|cdot)(?![a-z])", "π", text)
     if re.fullmatch(r"[-+*/^.(){}0-9\sπ√]*[0-9}π][-+*/^.(){}0-9\sπ√]*(?::[-+*/^.(){}0-9\sπ√]+)+", terms):
         parts = tuple(part.strip() for part in text.split(":"))

@@ -172,6 +172,7 @@ DRESS = Stage(
     (r"\*\*(?=\W*$)|^\W*\*\*", "", {"**18**": "18"}, "bold"),
     (r"^\s+|[\s.。]+$", "", {"18.": "18", "yes。": "yes"}, "the end of a sentence"),
     (r"^([0-9]+)\s*\(\1\)$", r"\1", {"nine (9)": "9"}, "said twice"),
+    (r"(?<=[0-9])\s*\(\s*(?:%|percent)\s*\)$", "%", {"9 (percent)": "0.09"}, "a bracket around a unit"),
     (r"(?<=[0-9])\s*\(\s*\)$", "", {"7.74 ($)": "7.74"}, "brackets around a currency"),
     (rf"^([^A-Za-z]*[0-9}})%](?:\s+[a-z]+)?)\s*{IN_BRACKETS}$", r"\1 \\text{\2}", {"9 (apples)": "9"}, "a unit in brackets"),
     (rf"(?<=[0-9}}])\s*\(\s*({TEXT}\{{[^{{}}]*\}})\s*\)$", r"\1", {r"5 (\text{kg})": "5"}, "a unit in brackets"),
@@ -193,6 +194,34 @@ LEADING = Stage(
      "", {r"x \in [1,2]": "[1,2]", "about 5": "5", "大约5": "5"},
      "its name, or that it is near"),
 )
+
+SIGNS = Stage(
+    (r"<=|\\le(?:q|qslant)?(?![a-z])", "≤", {r"x \le 3": r"(-\infty,3]", "x <= 3": r"(-\infty,3]"}, "one sign for each"),
+    (r">=|\\ge(?:q|qslant)?(?![a-z])", "≥", {r"x \geqslant 3": r"[3,\infty)"}, "one sign for each"),
+    (r"\\lt(?![a-z])", "<", {r"x \lt 3": r"(-\infty,3)"}, "one sign for each"),
+    (r"\\gt(?![a-z])", ">", {r"x \gt 3": r"(3,\infty)"}, "one sign for each"),
+    (r"!=|\\neq?(?![a-z])", "≠", {r"x \neq 2": r"(-\infty,2)\cup(2,\infty)"}, "one sign for each"),
+)
+"""Of what may be an interval."""
+
+UNITED = Stage(
+    (rf"{TEXT}\{{([^{{}}]*)\}}", r" \1 ", {r"\text{18 dollars}": "18"}, "words that may be a number or its unit"),
+    (r"\\frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}", r" \1/\2", {r"\frac{1}{2}": "50%"}, "a number, not a formula"),
+)
+"""What may be a number with a unit."""
+
+RATIO = Stage(
+    (r"\s+to\s+|\s*(?:\\colon|\\mathbin\{:\}|[:∶比])\s*", ":", {"4 to 6": "2:3", r"4\colon 6": "2:3"}, "one sign"),
+)
+
+FORMULA = Stage((rf"{TEXT}(?=\{{)", "", {r"\mathrm{x}+1": "x+1"}, "letters that are variables"))
+
+READER = Stage(
+    (r"\*\*", "^", {"x**2": "x^2"}, "typed as in programs"),
+    (r"(?<![A-Za-z\\])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|exp|in)(?![A-Za-z]))(?:[A-Za-z]{2,3}(?![A-Za-z])|(?<=[0-9])[A-Za-z]$)",
+     lambda m: "".join(f"{{{letter}}}" for letter in m[0]), {"2ab": r"ab\cdot 2"}, "letters that its reader takes for units"),
+)
+"""For math-verify."""
 
 NUMBERS = Stage(
     (r"(?<![0-9,.(\[{])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])", _bare, {"1,234x": "1234x"}, "commas between thousands"),

@@ -14,7 +14,7 @@ from reward.answers.chinese import chinese_number
 from reward.answers.formulas import closed, readable
 from reward.answers.normalise import LONGEST_NUMBER, in_interval_notation, normalise
 from reward.answers.notations import RANGE, Choice, Date, Ratio, Time, choice, compound
-from reward.answers.rules import NAME
+from reward.answers.rules import FORMULA, NAME, UNITED
 from reward.answers.units import SCALES, TEXT, without_units
 
 LARGEST_EXPONENT = 1000
@@ -83,7 +83,7 @@ def _value(plain: str) -> Value | None:
     if (option := choice(plain)) or not plain or not closed(plain):
         return option
     if len(plain) <= LONGEST_NUMBER:
-        text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r" \1 ", plain).strip()
+        text = UNITED(plain).strip()
         if _MANY.search(text) and (many := compound(" ".join(text.split()))):
             return Words(many) if isinstance(many, str) else many
         if found := _number(text):
@@ -98,13 +98,12 @@ def _value(plain: str) -> Value | None:
         return words
     if collection := _collection(in_interval_notation(plain)):
         return None if None in collection.items else collection
-    latex = re.sub(rf"{TEXT}(?=\{{)", "", plain)
-    return Formula(latex) if readable(latex) else None
+    return Formula(latex) if readable(latex := FORMULA(plain)) else None
 
 
 def _number(text: str) -> tuple[Fraction | Percent | None] | None:
     """The number, None in its place where it has no value that can be held; None where the text is no number."""
-    text = without_units(re.sub(r"\\frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}", r" \1/\2", text).strip())
+    text = without_units(text)
     if repeating := _REPEATING.fullmatch(text):
         sign, before, after, again = repeating.groups()
         value = Fraction(int(before + after + again) - int(before + after or "0"), 10 ** len(after) * (10 ** len(again) - 1))

@@ -5,7 +5,7 @@ from itertools import chain
 
 import pytest
 
-from reward.answers import normalise, values
+from reward.answers import formulas, normalise, values
 from reward.answers.equality import same, same_with_units
 from reward.answers.extract import extract
 from reward.answers.rules import STAGES, Stage
@@ -15,8 +15,8 @@ ROWS = [(name, i, *pair) for name, stage in STAGES.items() for i, row in enumera
 
 
 def judged_with(monkeypatch, name, rows, example, value):
-    monkeypatch.setattr(normalise, name, Stage(*rows))
-    for cached in (normalise.normalise, normalise._written, values.parse):
+    monkeypatch.setattr(STAGES[name], "_compiled", Stage(*rows)._compiled)
+    for cached in (normalise.normalise, normalise._written, values.parse, formulas._reading, formulas.readable, formulas.equal):
         cached.cache_clear()
     return same(value, example)
 
@@ -30,7 +30,7 @@ def test_an_example_has_its_value_with_its_row_and_not_without(monkeypatch, name
 
 
 def test_every_row_has_an_example_and_a_reason():
-    assert len(STAGES) == 6 and all(row.examples and row.why for row in chain.from_iterable(s.rows for s in STAGES.values()))
+    assert len(STAGES) == 11 and all(row.examples and row.why for row in chain.from_iterable(s.rows for s in STAGES.values()))
 
 
 @pytest.mark.parametrize(("pattern", "example"), CHOSEN)
