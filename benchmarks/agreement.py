@@ -9,7 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from reward.judging.pool import Pool
+from reward.config import RewardConfig
+from reward.judging.judges import rule_pool
 from reward.judging.stored import StoredRow, judge_stored
 from rollout.config import SourceConfig
 from rollout.data.rows import load_rows
@@ -32,8 +33,9 @@ def main() -> int:
         StoredRow(where=row.where, question=row.where, gold=gold, responses=(response,), scores=None)
         for row, gold, response in zip(rows, golds, responses, strict=True)
     ]
-    with Pool("reward.judging.rule:judge", workers=2, seconds=10, memory_gb=2) as pool:
-        judged = [found for (found,) in judge_stored(stored, pool, args.answer_format, lambda count: None)]
+    config = RewardConfig(answer_format=args.answer_format)
+    with rule_pool(config) as pool:
+        judged = [found for (found,) in judge_stored(stored, pool, config, lambda count: None)]
     agree = 0
     for row, found, label in zip(stored, judged, labels, strict=True):
         agree += found.correct is label
