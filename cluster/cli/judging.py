@@ -212,7 +212,7 @@ def _show(found: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from reward.judging.stored import WITHOUT
+    from reward.statistics.figures import WITHOUT
 
     table = Table("", "", box=None, show_header=False)
     for name in ("rows", "questions", "responses"):

@@ -6,10 +6,10 @@ the hard ones. How many a run bears is bounded where they are judged (`cluster.f
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 from cluster.fleet.sampler import leases
-from reward.statistics.at_k import maj_at_k, pass_at_k
+from reward.statistics.figures import Accuracy, Judged, accuracy, maj_at, pass_at, up_to
 from reward.types import ScoredGroup, ScoredSample
 from rollout.types import FinishReason, Group, Lease, Question, Sampling
 
@@ -27,13 +27,9 @@ class Evaluation:
     """Questions asked."""
     samples: int
     """Sampled outputs per question."""
-    greedy_accuracy: float | None
-    accuracy: float | None
-    """Mean over questions of the share of sampled outputs that are correct."""
-    accuracy_standard_error: float | None
-    """Over questions: the outputs of one question are not independent."""
-    accuracy_interval: tuple[float, float] | None
-    """95%, normal approximation."""
+    greedy: Accuracy | None
+    sampled: Accuracy | None
+    """Of all sampled outputs."""
     pass_at: dict[int, float]
     """pass@k, unbiased, for k = 1, 2, 4, ... up to `samples`."""
     maj_at: dict[int, float]
@@ -49,14 +45,20 @@ class Evaluation:
 
     def summary(self) -> dict[str, object]:
         """A flat row: `pass_at` becomes pass_at_1, pass_at_2, ..."""
-        nested = ("pass_at", "maj_at")
+        nested = ("greedy", "sampled", "pass_at", "maj_at")
         row = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in nested}
-        return row | {f"{name}_{k}": value for name in nested for k, value in getattr(self, name).items()}
+        shares = {
+            "greedy_accuracy": self.greedy and self.greedy.share,
+            "accuracy": self.sampled and self.sampled.share,
+            "accuracy_standard_error": self.sampled and self.sampled.standard_error,
+            "accuracy_interval": self.sampled and self.sampled.interval,
+        }
+        at_k = {f"{name}_{k}": value for name in ("pass_at", "maj_at") for k, value in getattr(self, name).items()}
+        return row | shares | at_k
 
     def line(self) -> str:
         """For the console."""
-        spread = "" if self.accuracy_standard_error is None else f" ± {1.96 * self.accuracy_standard_error:.3f}"
-        parts = [f"{self.n} questions", f"sampled {_show(self.accuracy)}{spread}", f"greedy {_show(self.greedy_accuracy)}"]
+        parts = [f"{self.n} questions", f"sampled {self.sampled or '-'}", f"greedy {_show(self.greedy and self.greedy.share)}"]
         if self.pass_at and (k := max(self.pass_at)) > 1:
             parts += [f"maj@{k} {_show(self.maj_at[k])}", f"pass@{k} {_show(self.pass_at[k])}"]
         outputs = self.n * (self.samples + 1)
@@ -78,27 +80,22 @@ def evaluate(
     greedy = ask(questions, f"{label}/greedy", 1, greedy_sampling, generate, score)
     sampled = ask(questions, f"{label}/sampled", samples, sampling, generate, score)
     every = [s for group in sampled for s in group.scored]
-    unjudged = [s for group in (*greedy, *sampled) for s in group.scored if s.verdict.status != "score"]
-    outputs = len(questions) * (samples + 1)
-    shares = [_mean([_correct(s) is True for s in group.scored]) for group in sampled] if len(unjudged) < outputs else []
-    accuracy, error = _mean(shares), _standard_error(shares)
-    pass_at, maj_at = _at_ks(sampled, [2**i for i in range(samples.bit_length())]) if shares else ({}, {})
+    unjudged = sum(s.verdict.status != "score" for group in (*greedy, *sampled) for s in group.scored)
+    outputs = [judged(group) for group in sampled] if unjudged < len(questions) * (samples + 1) else []
     result = Evaluation(
         label=label,
         n=len(questions),
         samples=samples,
-        greedy_accuracy=_mean([_correct(s) is True for group in greedy for s in group.scored]) if shares else None,
-        accuracy=accuracy,
-        accuracy_standard_error=error,
-        accuracy_interval=None if error is None else (max(0.0, accuracy - 1.96 * error), min(1.0, accuracy + 1.96 * error)),
-        pass_at=pass_at,
-        maj_at=maj_at,
-        well_formed=_mean([s.verdict.components.get("format", 0.0) for s in every]) if shares else None,
+        greedy=accuracy([judged(group) for group in greedy]) if outputs else None,
+        sampled=accuracy(outputs),
+        pass_at=pass_at(outputs, up_to(samples) if outputs else ()),
+        maj_at=maj_at(outputs, up_to(samples) if outputs else ()),
+        well_formed=_mean([s.verdict.components.get("format", 0.0) for s in every]) if outputs else None,
         truncated=_mean([s.sample.finish_reason is FinishReason.LENGTH for s in every]),
         response_length=_mean([len(s.sample.output_ids) for s in every]),
-        unjudged=len(unjudged),
+        unjudged=unjudged,
     )
-    return result, list(map(_record, greedy, sampled)), sampled
+    return result, [record(a, greedy=a, sampled=b) for a, b in zip(greedy, sampled, strict=True)], sampled
 
 
 def ask(
@@ -108,47 +105,30 @@ def ask(
     return score(generate(leases(questions, label, samples), sampling))
 
 
-def _at_ks(groups: list[ScoredGroup], ks: list[int]) -> tuple[dict[int, float], dict[int, float]]:
-    marks = [[_correct(s) for s in group.scored] for group in groups]
-    answers = [[s.verdict.value for s in group.scored] for group in groups]
-    pass_at = {k: _mean([pass_at_k(len(mark), mark.count(True), k) for mark in marks]) for k in ks}
-    maj_at = {k: _mean([maj_at_k(a, mark, k, 0).value for a, mark in zip(answers, marks, strict=True)]) for k in ks}
-    return pass_at, maj_at
+def judged(group: ScoredGroup) -> list[Judged]:
+    return [Judged.of(scored) for scored in group.scored]
 
 
-def _record(greedy: ScoredGroup, sampled: ScoredGroup) -> dict[str, object]:
-    def outputs(group: ScoredGroup) -> list[dict[str, object]]:
-        return [
-            {
-                "index": s.sample.index,
-                "text": s.sample.text,
-                "extracted": s.verdict.extracted,
-                "status": s.verdict.status,
-                "correct": _correct(s),
-                "reason": s.verdict.reason,
-            }
-            for s in group.scored
-        ]
-
-    question = greedy.question
-    names = {"id": question.id, "ordinal": question.ordinal, "question": question.text, "gold": question.gold}
-    return names | {"greedy": outputs(greedy), "sampled": outputs(sampled)}
+def record(group: ScoredGroup, **outputs: ScoredGroup) -> dict[str, object]:
+    """A row of a file of outputs: the question, and by name the outputs of a group with what came of them."""
+    question = group.question
+    names: dict[str, object] = {
+        "id": question.id,
+        "ordinal": question.ordinal,
+        "question": question.text,
+        "gold": question.gold,
+    }
+    return names | {name: [_output(scored) for scored in other.scored] for name, other in outputs.items()}
 
 
-def _correct(scored: ScoredSample) -> bool | None:
-    """None without a verdict."""
-    return scored.verdict.components["correct"] == 1.0 if scored.verdict.status == "score" else None
+def _output(scored: ScoredSample) -> dict[str, object]:
+    sample = scored.sample
+    made = {"index": sample.index, "text": sample.text, "tokens": len(sample.output_ids), "finish_reason": sample.finish_reason}
+    return made | asdict(Judged.of(scored))
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
-
-
-def _standard_error(values: Sequence[float]) -> float | None:
-    if len(values) < 2:
-        return None
-    centre = _mean(values)
-    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1) / len(values))
 
 
 def _show(value: float | None) -> str:

@@ -7,8 +7,10 @@ that are left. OUT/results.json and OUT/at_k.png are made of that file alone.
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 
 from cluster.config.run_config import ConfigError, RunConfig, diff, load, resolved_yaml
+from cluster.evaluation.measures import record
 from cluster.fleet.sampler import Bound, Sampler, leases
 from cluster.records.metrics import Sinks, read_jsonl
 from cluster.records.samples import write_rows, write_text
@@ -17,7 +19,7 @@ from cluster.run.directory import RunDirectory
 from cluster.run.launch import named, started
 from cluster.stopping import Stop
 from reward.judging.judges import gold_check
-from reward.judging.stored import Judged, StoredRow, accuracy, measures
+from reward.statistics.figures import Judged, accuracy, figures, shown
 from reward.types import ScoredGroup
 from rollout.data.benchmarks import BENCHMARKS
 from rollout.data.datasets import load_questions
@@ -61,20 +63,19 @@ def evaluate_benchmark(config: RunConfig, benchmark: str, ks: Sequence[int], sto
             from cluster.records.report import plot_at_k
 
             with spare.dispensable(picture):
-                plot_at_k(measures(*_stored(rows)), benchmark, picture)
+                plot_at_k(figures(_judged(rows)), benchmark, picture)
         return results
 
 
 def summarise(rows: Sequence[dict], ks: Sequence[int], breakdown: Sequence[str]) -> dict:
     """The figures of the stored generations, and accuracy by the values of the breakdown's columns."""
-    stored, judged = _stored(rows)
-    found = measures(stored, judged, ks)
+    found = {"rows": len(rows)} | figures(_judged(rows), ks)
     del found["questions"]
     parts = {}
     for name in breakdown:
         values = sorted({row["extras"][name] for row in rows if name in row["extras"]}, key=lambda v: (str(type(v)), v))
         if values:
-            parts[name] = {str(value): _part(rows, judged, name, value) for value in values}
+            parts[name] = {str(x): _part([row for row in rows if row["extras"].get(name) == x]) for x in values}
     outputs = [output for row in rows for output in row["outputs"]]
     return found | {
         "truncated": sum(o["finish_reason"] == "length" for o in outputs) / len(outputs) if outputs else None,
@@ -83,41 +84,14 @@ def summarise(rows: Sequence[dict], ks: Sequence[int], breakdown: Sequence[str])
     }
 
 
-def _part(rows: Sequence[dict], judged: Sequence[Sequence[Judged]], name: str, value: object) -> dict:
-    marks = [
-        [j.correct is True for j in found if j.status != "unscorable"]
-        for row, found in zip(rows, judged, strict=True)
-        if row["extras"].get(name) == value
-    ]
-    return {"questions": len(marks)} | accuracy([mark for mark in marks if mark])
+def _part(rows: Sequence[dict]) -> dict:
+    scorable = [[one for one in outputs if one.status != "unscorable"] for outputs in _judged(rows)]
+    return {"questions": len(rows)} | shown(accuracy(scorable))
 
 
-def _stored(rows: Sequence[dict]) -> tuple[list[StoredRow], list[list[Judged]]]:
-    """Generations as stored responses; a question's id tells it apart from one with the same text."""
-    stored = [
-        StoredRow(
-            where=row["id"],
-            question=row["id"],
-            gold=row["gold"],
-            responses=tuple(o["text"] for o in row["outputs"]),
-            scores=None,
-        )
-        for row in rows
-    ]
-    judged = [
-        [
-            Judged(
-                correct=o["correct"],
-                extracted=o["extracted"],
-                value=o["value"],
-                status=o["status"],
-                reason=o["reason"],
-            )
-            for o in row["outputs"]
-        ]
-        for row in rows
-    ]
-    return stored, judged
+def _judged(rows: Sequence[dict]) -> list[list[Judged]]:
+    names = [f.name for f in fields(Judged)]
+    return [[Judged(**{name: output[name] for name in names}) for output in row["outputs"]] for row in rows]
 
 
 def _questions(config: RunConfig, benchmark: str) -> list[Question]:
@@ -183,16 +157,5 @@ def _sample(
 
 
 def _row(group: ScoredGroup, breakdown: Sequence[str]) -> dict:
-    question = group.question
-    outputs = [
-        {
-            "index": s.sample.index, "text": s.sample.text, "extracted": s.verdict.extracted, "value": s.verdict.value,
-            "status": s.verdict.status, "reason": s.verdict.reason, "tokens": len(s.sample.output_ids),
-            "correct": s.verdict.components["correct"] == 1.0 if s.verdict.status == "score" else None,
-            "finish_reason": s.sample.finish_reason,
-        }
-        for s in group.scored
-    ]  # fmt: skip
-    names = {"id": question.id, "ordinal": question.ordinal, "question": question.text, "gold": question.gold}
-    extras = {name: question.columns[name] for name in breakdown if name in question.columns}
-    return names | {"extras": extras, "outputs": outputs}
+    extras = {name: group.question.columns[name] for name in breakdown if name in group.question.columns}
+    return record(group, outputs=group) | {"extras": extras}

@@ -52,11 +52,11 @@ def test_each_share_has_the_value_of_its_definition():
     }  # fmt: skip
     result, *_ = run(answers)
     assert (result.n, result.samples, result.unjudged) == (2, 4, 0)
-    assert result.greedy_accuracy == 0.5
-    assert result.accuracy == pytest.approx((3 / 4 + 1 / 4) / 2)
+    assert result.greedy.share == 0.5
+    assert result.sampled.share == pytest.approx((3 / 4 + 1 / 4) / 2)
     spread = math.sqrt(2 * 0.25**2 / 1 / 2)
-    assert result.accuracy_standard_error == pytest.approx(spread)
-    assert result.accuracy_interval == pytest.approx((0.5 - 1.96 * spread, 0.5 + 1.96 * spread))
+    assert result.sampled.standard_error == pytest.approx(spread)
+    assert result.sampled.interval == pytest.approx((0.5 - 1.96 * spread, 0.5 + 1.96 * spread))
     assert result.pass_at == pytest.approx({1: 0.5, 2: (1.0 + 0.5) / 2, 4: 1.0})
     assert result.maj_at[4] == 0.5, "7 has two votes against one for 2"
     assert result.well_formed == pytest.approx(6 / 8)
@@ -71,8 +71,8 @@ def test_an_output_without_a_verdict_is_counted_and_wrong():
         ("sampled", 1): ["#### 2", "#### 2", "#### 2", "#### 2"],
     }  # fmt: skip
     result, records, _ = run(answers)
-    assert result.unjudged == 2 and result.greedy_accuracy == 0.5
-    assert result.accuracy == pytest.approx((2 / 4 + 1.0) / 2) and result.well_formed == pytest.approx(7 / 8)
+    assert result.unjudged == 2 and result.greedy.share == 0.5
+    assert result.sampled.share == pytest.approx((2 / 4 + 1.0) / 2) and result.well_formed == pytest.approx(7 / 8)
     assert result.pass_at == pytest.approx({1: 0.75, 2: (5 / 6 + 1) / 2, 4: 1.0})
     assert result.maj_at[4] == 0.5, "two votes for 1 are no majority over 5 and a vote that nobody knows"
     assert [output["correct"] for output in records[0]["sampled"]] == [True, True, None, False]
@@ -90,15 +90,23 @@ def test_no_figure_gets_better_by_losing_outputs():
             ("sampled", 0): [None if gone else text for gone, text in zip(lost, whole["sampled", 0], strict=False)],
         }
         result, *_ = run(kept, questions=QUESTIONS[:1])
-        assert all((getattr(result, name) or 0) <= getattr(best, name) for name in figures)
+        assert all((result.summary()[name] or 0) <= best.summary()[name] for name in figures)
         assert all(result.pass_at.get(k, 0) <= best.pass_at[k] and result.maj_at.get(k, 0) <= best.maj_at[k] for k in (1, 2, 4))
 
 
 def test_nothing_judged_is_none_and_not_zero():
     answers = {(kind, i): [None] * 2 for kind in ("greedy", "sampled") for i in (0, 1)}
     result, *_ = run(answers, samples=2)
-    assert (result.accuracy, result.greedy_accuracy, result.pass_at, result.unjudged) == (None, None, {}, 6)
+    assert (result.sampled, result.greedy, result.pass_at, result.unjudged) == (None, None, {}, 6)
     assert "sampled -" in result.line()
+
+
+def test_an_accuracy_without_spread_is_shown_with_the_interval_that_few_questions_allow():
+    answers = {(kind, i): [f"#### {i + 1}"] * 2 for kind in ("greedy", "sampled") for i in (0, 1)}
+    result, *_ = run(answers, samples=2)
+    assert result.summary()["accuracy_standard_error"] == 0 and "sampled 1.000 [0.342, 1.000], greedy 1.000" in result.line()
+    half = run(answers | {("sampled", 0): ["#### 1", "#### 5"]}, samples=2)[0]
+    assert "sampled 0.750 ± 0.490" in half.line()
 
 
 def test_records_hold_every_output_with_its_verdict():
@@ -107,7 +115,10 @@ def test_records_hold_every_output_with_its_verdict():
     assert {key: record[key] for key in ("id", "ordinal", "question", "gold")} == {
         "id": "q:0", "ordinal": 0, "question": "0 + 1?", "gold": "1",
     }  # fmt: skip
-    wrong = {"index": 1, "text": "#### 4", "extracted": "4", "status": "score", "correct": False, "reason": ""}
+    wrong = {
+        "index": 1, "text": "#### 4", "tokens": 6, "finish_reason": "stop", "extracted": "4", "value": "4", "status": "score",
+        "correct": False, "reason": "",
+    }  # fmt: skip
     assert record["sampled"][1] == wrong
     assert record["greedy"][0]["correct"] is True
     assert [s.sample.text for s in flat(sampled)] == ["#### 1", "#### 4"]

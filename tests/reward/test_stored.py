@@ -6,7 +6,8 @@ import math
 import pytest
 
 from reward.config import RewardConfig
-from reward.judging.stored import WITHOUT, Judged, StoredRow, accuracy, judge_stored, measures, read
+from reward.judging.stored import StoredRow, judge_stored, measures, read
+from reward.statistics.figures import WITHOUT, Judged, accuracy
 from tests.reward.builders import judge_here
 
 COLUMNS = {"question": "q", "response": "r", "gold": "g", "score": None}
@@ -97,17 +98,23 @@ def test_a_reference_without_a_value_makes_its_responses_unscorable():
     assert one.correct is None and one.extracted == "7" and "seven or so" in one.reason
 
 
+def marked(*marks):
+    """The accuracy of outputs, by question, that are right or not."""
+    known = {"extracted": None, "value": None, "status": "score", "reason": ""}
+    return accuracy([[Judged(correct=mark, **known) for mark in group] for group in marks])
+
+
 def test_unequal_rows_do_not_change_an_average_and_the_interval_is_over_questions():
     marks = [[True, False, True], [False], [True, True]]
-    found = accuracy(marks)
-    assert found["accuracy"] == pytest.approx(4 / 6) == accuracy(marks[::-1])["accuracy"]
+    found = marked(*marks)
+    assert found.share == pytest.approx(4 / 6) == marked(*marks[::-1]).share
     share = 4 / 6
     error = math.sqrt(((2 - 3 * share) ** 2 + share**2 + (2 - 2 * share) ** 2) * 3 / 2) / 6
-    assert found["accuracy_interval"] == pytest.approx([max(0, share - 1.96 * error), min(1, share + 1.96 * error)])
-    alone = accuracy([[True]] * 30 + [[False]] * 70)["accuracy_interval"]
+    assert found.interval == pytest.approx([max(0, share - 1.96 * error), min(1, share + 1.96 * error)])
+    alone = marked(*[[True]] * 30, *[[False]] * 70).interval
     assert alone == pytest.approx([0.3 - 1.96 * math.sqrt(0.21 / 99), 0.3 + 1.96 * math.sqrt(0.21 / 99)])
-    assert accuracy([[True]] * 10)["accuracy_interval"] == pytest.approx([0.722, 1], abs=1e-3)
+    assert marked(*[[True]] * 10).interval == pytest.approx([0.722, 1], abs=1e-3)
     for n in range(2, 60):
-        low, high = accuracy([[False]] * n)["accuracy_interval"]
+        low, high = marked(*[[False]] * n).interval
         assert f"{low:.3f}" == "0.000" and high == pytest.approx(1.96**2 / (n + 1.96**2)), "not -0.000"
-    assert accuracy([[True]])["accuracy_interval"] is None and accuracy([])["accuracy"] is None
+    assert marked([True]).interval is None and marked() is None
