@@ -22,28 +22,28 @@ class RewardModelConfig(Strict):
     path: tuple[AbsolutePath, ...] = ()
     """Directories of trained models with the policy's tokenizer, one or more as an ensemble; empty: an earlier stage of the
     run trains it."""
-    members: int = Field(1, gt=0)
+    members: int = Field(default=1, gt=0)
     """How many models a stage trains together, from different heads. With `path`, its directories decide."""
     combine: Literal["mean", "minimum", "mean_minus_spread"] = "mean"
     """How an ensemble's scores become one."""
-    spread_weight: float = Field(1.0, ge=0.0)
+    spread_weight: float = Field(default=1.0, ge=0.0)
     """k of mean_minus_spread: mean - k * standard deviation over the members (population)."""
-    step_boundary: str = Field("newline", min_length=1)
+    step_boundary: str = Field(default="newline", min_length=1)
     """Where a step of an output ends, for process models: newline, blank_line, or the text that ends a step."""
     process_reward: Literal["probability", "logit"] = "probability"
     """A step's reward: the probability that it is right, or its logit. An outcome model's reward is the logit."""
-    replay_share: float = Field(0.1, ge=0.0, lt=1.0)
+    replay_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """The share of a later stage's training examples that comes from earlier stages of reward-model training (the paper's)."""
-    replay_groups: int = Field(4096, gt=0)
+    replay_groups: int = Field(default=4096, gt=0)
     """Groups that the history holds."""
-    max_tokens_per_batch: int = Field(16384, gt=0)
+    max_tokens_per_batch: int = Field(default=16384, gt=0)
     """Tokens of one forward pass, padding included. A single longer sequence goes alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where the worker has one."""
-    gpus_per_worker: float = Field(0.0, ge=0.0)
+    gpus_per_worker: float = Field(default=0.0, ge=0.0)
     """GPUs (or a share of one) for each reward actor."""
-    cores_per_worker: int | None = Field(None, gt=0)
+    cores_per_worker: int | None = Field(default=None, gt=0)
     """CPU threads of a reward actor; by default what the process was given."""
 
     @property
@@ -140,7 +140,7 @@ READING = Reading()
 class RewardConfig(Strict):
     """The rule reward, correctness of the final answer plus well-formedness, and the reward model where one is used."""
 
-    workers: int = Field(1, gt=0)
+    workers: int = Field(default=1, gt=0)
     """Reward actors."""
     answer_format: AnswerFormat = "hash"
     """Where the final answer stands: `#### N`, `\\boxed{N}`, the last number, or the first of these that is found."""
@@ -149,25 +149,25 @@ class RewardConfig(Strict):
     """Weight of the component `correct`."""
     format: float = 0.0
     """Weight of the component `format`: the output ends by itself and states a final answer in the asked form."""
-    judges: int = Field(1, gt=0)
+    judges: int = Field(default=1, gt=0)
     """Processes of a reward actor that judge answers; each can be killed without harm to the others."""
-    judge_seconds: float = Field(10.0, gt=0.0)
+    judge_seconds: float = Field(default=10.0, gt=0.0)
     """A judge that takes longer over one output is killed, and the output has no score."""
-    judge_memory_gb: float = Field(2.0, gt=0.0)
+    judge_memory_gb: float = Field(default=2.0, gt=0.0)
     """Address space of a judge."""
     function: str | None = None
     """A reward function of yours, as `my_rewards.py:score`; what it is given and returns: reward/judging/user_function.py."""
-    weights: dict[str, float] = Field({}, validate_default=False)
+    weights: dict[str, float] = Field(default={}, validate_default=False)
     """Weight of each component that the function returns, all of them; by default 1 each."""
     network: bool = False
     """Whether the function may open sockets, as one that asks a model elsewhere does."""
     environment: tuple[str, ...] = ()
     """Environment variables that the function is given, such as OPENAI_API_KEY, as they are set where its reward actor runs:
     beside these it has only those that Python needs."""
-    max_unscored_share: float = Field(0.1, ge=0.0, le=1.0)
+    max_unscored_share: float = Field(default=0.1, ge=0.0, le=1.0)
     """Stop the run when more of the last 64 outputs (or of a larger step) have no score, for whatever reason: rejected,
     unscorable, or their judge was killed or failed. It stops in any case when no output of a step has one."""
-    flip_share: float = Field(0.0, ge=0.0, lt=1.0)
+    flip_share: float = Field(default=0.0, ge=0.0, lt=1.0)
     """For studies of noisy rewards: the chance that the rule's reward takes a right answer for wrong or a wrong one for right.
     The component `correct` stays the true one, `observed` is what the reward used."""
 

@@ -97,10 +97,10 @@ class FunctionScorer(Scorer):
         ]
 
     def _verdict(self, sample: Sample, outcome: Outcome, ruled: Outcome) -> Verdict:
-        for status, reason in ((o.status, o.reason) for o in (outcome, ruled)):
-            if status != "score":
+        for one in (outcome, ruled):
+            if one.status != "score":
                 at = f"reward.function on group {sample.group_id}, index {sample.index}"
-                return replace(no_score(status, f"{at}: {reason}"), seconds=outcome.seconds)
+                return replace(no_score(one.status, f"{at}: {one.reason}"), seconds=outcome.seconds)
         if not sample.output_ids:
             return no_score("unscorable", NO_TOKENS)
         own, judged = outcome.value, ruled.value
@@ -154,8 +154,10 @@ class ModelScorer(Scorer):
 
     def _scored(self, sample: Sample, outcome: Outcome, positions: Sequence[int], scalars: list[list[float]]) -> ScoredSample:
         if outcome.status != "score" or not positions:
-            failure = (outcome.status, outcome.reason) if outcome.status != "score" else ("unscorable", NO_TOKENS)
-            return ScoredSample(sample=sample, events=(), verdict=no_score(*failure, self._version))
+            verdict = no_score("unscorable", NO_TOKENS, self._version)
+            if outcome.status != "score":
+                verdict = no_score(outcome.status, outcome.reason, self._version)
+            return ScoredSample(sample=sample, events=(), verdict=verdict)
         components = rule_components(sample, outcome.value)
         if outcome.value["problem"]:
             del components["correct"]

@@ -9,6 +9,7 @@ from rollout.types import Question, Sample
 
 FAILURES = ("rejected", "unscorable", "killed", "error")
 """Why an output that was to be scored has no score (see `Verdict.status`)."""
+Status = Literal["score", "given", "rejected", "unscorable", "killed", "error"]
 By = Literal["rule", "model"]
 """Who scores: the rule (or the user's function in its place), or the reward model."""
 
@@ -45,7 +46,7 @@ class Verdict:
     reason="", reward_version=None)
     """
 
-    status: Literal["score", "given", "rejected", "unscorable", "killed", "error"]
+    status: Status
     """`given`: nobody was asked. What should have a score and has none is `rejected` (it may not be trained on, so it is not
     judged), `unscorable` (its reference answer has no value), `killed` (its judge was, or died), or an `error` of the judge."""
     reward: float | None
@@ -115,12 +116,12 @@ class LabelledGroup:
     labelled: tuple[Labelled, ...]
 
 
-def no_score(status: str, reason: str, reward_version: int | None = None) -> Verdict:
+def no_score(status: Status, reason: str, reward_version: int | None = None) -> Verdict:
     """Any verdict but a score."""
     return Verdict(status=status, reward=None, components={}, extracted=None, reason=reason, reward_version=reward_version)
 
 
-def without_score(sample: Sample, status: str, reason: str) -> ScoredSample:
+def without_score(sample: Sample, status: Status, reason: str) -> ScoredSample:
     """A sample that has none."""
     return ScoredSample(sample=sample, events=(), verdict=no_score(status, reason))
 

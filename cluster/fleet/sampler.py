@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cluster.fleet.calls import LATE, RoleFailed
 from cluster.fleet.roles import Roles
-from cluster.fleet.versions import Serving
+from cluster.fleet.versions import OnDisk, Serving
 from cluster.records.ledger import Ledger
 from cluster.records.samples import attempts
 from cluster.stopping import RunFailed
@@ -65,41 +65,40 @@ def leases(questions: Sequence[Question], prefix: str, size: int, suffix: str = 
 class Sampler:
     """The driver's way to the rollout and reward slots."""
 
-    def __init__(self, roles: Roles, bound: Bound, serving: Serving | None = None, ledger: Ledger | None = None):
-        """`serving`: None where nothing is ever published, so that all hold the weights on disk."""
-        self._roles, self._bound, self._serving, self._ledger = roles, bound, serving, ledger
+    def __init__(self, roles: Roles, bound: Bound, serving: Serving | OnDisk):
+        self._roles, self._bound, self._serving = roles, bound, serving
 
-    def sample(self, leases: Sequence[Lease], sampling: Sampling, name: str, *, booked: bool = False) -> list[Group]:
+    def sample(self, leases: Sequence[Lease], sampling: Sampling, name: str, ledger: Ledger | None = None) -> list[Group]:
         """All outputs of the leases, rejected ones too, a group a lease, in order. An ordinal always goes to the same slot, so
         that a wave can be repeated token for token.
 
         A slot that fails is replaced, brought to the serving version, and given its whole wave again under the next attempt.
-        `booked`: in the ledger.
+        `ledger`: where the outputs are booked, if they are.
         """
         slots = self._roles.slots()
         waves: dict[int, list[Lease]] = {}
         for lease in leases:
             waves.setdefault(slots[lease.question.ordinal % len(slots)], []).append(lease)
         made: dict[str, Group] = {}
-        if booked:
-            self._book_lease(leases)
+        if ledger:
+            self._book_lease(ledger, leases)
         while waves:
             answers, errors = self._roles.generate(waves, sampling, name)
             for slot, groups in answers.items():
                 made |= {lease.group_id: group for lease, group in zip(waves[slot], groups, strict=True)}
                 # An answer that is not awaited under its attempt is a bug, and raises.
-                for one in attempts(s for group in groups for s in group.samples) if booked else ():
-                    self._ledger.record("generated", **one)
+                if ledger:
+                    for one in attempts(s for group in groups for s in group.samples):
+                        ledger.record("generated", **one)
             waves = {
                 slot: [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in waves[slot]]
                 for slot, why in errors.items()
             }
             for slot, why in errors.items():
                 self._roles.replace(slot, why)
-                if self._serving is not None:
-                    self._serving.bring_up(slot)
-                if booked:
-                    self._book_lease(waves[slot], attempt=waves[slot][0].attempt, why=why[:200])
+                self._serving.bring_up(slot)
+                if ledger:
+                    self._book_lease(ledger, waves[slot], attempt=waves[slot][0].attempt, why=why[:200])
         # Whichever slot answered first: what comes of the outputs depends on their order.
         return [made[lease.group_id] for lease in leases]
 
@@ -134,6 +133,6 @@ class Sampler:
         if wrong := versions - {serves}:
             raise RoleFailed(f"{name}: judged by reward model {sorted(wrong, key=str)}, and {serves} serves")
 
-    def _book_lease(self, leases: Sequence[Lease], **fields) -> None:
+    def _book_lease(self, ledger: Ledger, leases: Sequence[Lease], **fields) -> None:
         groups = {x.group_id: x.indices for x in leases}
-        self._ledger.record("leased", groups, version=self._serving.version, **fields)
+        ledger.record("leased", groups, version=self._serving.version, **fields)

@@ -10,6 +10,16 @@ from cluster.stopping import RunFailed
 from rollout.types import Question
 
 
+class OnDisk:
+    """Nothing is ever published: everyone holds the weights on disk, a fresh engine or reward actor too."""
+
+    version = reward_version = 0
+
+    def bring_up(self, slot: int) -> None: ...
+
+    def bring_up_judges(self) -> None: ...
+
+
 class Serving:
     """The versions of one driver's life. The canary is calibrated on the weights on disk that everyone starts with."""
 

@@ -17,7 +17,7 @@ class Clock:
 
     def __init__(self, stop: Stop):
         self.stop = stop
-        self.seconds = dict.fromkeys((*PHASES, "other", "evaluate", "start"), 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys((*PHASES, "other", "evaluate", "start"), 0.0)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

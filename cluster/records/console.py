@@ -73,7 +73,7 @@ class ConsoleSink(Sink):
     def _table(self) -> Table:
         """The last steps, in as many columns as fit."""
         known = {name: i for i, name in enumerate(COLUMNS) if any(row[i] != "-" for _, row in self._recent)}
-        for spared in (None, *SPARED):
+        for spared in ("", *SPARED):
             known.pop(spared, None)
             table = Table("step", *known, box=None, pad_edge=False)
             for name, row in self._recent:

@@ -58,8 +58,8 @@ class Ledger:
     def _apply(self, event: str, groups: Members, attempt: int) -> None:
         members = [(group, index) for group, indices in groups.items() for index in indices]
         for key in members:
-            state, held = self._state.get(key, (None, -1))
-            first = state is None and event == "leased" and key not in self._finished
+            state, held = self._state.get(key, ("", -1))
+            first = not state and event == "leased" and key not in self._finished
             again = (state, event) == ("leased", "leased")
             if not first and (event not in NEXT.get(state, ()) or attempt != held + again):
                 before = f"{state} (attempt {held})" if state else "the end" if key in self._finished else "nothing"

@@ -100,7 +100,7 @@ class Sink:
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
         raise NotImplementedError
 
-    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+    def evaluated(self, step: int, figures: Mapping[str, float | str]) -> None:
         """An evaluation of the policy after a step; evaluations.jsonl holds it already."""
 
     def close(self) -> None:
@@ -186,7 +186,8 @@ class TensorBoardSink(Sink):
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    evaluated = write
+    def evaluated(self, step: int, figures: Mapping[str, float | str]) -> None:
+        self.write(step, figures)
 
     def close(self) -> None:
         self._writer.close()

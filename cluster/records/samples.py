@@ -62,7 +62,7 @@ def _rewards(groups: Sequence[ScoredGroup]) -> dict[str, float]:
             components.setdefault(COMPONENTS.get(name, f"reward_{name}"), []).append(value)
     out = {name: fmean(values) for name, values in components.items()}
     if scored:
-        out["reward"] = fmean(s.verdict.reward for s in scored)
+        out["reward"] = fmean(s.verdict.reward for s in scored if s.verdict.reward is not None)
     several = [group for group in judged if len(group) > 1]
     if any(len(group.scored) > 1 for group in groups):
         out["thin_group_share"] = 1 - len(several) / len(groups)

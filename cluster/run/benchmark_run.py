@@ -12,6 +12,7 @@ from dataclasses import fields
 from cluster.config.run_config import ConfigError, RunConfig, diff, load, resolved_yaml
 from cluster.evaluation.measures import record
 from cluster.fleet.sampler import Bound, Sampler, leases
+from cluster.fleet.versions import OnDisk
 from cluster.records.metrics import Sinks, read_jsonl
 from cluster.records.samples import write_rows, write_text
 from cluster.run import inputs
@@ -134,7 +135,7 @@ def _sample(
     with started(config, 0, stop) as actors, (held.path / "generations.jsonl").open("a") as file:
         held.begun()
         stop.hold()
-        sampler = Sampler(actors, Bound(config.reward.max_unscored_share))
+        sampler = Sampler(actors, Bound(config.reward.max_unscored_share), OnDisk())
         for start in range(0, len(questions), at_once):
             part = questions[start : start + at_once]
             name = f"{config.name} {part[0].ordinal}..{part[-1].ordinal}"

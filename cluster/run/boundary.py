@@ -39,7 +39,9 @@ class Boundary:
         self._here = None
 
     def save(self) -> None:
-        """Write the boundary's checkpoint. There must be one."""
+        """Write the boundary's checkpoint. Raises RuntimeError where the learner is past it."""
+        if self._here is None:
+            raise RuntimeError("no checkpoint can be made between two boundaries")
         state = {**self._here, "incarnation": self._ledger.incarnation, **self._state()}
         self._checkpoints.save(state["step"], self._save, state)
         self._saved = state["step"]

@@ -172,7 +172,7 @@ def _number(place: Path) -> int:
 
 
 def _step(place: Path) -> int:
-    return int(NAME.fullmatch(place.name)[1])
+    return int(place.name.removeprefix("step_"))
 
 
 def sha256(path: Path) -> str:

@@ -32,7 +32,7 @@ class Collector:
             raise RunFailed(f"{what}: the engines hold version {version}, and the learner has gone on from it")
         name = f"{what} step {self._progress.step + 1} v{version}"
         with self._clock.timed("generate"):
-            groups = self._sampler.sample(leases, self._sampling, name, booked=booked)
+            groups = self._sampler.sample(leases, self._sampling, name, self._ledger if booked else None)
         self.tokens += sum(sum(s.sampled_mask) for group in groups for s in group.samples)
         return groups
 

@@ -63,7 +63,7 @@ class Loop:
         self.progress = Progress(config.stages)
         self.serving = Serving(roles, data.evaluation, clock)
         bound = Bound(config.reward.max_unscored_share)
-        sampler = Sampler(roles, bound, self.serving, records.ledger)
+        sampler = Sampler(roles, bound, self.serving)
         sampling = Sampling(temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens)
         self.collector = Collector(sampler, sampling, self.serving, records.ledger, self.progress, clock)
         self.labeller = Labeller(config.reward, config.seed, tokenizer, self.collector, bound)
@@ -118,9 +118,9 @@ class Loop:
         """One step, from its questions to its line of metrics. Raises Unscored when too little of it can be judged."""
         began, before, sampled = time.monotonic(), dict(self.clock.seconds), self.collector.tokens
         version = self.serving.version
-        for group in source.groups(buffer.admit()):
-            buffer.put(group)
-        groups = buffer.take()
+        while (groups := buffer.take()) is None:
+            for group in source.groups(buffer.admit()):
+                buffer.put(group)
         self.boundary.leave()
         if stage.trains_policy:
             report = self._learn(stage, groups)

@@ -25,9 +25,10 @@ from learner.algorithms.credit import has_spread
 from learner.algorithms.table import DataSource
 from reward.labels.examples import pairs
 from reward.types import RewardEvent, ScoredGroup, ScoredSample, Verdict, as_given
-from rollout.data.datasets import Data
+from rollout.data.datasets import Data, DemonstrationSet
 from rollout.data.ordering import Ordered
-from rollout.data.selection import Selector, Uniform
+from rollout.data.recorded import LabelledSet, PreferenceSet
+from rollout.data.selection import ByDifficulty, Prioritised, Selector, Uniform
 from rollout.types import Question, Sample
 
 log = logging.getLogger("cohort")
@@ -50,10 +51,11 @@ class PolicySamples:
 
     def groups(self, ordinals: Sequence[int]) -> list[ScoredGroup]:
         """Sample and judge; a group without spread is replaced by another question's, `max_refills` times at most."""
-        train, rows = self.data.train, self._rows(ordinals)
-        groups = self._ask([train.question(n, row) for n, row in zip(ordinals, rows, strict=True)], "")
-        if rows[0] is not None:
-            self._observe(rows, groups)
+        train, selection = self.data.train, self.stage.selection
+        if isinstance(selection, Uniform):
+            groups = self._ask([train.question(n) for n in ordinals], "")
+        else:
+            groups = self._selected(selection, ordinals)
         for refill in range(1, self.stage.max_refills + 1):
             flat = [i for i, group in enumerate(groups) if not has_spread(group.scored)]
             if not flat:
@@ -73,20 +75,17 @@ class PolicySamples:
         self.collector.book("scored", (s.sample for group in groups for s in group.scored if not s.verdict.failed))
         return groups
 
-    def _rows(self, ordinals: Sequence[int]) -> list[int | None]:
-        if isinstance(self.stage.selection, Uniform):
-            return [None] * len(ordinals)
-        return self._selector().rows(ordinals[0] // self.stage.questions_per_step, len(ordinals))
-
-    def _selector(self) -> Selector:
-        return Selector(self.stage.selection, len(self.data.train), f"{self.seed}/{self.stage.name}", self.memory)
-
-    def _observe(self, rows: Sequence[int], groups: Sequence[ScoredGroup]) -> None:
-        selector = self._selector()
+    def _selected(self, selection: ByDifficulty | Prioritised, ordinals: Sequence[int]) -> list[ScoredGroup]:
+        """Groups of the questions that the selection chooses, which takes note of them."""
+        train = self.data.train
+        selector = Selector(selection, len(train), f"{self.seed}/{self.stage.name}", self.memory)
+        rows = selector.rows(ordinals[0] // self.stage.questions_per_step, len(ordinals))
+        groups = self._ask([train.question(n, row) for n, row in zip(ordinals, rows, strict=True)], "")
         for row, group in zip(rows, groups, strict=True):
             verdicts = [s.verdict for s in group.scored]
             right = [v.components["correct"] for v in verdicts if "correct" in v.components]
             selector.observe(row, right, [v.reward for v in verdicts if v.reward is not None])
+        return groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,23 +93,23 @@ class Given:
     """Demonstrations, preferences or labelled steps, read from the run's data; nobody judges them."""
 
     collector: Collector
-    stage: StageConfig
-    data: Data
+    stage: str
+    rows: DemonstrationSet | PreferenceSet | LabelledSet
 
     def groups(self, ordinals: Sequence[int]) -> list[ScoredGroup]:
-        rows = getattr(self.data, self.stage.given)
-        questions = [replace(rows.at(n).question, ordinal=n) for n in ordinals]
+        questions = [replace(self.rows.at(n).question, ordinal=n) for n in ordinals]
         return _booked(self.collector, [ScoredGroup(question=q, scored=self._scored(q.ordinal)) for q in questions])
 
     def _scored(self, ordinal: int) -> tuple[ScoredSample, ...]:
-        data, name = self.data, self.stage.name
-        if self.stage.given == "demonstrations":
-            return (as_given(data.demonstrations.sample(ordinal, name)),)
-        if self.stage.given == "preferences":
-            ranked = zip(data.preferences.pair(ordinal, name), (1.0, 0.0), strict=True)
-            return tuple(_as_judged(sample, [(len(sample.output_ids) - 1, value)], value) for sample, value in ranked)
-        sample, labels = data.labelled_steps.output(ordinal, name)
-        return (_as_judged(sample, labels, sum(value for _, value in labels) / len(labels)),)
+        match self.rows:
+            case DemonstrationSet() as rows:
+                return (as_given(rows.sample(ordinal, self.stage)),)
+            case PreferenceSet() as rows:
+                ranked = zip(rows.pair(ordinal, self.stage), (1.0, 0.0), strict=True)
+                return tuple(_as_judged(sample, [(len(sample.output_ids) - 1, value)], value) for sample, value in ranked)
+            case LabelledSet() as rows:
+                sample, labels = rows.output(ordinal, self.stage)
+                return (_as_judged(sample, labels, sum(value for _, value in labels) / len(labels)),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +188,7 @@ def source_of(config: RunConfig, data: Data, collector: Collector, progress: Pro
     """The source that the row and the `from_file` of the stage under way ask for. `policy` identifies the serving weights."""
     stage, memory = progress.stage, progress.memory
     if stage.given:
-        return Given(collector=collector, stage=stage, data=data)
+        return Given(collector=collector, stage=stage.name, rows=getattr(data, stage.given))
     if stage.resolved().data_source is DataSource.POLICY_SAMPLES:
         return PolicySamples(collector=collector, stage=stage, data=data, seed=config.seed, memory=memory)
     begun = "file" in memory

@@ -84,7 +84,7 @@ def from_completions(correct: Sequence[Sequence[int | None]], soft: bool) -> lis
 
 def better(a: ScoredSample, b: ScoredSample) -> bool:
     """Whether a's reward is higher by more than rounding."""
-    rewards = a.verdict.reward, b.verdict.reward
+    rewards = _reward(a), _reward(b)
     return rewards[0] > rewards[1] and apart(rewards, (*a.terms, *b.terms))
 
 
@@ -93,6 +93,12 @@ def differ(a: ScoredSample, b: ScoredSample) -> bool:
     return a.sample.output_ids != b.sample.output_ids
 
 
+def _reward(item: ScoredSample) -> float:
+    if item.verdict.reward is None:
+        raise ValueError(f"group {item.sample.group_id}, index {item.sample.index}: no score, so there is none to compare")
+    return item.verdict.reward
+
+
 def _at_the_end(item: ScoredSample, group_id: str, index: int) -> ScoredSample:
-    event = RewardEvent(position=len(item.sample.output_ids) - 1, value=item.verdict.reward)
+    event = RewardEvent(position=len(item.sample.output_ids) - 1, value=_reward(item))
     return replace(item, sample=replace(item.sample, group_id=group_id, index=index), events=(event,))

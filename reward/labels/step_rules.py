@@ -108,7 +108,7 @@ def _value(node: ast.expr, source: str) -> Fraction:
     match node:
         case ast.Constant():
             # From the digits: 0.1 as a float is not a tenth.
-            return Fraction(ast.get_source_segment(source, node))
+            return Fraction(ast.get_source_segment(source, node) or "")
         case ast.UnaryOp(op=ast.USub()):
             return -_value(node.operand, source)
         case ast.BinOp():

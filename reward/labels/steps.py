@@ -95,12 +95,12 @@ class StepFinder:
     def _decode(self, ids: list[int]) -> str:
         """The text that these tokens add behind another: some decoders treat the first token of a text differently."""
         if len(ids) == 1 and ids[0] in self._special:
-            text = self._tokenizer.decode(ids, skip_special_tokens=False)
+            text = str(self._tokenizer.decode(ids, skip_special_tokens=False))
             return text if self._marker in text else ""
         return self._text([self._anchor, *ids])[len(self._anchor_text) :]
 
     def _text(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _find_anchor(self) -> tuple[int, str]:
         """An ordinary token of plain letters or digits."""

@@ -5,6 +5,7 @@ import pytest
 
 from cluster.fleet.calls import RoleFailed
 from cluster.fleet.sampler import Bound, Sampler, Unscored
+from cluster.fleet.versions import OnDisk
 from cluster.records.ledger import Ledger, history
 from reward.types import FAILURES, ScoredGroup, without_score
 from rollout.types import FinishReason, Group, Lease, Question, Sample, Sampling
@@ -52,25 +53,13 @@ class Slots:
         )  # fmt: skip
 
 
-class Disk:
-    """Everyone holds the weights on disk."""
-
-    version = reward_version = 0
-
-    def bring_up(self, slot):
-        pass
-
-    def bring_up_judges(self):
-        pass
-
-
 @pytest.fixture
 def sampler(tmp_path):
-    return lambda **slots: over(Slots(**slots), tmp_path)
+    return lambda **slots: over(Slots(**slots))
 
 
-def over(slots, tmp_path):
-    return Sampler(slots, Bound(0.1), Disk(), Ledger(tmp_path / "ledger.jsonl"))
+def over(slots):
+    return Sampler(slots, Bound(0.1), OnDisk())
 
 
 def order(sampler, size, ordinal=0):
@@ -89,7 +78,9 @@ def test_groups_come_in_the_order_of_the_leases_whoever_answers_first(sampler):
 
 def test_a_rejected_output_stays_in_its_group_and_is_booked(sampler, tmp_path):
     one = sampler(bad={("grpo/0", 1)})
-    groups = one.judge(one.sample([lease(0), lease(1)], SAMPLING, "generate", booked=True), "score", "rule")
+    groups = one.judge(
+        one.sample([lease(0), lease(1)], SAMPLING, "generate", Ledger(tmp_path / "ledger.jsonl")), "score", "rule"
+    )
     scored = [s for group in groups for s in group.scored]
     assert [(s.sample.group_id, s.sample.index, s.verdict.status, s.verdict.reason) for s in scored] == [
         ("grpo/0", 0, "score", "no answer within 10 s"), ("grpo/0", 1, "rejected", "NaN"),
@@ -151,9 +142,9 @@ class Failing(Slots):
         ("ActorDiedError: the actor died", 0),
     ],
 )
-def test_a_wave_that_outlasted_its_deadline_is_drawn_anew_and_one_whose_worker_died_is_repeated(tmp_path, why, draw):
+def test_a_wave_that_outlasted_its_deadline_is_drawn_anew_and_one_whose_worker_died_is_repeated(why, draw):
     slots = Failing(why)
-    groups = over(slots, tmp_path).sample([lease(0), lease(1)], SAMPLING, "generate")
+    groups = over(slots).sample([lease(0), lease(1)], SAMPLING, "generate")
     assert [len(group.samples) for group in groups] == [2, 2] and slots.replaced == [0]
     assert [(x.attempt, x.draw) for x in slots.asked[1][0]] == [(1, draw)]
 
@@ -182,17 +173,17 @@ class Late(Slots):
         return replace(made, scored=tuple(versioned))
 
 
-def test_groups_whose_judge_is_late_go_to_another_one(tmp_path):
+def test_groups_whose_judge_is_late_go_to_another_one():
     slots = Late()
-    one = over(slots, tmp_path)
+    one = over(slots)
     scored = one.judge(one.sample([lease(n, 1) for n in range(4)], SAMPLING, "generate"), "score", "rule")
     assert [group.question.ordinal for group in scored] == [0, 1, 2, 3] and slots.replaced == [1]
     assert slots.asked == [{0: [0, 2], 1: [1, 3]}, {0: [1, 3]}]
 
 
-def test_judgements_by_another_reward_model_than_serves_end_the_run(tmp_path):
+def test_judgements_by_another_reward_model_than_serves_end_the_run():
     for version in (0, 1):
-        one = over(Late(version=version), tmp_path)
+        one = over(Late(version=version))
         groups = one.sample([lease(n) for n in range(2)], SAMPLING, "generate")
         refused = pytest.raises(RoleFailed, match=r"score: judged by reward model \[1\], and 0 serves")
         with refused if version else nullcontext():
