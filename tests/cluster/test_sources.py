@@ -101,7 +101,7 @@ def test_a_stage_from_a_file_trains_on_what_the_file_says(tmp_path, tokenizer, a
     assert len(trained(loop.dir)) == 2 * 2 * len(rewards)
     assert [row["reward"] for row in sample_files(loop.dir)["step_1.jsonl"]] == rewards * 2
     if algorithm != "dpo":
-        assert all(len(item.events) == len(rewards) % 2 + 1 for batch in roles.batches for item in batch)
+        assert all(len(item.targets) == len(rewards) % 2 + 1 for batch in roles.batches for item in batch)
 
 
 def test_a_group_without_spread_is_replaced_at_most_so_often(tmp_path, data, tokenizer):
