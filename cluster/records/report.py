@@ -123,13 +123,17 @@ def _measured(rows: list[dict], *metrics: str) -> bool:
 
 def _accuracy(axes: "Axes", rows: list[dict], evaluations: list[dict]) -> None:
     _line(axes, rows, "accuracy", "training outputs", alpha=0.5)
-    for key, label, mark in (("accuracy", "held out, sampled", "o-"), ("greedy_accuracy", "held out, greedy", "s--")):
+    held_out = {
+        "accuracy": ("held out, sampled", "o-", "tab:orange"),
+        "greedy_accuracy": ("held out, greedy", "s--", "tab:green"),
+    }
+    for key, (label, mark, colour) in held_out.items():
         points = [row for row in evaluations if row.get(key) is not None]
         if not points:
             continue
         steps, values = [row["step"] for row in points], [row[key] for row in points]
         spread = [1.96 * (row.get("accuracy_standard_error") or 0.0) for row in points] if key == "accuracy" else None
-        axes.errorbar(steps, values, yerr=spread, fmt=mark, capsize=3, label=label)
+        axes.errorbar(steps, values, yerr=spread, fmt=mark, color=colour, capsize=3, label=label)
     axes.set_ylim(0, 1.02)
 
 
