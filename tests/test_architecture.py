@@ -4,13 +4,24 @@ import ast
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-LAYERS = ["rollout", "reward", "learner", "cluster"]
-FILES = sorted(path for package in LAYERS for path in (ROOT / package).rglob("*.py"))
+from tests.house import (
+    FILES,
+    LAYERS,
+    LINES,
+    ROOT,
+    any_annotations,
+    circles,
+    functions,
+    imported,
+    modules,
+    rooms,
+    source_lines,
+    upward,
+)
+
 NEEDS_VLLM = {
     "rollout.engine.engine",
     "rollout.engine.requests",
@@ -22,22 +33,6 @@ NEEDS_VLLM = {
 """The engine's side of rollout; every other module of it is the data side."""
 PAGES = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"}
 TOP_LEVEL = {"pyproject.toml", "Makefile", *PAGES, *LAYERS, "tests", "deploy", "benchmarks", "docs"}
-
-
-def imported(path: Path) -> set[str]:
-    """Every module a file imports, at any depth, by statement or by call."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module if not node.level else ".".join([path.parent.name, node.module or ""]).strip("."))
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
-            assert isinstance(node.args[0], ast.Constant), (
-                f"{path}:{node.lineno}: what is imported cannot be read from the source"
-            )
-            found.add(node.args[0].value)
-    return found
 
 
 def importers(module: str) -> set[str]:
@@ -111,20 +106,34 @@ def test_the_four_packages_are_installed_and_the_tests_are_not(tmp_path):
 
 
 def test_files_and_functions_are_of_a_size_to_read():
-    too_large = []
-    for path in sorted(path for part in (*LAYERS, "benchmarks", "tests") for path in (ROOT / part).rglob("*.py")):
-        text, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
-        if (lines := len(text.splitlines())) > 250:
-            too_large.append(f"{name}: {lines} lines")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                named = {arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)} - {"self", "cls"}
-                if (lines := node.end_lineno - node.lineno + 1) > 50:
-                    too_large.append(f"{name}:{node.lineno}: {node.name} has {lines} lines")
-                # A command's parameters are its options.
-                if len(named) > 6 and not name.startswith(("tests/", "cluster/cli")):
-                    too_large.append(f"{name}:{node.lineno}: {node.name} has {len(named)} parameters")
-    assert not too_large, "expected at most 250 lines a file, 50 lines and 6 parameters a function"
+    paths = sorted(path for part in (*LAYERS, "benchmarks", "tests") for path in (ROOT / part).rglob("*.py"))
+    lines = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert {name: n for name, n in lines.items() if n > 250} == {}
+    found = list(functions(paths))
+    assert [where for where, length, _ in found if length > 50] == []
+    # A command's parameters are its options.
+    assert [where for where, _, named in found if named > 6 and not where.startswith(("tests/", "cluster/cli"))] == []
+
+
+def test_modules_and_rooms_make_no_circles_and_nothing_imports_upward():
+    graph = modules()
+    assert graph["rollout.worker"] >= {"rollout.engine.engine", "rollout.types"}
+    assert (circles(graph), circles(rooms(graph)), upward(graph)) == ([], [], [])
+    graph["rollout.types"] = {"cluster.run.loop"}
+    assert upward(graph) == ["rollout.types imports cluster.run.loop"] and "rollout.worker" in circles(graph)[0]
+
+
+def test_cluster_says_what_its_values_are_and_the_sources_stay_short():
+    assert len(any_annotations("cluster")) < 10
+    assert sum(map(source_lines, FILES)) < LINES
+
+
+def test_lines_of_source_are_those_with_code(tmp_path):
+    path = tmp_path / "sample.py"
+    path.write_text(
+        '"""Of\ntwo lines."""\n\n# a comment\nx = """text\n\nthat counts"""  # beside\n\n\ndef f():\n    """No."""\n'
+    )
+    assert source_lines(path) == 4
 
 
 def test_recipes_are_sparse():

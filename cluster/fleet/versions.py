@@ -1,11 +1,11 @@
 """Which weights serve: the policy's on the engines, a reward model's on the reward actors; each version with its digest."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from cluster.fleet.roles import Roles
 from cluster.fleet.weight_update import Canary, publish, publish_reward_model
 from cluster.records.clock import Clock
+from cluster.records.state import State
 from cluster.stopping import RunFailed
 from rollout.types import Question
 
@@ -64,12 +64,12 @@ class Serving:
             with self._clock.timed("sync"):
                 publish_reward_model(self._roles, self.reward_version, sorted(self._roles.stale))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """For a checkpoint."""
         names = ("version", "published", "reward_version", "digests")
         return {name: getattr(self, name) for name in names}
 
-    def restore(self, state: dict[str, Any], *, judged: bool) -> None:
+    def restore(self, state: State, *, judged: bool) -> None:
         """The learner holds the checkpoint's weights: everyone gets them as the versions that they were, with the same bytes.
 
         `judged`: the stage's outputs may be judged by the reward model. Raises RunFailed for other bytes.

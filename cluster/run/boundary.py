@@ -3,9 +3,9 @@
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from cluster.records.ledger import Ledger
+from cluster.records.state import State
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.progress import Progress
 
@@ -19,12 +19,12 @@ class Boundary:
         progress: Progress,
         ledger: Ledger,
         save: Callable[[Path], Mapping[str, int]],
-        state: Callable[[], dict[str, Any]],
+        state: Callable[[], State],
     ):
         """`save` stores the learner (see `Checkpoints.save`); `state` is whatever else only a step of the learner changes."""
         self._checkpoints, self._progress, self._ledger = checkpoints, progress, ledger
         self._save, self._state = save, state
-        self._here: dict[str, Any] | None = None
+        self._here: State | None = None
         """What sampling goes on to change, as it was; None while the learner is past it."""
         self._saved = 0
         """The step of the newest checkpoint."""

@@ -8,11 +8,12 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.config.stages import StageConfig
 from cluster.fleet.sampler import Bound
 from cluster.records.samples import write_rows
+from cluster.records.state import State
 from cluster.run.collector import Collector
 from learner.algorithms.table import FileLabels, MonteCarloLabels, RuleLabels
 from reward.config import RewardConfig, RewardModelConfig
@@ -93,11 +94,11 @@ class Labeller:
         for replay in self.replay.values():
             replay.finish_stage()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """For a checkpoint."""
         return {"replay": {kind: replay.state() for kind, replay in self.replay.items()}, "trained": self.trained}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         for kind, replay in self.replay.items():
             replay.restore(state["replay"][kind])
         self.trained = state["trained"]

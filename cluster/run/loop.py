@@ -21,7 +21,7 @@ repeated: a stage's reference is the policy that it starts from.
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.config.run_config import RunConfig
 from cluster.config.stages import StageConfig
@@ -32,6 +32,7 @@ from cluster.fleet.versions import Serving
 from cluster.records.clock import PHASES, Clock
 from cluster.records.records import Records
 from cluster.records.samples import batch_metrics, by_reason, sample_rows, whole_directory
+from cluster.records.state import State
 from cluster.run.boundary import Boundary
 from cluster.run.buffer import Buffer
 from cluster.run.checkpoints import Checkpoints
@@ -199,14 +200,14 @@ class Loop:
         for reason, samples in by_reason((s for s, a in settled if a is None), "no credit").items():
             self.collector.book("dropped", samples, step=step, reason=reason)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> State:
         """For a checkpoint: what only a step of the learner changes, and what may be later than the boundary."""
         return {
             "serving": self.serving.state(), "labels": self.labeller.state(), "seconds": self.clock.seconds,
             "sampled_tokens": self.collector.tokens,
         }  # fmt: skip
 
-    def _restore(self, place: Path, state: dict[str, Any]) -> None:
+    def _restore(self, place: Path, state: State) -> None:
         """The learner takes its state, and engines and reward actors the same versions with the same bytes as before."""
         self.progress.restore(state)
         self.clock.restore(state["seconds"])

@@ -1,9 +1,9 @@
 """How far a run is."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from cluster.config.stages import StageConfig
+from cluster.records.state import State
 
 
 class Progress:
@@ -13,7 +13,7 @@ class Progress:
         self._stages = stages
         self.index, self.done = 0, 0
         """The stage under way, and how many of its steps are finished."""
-        self.memory: dict[str, Any] = {}
+        self.memory: State = {}
         """What the stage's source of groups keeps from step to step, JSON-able."""
 
     @property
@@ -37,9 +37,9 @@ class Progress:
     def next_stage(self) -> None:
         self.index, self.done, self.memory = self.index + 1, 0, {}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """For a checkpoint."""
         return {"stage": self.index, "done": self.done, "memory": self.memory}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         self.index, self.done, self.memory = state["stage"], state["done"], state["memory"]

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -19,6 +18,7 @@ from cluster.config.run_config import RunConfig
 from cluster.config.stages import StageConfig
 from cluster.fleet.sampler import leases
 from cluster.records.samples import by_reason, write_rows
+from cluster.records.state import State
 from cluster.run.collector import Collector
 from cluster.run.progress import Progress
 from learner.algorithms.credit import has_spread
@@ -46,7 +46,7 @@ class PolicySamples:
     stage: StageConfig
     data: Data
     seed: int
-    memory: dict[str, Any]
+    memory: State
     """What a selection has learnt of the questions."""
 
     def groups(self, ordinals: Sequence[int]) -> list[ScoredGroup]:

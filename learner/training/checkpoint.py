@@ -21,7 +21,7 @@ from learner.training.trainer import Trainer
 from reward.models import scalar_model as scalar_models
 from reward.models.scalar_model import ScalarModel
 from reward.models.tokenizer import copy_tokenizer
-from rollout.models.gguf import as_umask_says
+from rollout.files import as_umask_says
 
 SHAPE_FILE = "reward_model.json"
 

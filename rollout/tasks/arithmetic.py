@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from rollout.models.gguf import as_umask_says
+from rollout.files import as_umask_says
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
