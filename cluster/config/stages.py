@@ -130,6 +130,14 @@ class StageConfig(Strict):
         )  # fmt: skip
 
 
+def reward_model_row(stage: StageConfig) -> RewardModelRow:
+    """The row of a stage that trains a reward model. Raises TypeError for another stage."""
+    row = stage.resolved()
+    if not isinstance(row, RewardModelRow):
+        raise TypeError(f"stage {stage.name} trains no reward model")
+    return row
+
+
 def contradictions(stage: StageConfig, data: DataConfig, reward: RewardConfig) -> list[Objection]:
     """What a stage asks for that it cannot have."""
     row, out, group = stage.resolved(), [], stage.samples_per_question

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from cluster.config.run_config import RunConfig
-from cluster.config.stages import StageConfig
+from cluster.config.stages import StageConfig, reward_model_row
 from cluster.evaluation.measures import ask, evaluate
 from cluster.fleet.sampler import Sampler
 from cluster.fleet.versions import Serving
@@ -60,7 +60,7 @@ class HeldOut:
 
     def assess(self, step: int, stage: StageConfig, examples: Sequence[LabelledGroup], scores: "Scores") -> None:
         """Quality of the serving reward model, from its scores of labelled outputs, into reward_model.jsonl."""
-        supervision, version = stage.resolved().supervision, self._serving.reward_version
+        supervision, version = reward_model_row(stage).supervision, self._serving.reward_version
         measures = {"outcome": outcome_quality, "process": process_quality}[supervision](
             examples, scores, self._config.reward.model or RewardModelConfig()
         )

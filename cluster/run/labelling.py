@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.config.stages import StageConfig
+from cluster.config.stages import StageConfig, reward_model_row
 from cluster.fleet.sampler import Bound
 from cluster.records.samples import write_rows
 from cluster.records.state import State
 from cluster.run.collector import Collector
-from learner.algorithms.table import FileLabels, MonteCarloLabels, RuleLabels
+from learner.algorithms.labels import FileLabels, MonteCarloLabels, RuleLabels
 from reward.config import RewardConfig, RewardModelConfig
 from reward.judging.judges import step_pool, step_row
 from reward.judging.pool import Outcome
@@ -56,20 +56,17 @@ class Labeller:
 
         An output that should have a score and has none gets no label.
         """
-        label = {FileLabels: self._as_given, RuleLabels: self._by_rule, MonteCarloLabels: self._by_completions}
-        labelled, replay = label[type(stage.resolved().labels)](stage, _judged(groups)), self.replay[_kind(stage)]
-        fresh = [group for group in labelled if group.labelled]
+        fresh = [group for group in self._labelled(stage, _judged(groups)) if group.labelled]
+        replay = self.replay[_kind(stage)]
         replay.add(fresh)
         return replay.mix(fresh, step)
 
     def held_out(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
         """Outputs of held-out questions, labelled as the stage's are (those of a file by the rule), to measure the model on."""
-        groups, row = _judged(groups), stage.resolved()
+        judged, row = _judged(groups), reward_model_row(stage)
         if row.supervision == "outcome":
-            return _labelled([map(outcome_label, group.scored) for group in groups])
-        if isinstance(row.labels, MonteCarloLabels):
-            return self._by_completions(stage, groups)
-        return self._step_labels(groups)
+            return _labelled([map(outcome_label, group.scored) for group in judged])
+        return self._by_completions(row.labels, judged) if isinstance(row.labels, MonteCarloLabels) else self._by_steps(judged)
 
     def count(self, labels: int) -> None:
         """The learner has trained on so many labels."""
@@ -103,20 +100,27 @@ class Labeller:
             replay.restore(state["replay"][kind])
         self.trained = state["trained"]
 
-    def _as_given(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
-        return [as_judged(group) for group in groups]
+    def _labelled(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
+        row = reward_model_row(stage)
+        match row.labels:
+            case FileLabels():
+                return [as_judged(group) for group in groups]
+            case MonteCarloLabels() as labels:
+                return self._by_completions(labels, groups)
+            case RuleLabels(every_token=everywhere):
+                if stage.pairs:
+                    return self._pairs(stage, groups)
+                if row.supervision == "process":
+                    return self._by_steps(groups)
+                component = "observed" if self._config.flip_share else "correct"
+                return _labelled([(outcome_label(s, component, every_token=everywhere) for s in g.scored) for g in groups])
 
-    def _by_rule(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
-        if stage.pairs:
-            first = min((group.question.ordinal for group in groups), default=0)
-            rng = random.Random(f"{self._seed}/{stage.name}/{first}/pairs")
-            return [as_judged(pair) for pair in pairs(groups, per_group=stage.pairs_per_question, rng=rng)]
-        if stage.resolved().supervision == "outcome":
-            component, everywhere = "observed" if self._config.flip_share else "correct", stage.resolved().labels.every_token
-            return _labelled([(outcome_label(s, component, every_token=everywhere) for s in g.scored) for g in groups])
-        return self._step_labels(groups)
+    def _pairs(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
+        first = min((group.question.ordinal for group in groups), default=0)
+        rng = random.Random(f"{self._seed}/{stage.name}/{first}/pairs")
+        return [as_judged(pair) for pair in pairs(groups, per_group=stage.pairs_per_question, rng=rng)]
 
-    def _step_labels(self, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
+    def _by_steps(self, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
         """Labels by the step rule. Raises Unscored when it fails on more outputs than the run bears."""
         rows = [step_row(g.question, self._texts(s.sample), self._config) for g in groups for s in g.scored]
         with step_pool(self._config) as judge:
@@ -127,19 +131,18 @@ class Labeller:
         labels = iter([outcome.value or [] for outcome in outcomes])
         return _labelled([[self._at_steps(s.sample, next(labels)) for s in g.scored] for g in groups])
 
-    def _by_completions(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
+    def _by_completions(self, labels: MonteCarloLabels, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
         """Every step but the last is as good as the answers that the policy reaches from its end; the last as its own.
 
         A completion is judged with what it completes, as the answer may stand before it.
         """
-        labels = stage.resolved().labels
         orders: list[Lease] = []
         prefixes: list[str] = []
         for group in groups:
             for sample in (s.sample for s in group.scored):
                 for step, end in enumerate(self._ends(sample)[:-1]):
                     ids = sample.output_ids[: _after_tools(sample, end)]
-                    prefixes.append(self._tokenizer.decode(ids, skip_special_tokens=True))
+                    prefixes.append(str(self._tokenizer.decode(list(ids), skip_special_tokens=True)))
                     prefix = replace(group.question, ordinal=len(orders), prompt_ids=sample.prompt_ids + ids)
                     name, members = f"{sample.group_id}/{sample.index}/step-{step}", tuple(range(labels.completions))
                     orders.append(Lease(question=prefix, group_id=name, indices=members, attempt=0))
