@@ -10,15 +10,15 @@ from rollout.config import Strict, refusal
 class LearnerConfig(Strict):
     """The FSDP group: how the arithmetic is laid out, never what it computes."""
 
-    ranks: int = Field(1, ge=0)
+    ranks: int = Field(default=1, ge=0)
     """Learner actors, one per rank (one per GPU when there are GPUs)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Forward and backward; the master weights and the optimiser are always float32."""
-    max_tokens_per_microbatch: int = Field(4096, gt=0)
+    max_tokens_per_microbatch: int = Field(default=4096, gt=0)
     """Tokens of a micro-batch, padding included. A single longer output gets a micro-batch of its own."""
-    logprob_chunk_tokens: int = Field(512, gt=0)
+    logprob_chunk_tokens: int = Field(default=512, gt=0)
     """Positions whose logits exist at one time."""
-    cores_per_rank: int | None = Field(None, gt=0)
+    cores_per_rank: int | None = Field(default=None, gt=0)
     """CPU threads of a rank; by default the cores are divided among the ranks of a node."""
 
 
@@ -26,14 +26,14 @@ class OptimizerConfig(Strict):
     """AdamW with a warm-up and a schedule over the stage's updates."""
 
     learning_rate: float = Field(ge=0.0)
-    warmup_updates: int = Field(0, ge=0)
+    warmup_updates: int = Field(default=0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up: constant, or down to `final_fraction` of the rate at the stage's last update."""
-    final_fraction: float = Field(0.1, ge=0.0, le=1.0)
+    final_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0.0)
-    weight_decay: float = Field(0.0, ge=0.0)
-    max_grad_norm: float = Field(1.0, gt=0.0)
+    eps: float = Field(default=1e-8, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
     """Gradients are clipped by their global norm."""
 
     @model_validator(mode="after")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from learner.algorithms.table import Algorithm, Need, RewardModelRow
+from learner.algorithms.cells import Need
+from learner.algorithms.table import Algorithm, RewardModelRow
 from learner.config import OptimizerConfig
 from rollout.config import Strict
 
@@ -19,9 +20,9 @@ class StageSpec(Strict):
     """Optimizer steps of the whole stage, which the schedules run over."""
     critic_optimizer: OptimizerConfig | None = None
     """Of the critic; where the row needs one, and only there."""
-    value_clip: float = Field(0.2, gt=0.0)
+    value_clip: float = Field(default=0.2, gt=0.0)
     """How far from the old value the critic's loss follows it, in units of the return."""
-    members: int = Field(1, gt=0)
+    members: int = Field(default=1, gt=0)
     """Of the reward model: models that are trained side by side, each on its own bootstrap sample."""
     reward_model: tuple[Path, ...] = ()
     """Directories that the reward model starts from; without them it starts from the policy's backbone. Read only by the run's
@@ -37,7 +38,7 @@ class StageSpec(Strict):
 
     @model_validator(mode="after")
     def _critic_has_an_optimizer(self):
-        needed = isinstance(self.row, Algorithm) and Need.CRITIC in self.row.needs
+        needed = Need.CRITIC in self.row.needs
         if needed != (self.critic_optimizer is not None):
             found = "none" if self.critic_optimizer is None else "one"
             raise ValueError(f"critic_optimizer: found {found}, expected {'one' if needed else 'none'}: the row decides")

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from learner.algorithms.cells import Need
 from learner.algorithms.table import Algorithm, RewardModelRow
@@ -15,7 +16,7 @@ from learner.batch.packing import Output, pack, plain_output
 from learner.config import LearnerConfig
 from learner.models.policy import DTYPES, PolicyModel, load_policy
 from learner.models.scalars import load_given, take_backbone, zero_heads
-from learner.models.sharding import gather_by_slot, init_distributed, score, shard
+from learner.models.sharding import copy_shards, gather_by_slot, init_distributed, score, shard
 from learner.models.supported import check_packing
 from learner.models.weights import ModelWeights
 from learner.stage import StageSpec
@@ -34,14 +35,14 @@ class Stage(Protocol):
     """What a stage of either kind is."""
 
     @property
-    def models(self) -> Mapping[str, nn.Module]:
-        """Besides those that outlast it."""
+    def models(self) -> Mapping[str, nn.Module]: ...
 
     @property
     def trainers(self) -> Mapping[str, Trainer]: ...
 
     def step(self, batch: Any, updates: int, temperature: float) -> StepReport:
         """`updates` steps of every trainer on a batch of the kind that the stage trains on. A collective."""
+        ...
 
 
 class LearnerWorker:
@@ -152,7 +153,7 @@ class LearnerWorker:
             "device": str(self._device),
             "compute_dtype": self._config.compute_dtype,
             "parameters": sum(p.numel() for p in parameters.values()),
-            "placements": {name: str(p.placements) for name, p in parameters.items()},
+            "placements": {name: str(cast(DTensor, p).placements) for name, p in parameters.items()},
         }
 
     def close(self) -> None:
@@ -190,8 +191,7 @@ class LearnerWorker:
         """The current policy as a second sharded model in the compute dtype."""
         copy = load_policy(self._model_dir, self._compute_dtype, self._config.logprob_chunk_tokens).requires_grad_(False)
         copy = shard(copy, self._mesh, self._compute_dtype)
-        for mine, theirs in zip(copy.parameters(), self._policy.parameters(), strict=True):
-            mine.to_local().copy_(theirs.detach().to_local())
+        copy_shards(copy, self._policy)
         return copy
 
     def _pack(self, outputs: Sequence[Output], **how) -> PackedBatch[MicroBatch]:
@@ -210,8 +210,8 @@ class LearnerWorker:
         return self._reward_model
 
     def _models(self, stage: Stage) -> dict[str, nn.Module]:
-        held = {"policy": self._policy, **stage.models}
-        return held if self._reward_model is None else held | {"reward_model": self._reward_model}
+        held = {"policy": self._policy, "reward_model": self._reward_model, **stage.models}
+        return {name: model for name, model in held.items() if model is not None}
 
 
 def _check(model: ScalarModel, kind: str, members: int) -> None:

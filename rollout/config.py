@@ -65,7 +65,7 @@ class SourceConfig(Strict):
     """A data set of the Hugging Face hub, as `name` or `name:split`."""
     question: str = "{question}"
     """Template for the question, over the row's columns; or one column with a list of messages, which are the prompt."""
-    rows: int | None = Field(None, gt=0)
+    rows: int | None = Field(default=None, gt=0)
     """Use this many rows; for a task, how many questions to make (its default otherwise)."""
 
     @model_validator(mode="after")
@@ -81,7 +81,7 @@ class TaskSourceConfig(SourceConfig):
 
     task: Literal["chained-arithmetic", "calculator"] | None = None
     """A built-in procedural task; `calculator` is made for outputs with programs."""
-    operations: int | None = Field(None, gt=0)
+    operations: int | None = Field(default=None, gt=0)
     """For a task: how many operations a question has; by default 3."""
 
     @model_validator(mode="after")
@@ -104,7 +104,7 @@ class DemonstrationsConfig(TaskSourceConfig):
 
     response: str | None = None
     """Template for the demonstrated output; a task has one of its own."""
-    imperfect: float = Field(0.0, ge=0.0, lt=1.0)
+    imperfect: float = Field(default=0.0, ge=0.0, lt=1.0)
     """For a task: the chance that a step where a mistake is possible has one (calculator: that the answer is guessed, without a
     program)."""
 
@@ -157,13 +157,13 @@ class DataConfig(Strict):
     """Outputs whose steps have labels, for a process model trained from a file."""
     evaluation: QuestionsConfig | None = None
     """Held-out questions. Without it, `hold_out` of the questions are set aside."""
-    hold_out: int | None = Field(None, gt=0)
+    hold_out: int | None = Field(default=None, gt=0)
     """How many questions to hold out when there is no `evaluation` source, chosen by the run's seed; by default 200, or as many
     as a task has."""
     drop_unjudgeable: bool = False
     """Leave out questions whose reference answer cannot be judged, and say how many, instead of refusing them."""
     prompt: PromptConfig = PromptConfig()
-    max_prompt_tokens: int = Field(512, gt=0)
+    max_prompt_tokens: int = Field(default=512, gt=0)
     """A longer prompt is an error that names the row."""
 
     @model_validator(mode="after")
@@ -176,12 +176,12 @@ class DataConfig(Strict):
 class SandboxConfig(Strict):
     """Limits of a program that the model wrote."""
 
-    seconds: float = Field(5.0, gt=0.0)
-    memory_gb: float = Field(1.0, gt=0.0)
+    seconds: float = Field(default=5.0, gt=0.0)
+    memory_gb: float = Field(default=1.0, gt=0.0)
     """Address space."""
-    output_characters: int = Field(2000, gt=0)
+    output_characters: int = Field(default=2000, gt=0)
     """A longer output is cut, and a program that goes on printing is ended."""
-    at_once: int = Field(2, gt=0)
+    at_once: int = Field(default=2, gt=0)
     """Programs of a worker that run at the same time."""
     without: tuple[Literal["files", "network", "processes"], ...] = ()
     """Protections that may be missing where the kernel has none."""
@@ -190,7 +190,7 @@ class SandboxConfig(Strict):
 class ToolsConfig(SandboxConfig):
     """Outputs that alternate between reasoning and Python programs (tool-integrated reasoning)."""
 
-    max_programs: int = Field(4, gt=0)
+    max_programs: int = Field(default=4, gt=0)
     """Of one output; later ones are left unrun."""
 
 
@@ -201,19 +201,19 @@ GPU_MEMORY_UTILIZATION, SHARED_GPU_MEMORY_UTILIZATION = 0.85, 0.4
 class RolloutConfig(Strict):
     """The vLLM engines."""
 
-    workers: int = Field(1, gt=0)
+    workers: int = Field(default=1, gt=0)
     """Rollout actors, each with one engine."""
-    tensor_parallel_size: int = Field(1, gt=0)
+    tensor_parallel_size: int = Field(default=1, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_new_tokens: int = Field(256, gt=0)
-    temperature: float = Field(1.0, gt=0.0)
-    max_concurrent_samples: int = Field(256, gt=0)
+    max_new_tokens: int = Field(default=256, gt=0)
+    temperature: float = Field(default=1.0, gt=0.0)
+    max_concurrent_samples: int = Field(default=256, gt=0)
     """Samples an engine runs at once."""
-    kv_cache_gb: float | None = Field(None, gt=0.0)
+    kv_cache_gb: float | None = Field(default=None, gt=0.0)
     """Memory for the key-value cache of a CPU engine; by default 1. Read on CPUs only."""
-    gpu_memory_utilization: float | None = Field(None, gt=0.0, le=1.0)
+    gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
     """Share of a GPU's memory for one engine; by default 0.85, and 0.4 on a GPU that it shares. Read on GPUs only."""
-    cores_per_worker: int | None = Field(None, gt=0)
+    cores_per_worker: int | None = Field(default=None, gt=0)
     """CPU cores each engine binds; by default the cores are divided among the workers of a node, none idle."""
     compile: bool = False
     """Compile the model: a slower start for a few percent of speed on the CPU."""

@@ -5,7 +5,6 @@ from pydantic import BaseModel
 from cluster.config import stages
 from cluster.config.explain import Loc
 from cluster.config.settings import RunSettings
-from cluster.config.stages import StageConfig
 from learner.config import LearnerConfig
 from reward.config import RewardModelConfig
 
@@ -68,24 +67,22 @@ def _reward_model_contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
     out: list[tuple[Loc, str]] = []
     there, kind = config.reward.model is not None and bool(config.reward.model.path), supervision(config)
     for i, stage in enumerate(config.stages):
-        asked = _supervision(stage)
+        asked = stage.resolved().supervision
         if asked not in (None, kind):
             why = f"has a reward model for {asked} supervision, an earlier stage one for {kind}; expected one kind"
             out.append((("stages", i, "algorithm"), why))
         there = there or not stage.trains_policy
         if asked and not there:
             expected = "expected reward.model.path, an earlier stage that trains one, or reward: rule"
-            why = f"the reward is '{stage.resolved().reward}'; {expected}"
+            why = f"the reward is '{stage.reward_source}'; {expected}"
             out.append((("stages", i, "algorithm"), why))
     if config.reward.model is not None and kind is None:
         out.append((("reward", "model"), "given, but no stage trains a reward model or is rewarded by one"))
     if kind is not None and config.reward.model is not None and _given(config.reward.model, "process_reward"):
-        asked = [stage.resolved().reward for stage in config.stages if stage.trains_policy]
+        asked = [stage.reward_source for stage in config.stages]
         if kind == "outcome" or "process_model" not in asked:
-            why = (
-                "the reward model is for outcome supervision"
-                if kind == "outcome"
-                else "no stage is rewarded by a process model"
+            why = {"outcome": "the reward model is for outcome supervision"}.get(
+                kind, "no stage is rewarded by a process model"
             )
             out.append((("reward", "model", "process_reward"), f"given, but {why}"))
     boundary = config.reward.model.step_boundary if config.reward.model else "newline"
@@ -142,15 +139,6 @@ def _given(section: BaseModel, name: str) -> bool:
     return getattr(section, name) != type(section).model_fields[name].default
 
 
-SUPERVISION = {"outcome_model": "outcome", "process_model": "process"}
-"""What the model behind a reward judges."""
-
-
-def _supervision(stage: StageConfig) -> str | None:
-    row = stage.resolved()
-    return SUPERVISION.get(row.reward) if stage.trains_policy else row.supervision
-
-
 def supervision(config: RunSettings) -> str | None:
     """What the run's reward model judges, outcome or process; None for a run without one."""
-    return next((kind for stage in config.stages if (kind := _supervision(stage))), None)
+    return next((kind for stage in config.stages if (kind := stage.resolved().supervision)), None)

@@ -4,7 +4,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 
@@ -78,7 +78,7 @@ ELSEWHERE = {
 _OURS = {theirs: ours for ours, names in ELSEWHERE.items() for theirs in names.split()}
 
 
-def sentence(item: dict, model: type[BaseModel]) -> str:
+def sentence(item: Mapping[str, typing.Any], model: type[BaseModel]) -> str:
     """One of pydantic's errors in words: what was found; what was expected."""
     kind, found, message = item["type"], item["input"], item["msg"]
     if kind == "extra_forbidden":

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -76,8 +77,8 @@ class Recipe:
     def __init__(self, path: Path):
         self.path = path
         self.places: dict[Loc, tuple[int, str]] = {}
-        self.problems: list[Problem] = []
-        self.data = self._build(self._compose(_read(path), f"{path}"), ())
+        self.problems: list[Problem | str] = []
+        self.data: Any = self._build(self._compose(_read(path), f"{path}"), ())
         if not isinstance(self.data, dict):
             text = f"found {show(self.data)}; expected keys such as name, model, data and stages"
             raise ConfigError([Problem(text=text, place=f"{path}:1")])
@@ -165,8 +166,8 @@ class Recipe:
             return yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
             mark, what = error.problem_mark or error.context_mark, error.problem or error.context
-            place = f"{name}:{mark.line + 1}:{mark.column + 1}"
-            raise ConfigError([Problem(text=f"not valid YAML: {what}", place=place)]) from error
+            place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+            raise ConfigError([Problem(text=f"not valid YAML: {what}", place=name + place)]) from error
         except yaml.YAMLError as error:
             raise ConfigError([Problem(text=f"not valid YAML: {' '.join(str(error).split())}", place=name)]) from error
 

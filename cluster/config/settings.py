@@ -11,28 +11,28 @@ from rollout.config import AbsolutePath, DataConfig, ModelConfig, RolloutConfig,
 class EvaluationConfig(Strict):
     """Held-out accuracy, measured before the first and after the last step, and in between."""
 
-    every: int = Field(0, ge=0)
+    every: int = Field(default=0, ge=0)
     """Steps between evaluations; 0 is only before and after."""
-    samples_per_question: int = Field(8, gt=0)
+    samples_per_question: int = Field(default=8, gt=0)
     """Sampled outputs per held-out question, besides the greedy one."""
-    temperature: float = Field(1.0, ge=0.0)
-    questions: int | None = Field(None, gt=0)
+    temperature: float = Field(default=1.0, ge=0.0)
+    questions: int | None = Field(default=None, gt=0)
     """Use only the first of the held-out questions."""
 
 
 class ClusterConfig(Strict):
     """Deadlines, restarts and observability."""
 
-    generate_deadline_s: float = Field(600, gt=0)
-    train_deadline_s: float = Field(600, gt=0)
-    sync_deadline_s: float = Field(120, gt=0)
-    start_deadline_s: float = Field(300, gt=0)
+    generate_deadline_s: float = Field(default=600, gt=0)
+    train_deadline_s: float = Field(default=600, gt=0)
+    sync_deadline_s: float = Field(default=120, gt=0)
+    start_deadline_s: float = Field(default=300, gt=0)
     """For an actor to be ready, its model loaded."""
-    stop_grace_s: float | None = Field(None, gt=0)
+    stop_grace_s: float | None = Field(default=None, gt=0)
     """Between SIGTERM and SIGKILL: the run ends in order before. By default 30; in a Ray job RAY_JOB_STOP_WAIT_TIME_S or 3."""
-    worker_restarts: int = Field(3, ge=0)
+    worker_restarts: int = Field(default=3, ge=0)
     """How many replaced workers a run survives."""
-    metrics_port: int | None = Field(None, gt=0, lt=65536)
+    metrics_port: int | None = Field(default=None, gt=0, lt=65536)
     """Ray's Prometheus port, on loopback, when cohort starts the local cluster."""
     dashboard: bool | None = None
     """Start Ray's dashboard with the local cluster; by default yes."""
@@ -42,8 +42,8 @@ class RunSettings(Strict):
     """The settings of a run, each valid by itself."""
 
     name: Name
-    seed: int = Field(0, ge=0, lt=2**63)
-    output: AbsolutePath | None = Field(None, validate_default=True)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    output: AbsolutePath | None = Field(default=None, validate_default=True)
     """The run directory; by default runs/<name>."""
     model: ModelConfig
     data: DataConfig
@@ -52,8 +52,8 @@ class RunSettings(Strict):
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
-    checkpoint_every: int = Field(20, gt=0)
+    checkpoint_every: int = Field(default=20, gt=0)
     """Steps between checkpoints; the last step of a stage always makes one."""
-    keep_checkpoints: int = Field(2, ge=2)
+    keep_checkpoints: int = Field(default=2, ge=2)
     """The newest ones to keep: at least two, so that a damaged one leaves another."""
     stages: tuple[StageConfig, ...]

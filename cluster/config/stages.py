@@ -35,17 +35,17 @@ class StageConfig(Strict):
     """A row of the tables: `cohort describe` prints them."""
     steps: int = Field(gt=0)
     questions_per_step: int = Field(gt=0)
-    samples_per_question: int = Field(1, gt=0)
+    samples_per_question: int = Field(default=1, gt=0)
     """The group size G."""
-    updates_per_batch: int = Field(1, gt=0)
+    updates_per_batch: int = Field(default=1, gt=0)
     """Optimiser updates on each step's outputs (the paper's mu)."""
     selection: Selection = Uniform()
     """Which questions are asked."""
-    max_refills: int = Field(0, ge=0)
+    max_refills: int = Field(default=0, ge=0)
     """How often a group whose rewards are all equal is replaced by another question's (dynamic sampling, DAPO)."""
-    offline_questions: int | None = Field(None, gt=0)
+    offline_questions: int | None = Field(default=None, gt=0)
     """For outputs that are made once: on how many questions; by default as many as the stage's steps take."""
-    pairs_per_question: int = Field(1, gt=0)
+    pairs_per_question: int = Field(default=1, gt=0)
     """Where pairs are built from a group: at most this many."""
     from_file: bool = False
     """Pairs are read from data.preferences, labelled steps from data.labelled_steps, instead of being sampled and judged."""
@@ -62,7 +62,7 @@ class StageConfig(Strict):
     optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig | None = None
     """For a row with a critic."""
-    value_clip: float = Field(0.2, gt=0.0)
+    value_clip: float = Field(default=0.2, gt=0.0)
     """For a row with a critic: how far from the old value its loss follows it."""
 
     @field_validator("algorithm")
@@ -108,7 +108,7 @@ class StageConfig(Strict):
     @property
     def reward_source(self) -> RewardSource:
         """Who judges its outputs; a reward model in training learns from the rule."""
-        return self.resolved().reward if self.trains_policy else "rule"
+        return self.resolved().reward
 
     @property
     def pairs(self) -> bool:
@@ -163,7 +163,7 @@ def contradictions(stage: StageConfig, data: DataConfig, reward: RewardConfig) -
     if stage.max_refills and group == 1:
         why = "given, but samples_per_question is 1: the reward of one output never differs from another's"
         out.append((("max_refills",), why))
-    needs_critic = isinstance(row, Algorithm) and Need.CRITIC in row.needs
+    needs_critic = Need.CRITIC in row.needs
     if needs_critic != (stage.critic_optimizer is not None):
         why = "missing; expected the critic's optimizer" if needs_critic else f"given, but '{stage.algorithm}' has no critic"
         out.append((("critic_optimizer",), why))
@@ -179,7 +179,7 @@ def _unread(stage: StageConfig) -> list[Objection]:
         "offline_questions": policy and not samples_policy and not stage.given,
         "pairs_per_question": stage.pairs and not stage.given,
         "from_file": not policy or stage.resolved().data_source is DataSource.PAIRS,
-        "value_clip": policy and Need.CRITIC in stage.resolved().needs,
+        "value_clip": Need.CRITIC in stage.resolved().needs,
         "reward": policy, "credit": policy, "weighting": policy,
         "labels": not policy and not stage.from_file, "objective": not policy,
     }  # fmt: skip

@@ -67,7 +67,7 @@ class Credit(Cell):
 class Ones(Credit):
     """Every token of every sample has advantage 1: supervised fine-tuning (eq. 6)."""
 
-    rewards: ClassVar[frozenset[RewardSource]] = Credit.rewards | {"none"}
+    rewards: ClassVar[frozenset[RewardSource]] = frozenset({"none", "rule", "outcome_model", "process_model"})
     cell: Literal["ones"] = "ones"
     formula: ClassVar[str] = "1"
 

@@ -24,9 +24,9 @@ class DenoisedGroupRelative(GroupRelative):
     cell: Literal["denoised_group_relative"] = "denoised_group_relative"
     normalize_std: bool = False
     """Dividing by the standard deviation would undo the shrinking."""
-    flip_to_right: float = Field(0.0, ge=0.0, lt=1.0)
+    flip_to_right: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Probability that a wrong output is rewarded 1."""
-    flip_to_wrong: float = Field(0.0, ge=0.0, lt=1.0)
+    flip_to_wrong: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Probability that a right output is rewarded 0."""
 
     @model_validator(mode="after")

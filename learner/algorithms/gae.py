@@ -35,11 +35,11 @@ class GAE(Credit):
     """
 
     cell: Literal["gae"] = "gae"
-    gamma: float = Field(1.0, ge=0.0, le=1.0)
+    gamma: float = Field(default=1.0, ge=0.0, le=1.0)
     """Discount of a token."""
-    lam: float = Field(0.95, ge=0.0, le=1.0)
+    lam: float = Field(default=0.95, ge=0.0, le=1.0)
     """0: one-step temporal differences; 1: the discounted return less the value."""
-    kl: float = Field(0.04, ge=0.0)
+    kl: float = Field(default=0.04, ge=0.0)
     """Weight of the KL term in the reward (beta); 0 needs no reference."""
     whiten: bool = True
     """Advantages to mean 0 and standard deviation 1 over the batch's trained tokens; left alone where all are equal but for

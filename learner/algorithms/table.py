@@ -8,7 +8,7 @@ replace any cell. Importing this file imports no torch: the configuration and `-
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
@@ -17,7 +17,7 @@ from learner.algorithms.credit import Accepted, GroupRelative, LeaveOneOut, Ones
 from learner.algorithms.decoupled import DecoupledGroupRelative
 from learner.algorithms.denoised import DenoisedGroupRelative
 from learner.algorithms.gae import GAE
-from learner.algorithms.labels import CrossEntropy, FileLabels, MonteCarloLabels, Ranking, RuleLabels
+from learner.algorithms.labels import CrossEntropy, FileLabels, MonteCarloLabels, Ranking, RuleLabels, Supervision
 from learner.algorithms.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
 from rollout.config import Strict, nearest
 
@@ -72,6 +72,12 @@ class Algorithm(Strict):
     def formula(self) -> str:
         """The gradient coefficient GC(q, o, t) and its credit A."""
         return f"{self.weighting.formula}; A = {self.credit.formula}"
+
+    @property
+    def supervision(self) -> Supervision | None:
+        """What the model behind its reward judges, if there is one."""
+        judges: dict[RewardSource, Supervision] = {"outcome_model": "outcome", "process_model": "process"}
+        return judges.get(self.reward)
 
     @property
     def paired(self) -> bool:
@@ -144,7 +150,10 @@ TABLE: Mapping[str, Algorithm] = MappingProxyType(
 class RewardModelRow(Strict):
     """How a reward model is trained: on what, labelled how, and with which loss."""
 
-    supervision: Literal["outcome", "process"]
+    reward: ClassVar[RewardSource] = "rule"
+    """Who judges the outputs that it learns from."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    supervision: Supervision
     """One score for an output, at its last token; or one for every step, at the step's last token."""
     data_source: DataSource
     labels: Annotated[RuleLabels | MonteCarloLabels | FileLabels, Field(discriminator="cell")]
@@ -160,12 +169,9 @@ class RewardModelRow(Strict):
         given = self.data_source in (DEMONSTRATIONS, PAIRS)
         if self.supervision == "process" and self.objective.compares_pairs:
             raise ValueError("objective ranking compares whole outputs; expected cross_entropy for a process model")
-        if self.supervision == "outcome" and isinstance(self.labels, MonteCarloLabels):
-            raise ValueError("labels monte_carlo complete an output from its steps; expected rule or file for an outcome model")
-        everywhere = isinstance(self.labels, RuleLabels) and self.labels.every_token
-        if everywhere and (self.supervision == "process" or self.objective.compares_pairs):
-            raise ValueError("labels every_token: expected an outcome model with objective cross_entropy")
-        if given != isinstance(self.labels, FileLabels):
+        if problem := self.labels.misfit(self.supervision, self.objective):
+            raise ValueError(problem)
+        if given != self.labels.from_file:
             raise ValueError(
                 f"labels file come with outputs from a file (data source demonstrations or pairs), other labels with sampled "
                 f"ones; found {self.labels.cell} and {self.data_source}"
@@ -231,7 +237,7 @@ def _row(table: Mapping[str, Any], name: str) -> Any:
     return table[name]
 
 
-def _merged(cell: Strict, override: Mapping[str, Any]) -> Strict | dict[str, Any]:
+def _merged(cell: Strict, override: Mapping[str, Any]) -> Any:
     if not override:
         return cell
     default = cell.model_dump()

@@ -56,7 +56,7 @@ class Averaged(Weighting):
 
     average: Literal["output", "token", "constant", "sum"] = "output"
     """Mean of each output's tokens (the paper), of all trained tokens (DAPO), sum over `constant_length` (Dr. GRPO), or sum."""
-    constant_length: int | None = Field(None, gt=0)
+    constant_length: int | None = Field(default=None, gt=0)
     """The constant that an output's sum is divided by; any value is a scale of the learning rate."""
 
     @model_validator(mode="after")
@@ -102,7 +102,7 @@ class Preference(Weighting):
 
     unit: ClassVar[Unit] = "pair"
     cell: Literal["preference"] = "preference"
-    beta: float = Field(0.1, gt=0.0)
+    beta: float = Field(default=0.1, gt=0.0)
     average: Literal["output", "sum"] = "output"
     """Log-ratios are averaged over the output (the paper), or summed (the original DPO)."""
 
@@ -142,11 +142,11 @@ class Clipped(Averaged, Ratio):
     """
 
     cell: Literal["clipped"] = "clipped"
-    clip: float = Field(0.2, gt=0.0)
+    clip: float = Field(default=0.2, gt=0.0)
     """The ratio is clipped to [1 - clip, 1 + clip]."""
-    clip_high: float | None = Field(None, gt=0.0)
+    clip_high: float | None = Field(default=None, gt=0.0)
     """Another upper bound, 1 + clip_high (DAPO, arXiv 2503.14476)."""
-    kl: float = Field(0.04, ge=0.0)
+    kl: float = Field(default=0.04, ge=0.0)
     """Weight of the KL term against the reference (beta); 0 needs no reference."""
     kl_ratio: bool = False
     """The KL term is rho D, its ratio differentiated too (arXiv 2512.02556): over samples of pi_old its gradient is in the mean
@@ -192,8 +192,8 @@ class SequenceClipped(Ratio):
 
     unit: ClassVar[Unit] = "sequence"
     cell: Literal["sequence_clipped"] = "sequence_clipped"
-    clip: float = Field(3e-4, gt=0.0)
-    clip_high: float = Field(4e-4, gt=0.0)
+    clip: float = Field(default=3e-4, gt=0.0)
+    clip_high: float = Field(default=4e-4, gt=0.0)
     """The ratio is clipped to [1 - clip, 1 + clip_high]; the paper's values."""
 
     @property
@@ -216,7 +216,7 @@ class Cispo(Averaged, Ratio):
     """
 
     cell: Literal["cispo"] = "cispo"
-    clip_high: float = Field(4.0, gt=0.0)
+    clip_high: float = Field(default=4.0, gt=0.0)
     """The weight is at most 1 + clip_high. The paper prints no value."""
     average: Literal["output", "token", "constant", "sum"] = "token"
 

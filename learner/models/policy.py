@@ -38,7 +38,7 @@ class PolicyModel(nn.Module):
     def forward(self, micro: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """(N,) log-probabilities at the temperature and (N,) entropies, float32 or wider."""
         config = self.causal_lm.config
-        head = self.causal_lm.get_output_embeddings().weight
+        head = head_of(self.causal_lm)
         hidden_BTD = self.causal_lm.base_model(
             input_ids=micro.input_ids_BT,
             attention_mask=visible(micro, head.dtype, config),
@@ -48,6 +48,12 @@ class PolicyModel(nn.Module):
         hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, micro.source_N)
         cap = getattr(config, "final_logit_softcapping", None)
         return selected_logprobs(hidden_ND, head, micro.target_N, temperature=temperature, chunk=self.chunk, cap=cap)
+
+
+def head_of(causal_lm: PreTrainedModel) -> Tensor:
+    """(V, D) weight of the output head."""
+    head: Any = causal_lm.get_output_embeddings()
+    return head.weight
 
 
 def visible(micro: MicroBatch, dtype: torch.dtype, config: PreTrainedConfig) -> Tensor | dict[str, Tensor]:
@@ -86,9 +92,10 @@ def load_causal_lm(directory: Path, **how: Any) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(directory)
     check_config(config)
     with quiet():
-        causal_lm, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory, attn_implementation=attention_of(config), output_loading_info=True, ignore_mismatched_sizes=True, **how
         )
+    causal_lm, found = loaded
     shapes = (f"{name} of shape {list(here)}, expected {list(there)}" for name, here, there in sorted(found["mismatched_keys"]))
     parts = {"missing": found["missing_keys"], "unexpected": found["unexpected_keys"], "otherwise shaped": set(shapes)}
     if wrong := [f"{what}: {_few(sorted(names))}" for what, names in parts.items() if names]:

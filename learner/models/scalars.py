@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from learner.models.policy import SUPPORTED, PolicyModel, check_config, visible
+from learner.models.sharding import copy_shards
 from learner.models.supported import sharing_a_row, short_window
 from learner.types import MicroBatch
 from reward.models.scalar_model import ScalarModel, load, member_directories
@@ -23,16 +24,10 @@ def scalars(model: ScalarModel, micro: MicroBatch, at_N: Tensor) -> Tensor:
     return model(micro.input_ids_BT, masks, micro.position_ids_BT, at_N)
 
 
-@torch.no_grad()
 def take_backbone(model: ScalarModel, policy: PolicyModel) -> None:
     """Copy the policy's current backbone into every member. Both are sharded over the same mesh."""
-    theirs = dict(policy.causal_lm.base_model.named_parameters())
     for member in model.members:
-        mine = dict(member.base_model.named_parameters())
-        if mine.keys() != theirs.keys():
-            raise ValueError(f"{type(member).__name__}: its backbone does not have the policy's parameters")
-        for name, p in mine.items():
-            p.to_local().copy_(theirs[name].to_local())
+        copy_shards(member.base_model, policy.causal_lm.base_model)
 
 
 @torch.no_grad()

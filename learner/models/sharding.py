@@ -5,13 +5,14 @@ Gradients are summed over ranks, never averaged: token weights are already norma
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from learner.types import Columns, MicroBatch, PackedBatch
@@ -59,10 +60,20 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def score(model: FSDPModule, packed: PackedBatch, read: Callable[[FSDPModule, MicroBatch], Tensor]) -> list[Tensor]:
-    """What `read` gives for every micro-batch, without gradient. A collective."""
+def copy_shards(mine: nn.Module, theirs: nn.Module) -> None:
+    """Give a module the parameters of another that is sharded over the same mesh. Raises ValueError where the names differ."""
+    of_mine, of_theirs = dict(mine.named_parameters()), dict(theirs.named_parameters())
+    if of_mine.keys() != of_theirs.keys():
+        raise ValueError(f"{type(mine).__name__}: it does not have the parameters of {type(theirs).__name__}")
+    for name, p in of_mine.items():
+        cast(DTensor, p).to_local().copy_(cast(DTensor, of_theirs[name]).to_local())
+
+
+@torch.no_grad()
+def score(model: Model, packed: PackedBatch, read: Callable[[Model, MicroBatch], Tensor]) -> list[Tensor]:
+    """What `read` gives for every micro-batch, without gradient, of a sharded model. A collective."""
     values = [read(model, micro) for micro in packed.micro_batches]
-    model.reshard()  # The root stays gathered for a backward pass that does not come here.
+    cast(FSDPModule, model).reshard()  # The root stays gathered for a backward pass that does not come here.
     return values
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from learner.batch.packing import pack, plain_output
-from learner.models.policy import SUPPORTED, PolicyModel, check_config
+from learner.models.policy import SUPPORTED, PolicyModel, check_config, head_of
 from learner.types import MicroBatch
 from reward.models.scalar_model import attention_of
 
@@ -30,7 +30,7 @@ def check_packing(policy: PolicyModel) -> None:
 
     For an unsharded float32 model on the CPU.
     """
-    vocabulary = policy.causal_lm.get_output_embeddings().weight.shape[0]
+    vocabulary = len(head_of(policy.causal_lm))
     prompt, outputs, micro = sharing_a_row(vocabulary)
     with short_window(policy.causal_lm):
         packed_N, _ = policy(micro, 1.0)
@@ -78,7 +78,7 @@ def _randomise(model: PreTrainedModel) -> None:
     torch.manual_seed(0)
     for p in model.parameters():
         p.normal_(std=p.shape[1] ** -0.5) if p.dim() > 1 else p.add_(torch.randn_like(p), alpha=0.2)
-    model.get_output_embeddings().weight.mul_(3)
+    head_of(model).mul_(3)
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load as read
+from torch.distributed.checkpoint.state_dict_saver import save as write
 from transformers import AutoConfig
 
 from learner.models.policy import PolicyModel
@@ -41,9 +43,9 @@ def _state(models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> 
 
 def save(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> dict[str, int]:
     """Write models and trainers into `directory`. A collective; returns {file: its least size in bytes} of all ranks' files."""
-    dcp.save(_state(models, trainers), checkpoint_id=directory)
+    write(_state(models, trainers), checkpoint_id=directory)
     # What `save` returns names no files before torch 2.13.
-    written = dcp.FileSystemReader(directory).read_metadata().storage_data.values()
+    written = FileSystemReader(directory).read_metadata().storage_data.values()
     ends = sorted((part.relative_path, part.offset + part.length) for part in written)
     return {".metadata": 1, **dict(ends)}
 
@@ -51,7 +53,7 @@ def save(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str
 def load(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> None:
     """Fill models and trainers made for the same stage in place. A collective."""
     state = _state(models, trainers)
-    dcp.load(state, checkpoint_id=directory)
+    read(state, checkpoint_id=directory)
     for name, trainer in trainers.items():
         trainer.update = int(state[f"{name}_trainer"]["update"])
         trainer.skips_in_a_row = int(state[f"{name}_trainer"]["skips_in_a_row"])

@@ -10,15 +10,17 @@ over them, so that each gets the gradient it would get alone.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from learner.algorithms.weighting import Weighted
+from learner.models.policy import PolicyModel
 from learner.models.scalars import scalars
 from learner.models.sharding import gather_by_slot
 from learner.types import LabelBatch, MicroBatch, PackedBatch, PolicyBatch, ValueBatch
+from reward.models.scalar_model import ScalarModel
 
 Micro = TypeVar("Micro", bound=MicroBatch, contravariant=True)
 Weighting = Callable[[Tensor, PolicyBatch], Weighted]
@@ -29,10 +31,11 @@ Parts = tuple[Tensor, dict[str, Tensor], Tensor]
 class Objective(Protocol[Micro]):
     """Losses and sums of the micro-batches of all ranks add up to those of the whole batch: their weights see to that."""
 
-    def __call__(self, model: nn.Module, micro: Micro) -> Parts: ...
+    def __call__(self, model: Any, micro: Micro) -> Parts: ...
 
     def metrics(self, sums: dict[str, float], packed: PackedBatch[Micro], read: list[Tensor]) -> dict[str, float]:
         """From the sums of the whole batch, and from what this rank read in its micro-batches. A collective."""
+        ...
 
 
 def policy_loss(coefficient_N: Tensor, logprob_N: Tensor, token_weight_N: Tensor) -> Tensor:
@@ -49,7 +52,7 @@ class PolicyObjective:
     compare_behaviour: bool
     """Report how far the learner's log-probabilities are from the engine's: of use before the policy moves."""
 
-    def __call__(self, model: nn.Module, micro: PolicyBatch) -> Parts:
+    def __call__(self, model: PolicyModel, micro: PolicyBatch) -> Parts:
         logprob_N, entropy_N = model(micro, self.temperature)
         coefficient_N, sums = self.weighting(logprob_N.detach(), micro)
         loss = policy_loss(coefficient_N, logprob_N, micro.token_weight_N)
@@ -84,7 +87,7 @@ class ValueObjective:
     clip: float
     """c, in units of the return."""
 
-    def __call__(self, model: nn.Module, micro: ValueBatch) -> Parts:
+    def __call__(self, model: ScalarModel, micro: ValueBatch) -> Parts:
         value_N, old_N, return_N = scalars(model, micro, micro.source_N)[0], micro.old_value_N, micro.return_N
         free_N = (value_N - return_N).square()
         bound_N = (value_N.clamp(old_N - self.clip, old_N + self.clip) - return_N).square()
@@ -106,7 +109,7 @@ class RankingObjective:
     weight_KS: Tensor
     """How often each member sees each sample of the batch; the same for both of a pair."""
 
-    def __call__(self, model: nn.Module, micro: LabelBatch) -> Parts:
+    def __call__(self, model: ScalarModel, micro: LabelBatch) -> Parts:
         score_KN = scalars(model, micro, micro.place_N)
         first_P, second_P = micro.group_N.argsort(stable=True).view(len(micro.group_N) // 2, 2).T
         sign_P = (micro.label_N[first_P] - micro.label_N[second_P]).sign()
@@ -134,7 +137,7 @@ class LabelObjective:
     weight_KS: Tensor
     """How often each member sees each sample of the batch."""
 
-    def __call__(self, model: nn.Module, micro: LabelBatch) -> Parts:
+    def __call__(self, model: ScalarModel, micro: LabelBatch) -> Parts:
         score_KN, label_N = scalars(model, micro, micro.place_N), micro.label_N
         loss_KN = binary_cross_entropy_with_logits(score_KN, label_N.expand_as(score_KN), reduction="none")
         loss = (loss_KN * self.weight_KS[:, micro.sample_N] * micro.token_weight_N).sum()

@@ -7,10 +7,12 @@ clip, stop) is made from values that all ranks share.
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from learner.config import OptimizerConfig
 from learner.training.objectives import Objective
@@ -98,15 +100,18 @@ class Trainer:
         whole = dict(zip(names, total.tolist(), strict=True))
         return whole.pop("loss"), whole, read
 
+    def _grads(self) -> list[Tensor]:
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
     def _grad_norm(self) -> float:
         """Global norm over all parameters and ranks."""
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(grads).full_tensor().item()
+        return cast(DTensor, torch.nn.utils.get_total_norm(self._grads())).full_tensor().item()
 
     def _apply(self, rate: float, norm: float) -> None:
         if norm > self._config.max_grad_norm:
-            for p in self.model.parameters():
-                p.grad.mul_(self._config.max_grad_norm / norm)
+            # Exactly to the threshold; torch's own clipping divides by the norm + 1e-6.
+            for grad in self._grads():
+                grad.mul_(self._config.max_grad_norm / norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

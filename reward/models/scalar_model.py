@@ -33,6 +33,9 @@ Mask = Tensor | dict[str, Tensor]
 class ScalarModel(nn.Module):
     """K members of one kind, called as one module, so that sharding it gathers every backbone and head."""
 
+    members: Any
+    """An nn.ModuleList of PreTrainedModels."""
+
     def __init__(self, members: Sequence[PreTrainedModel], kind: Kind):
         super().__init__()
         self.members = nn.ModuleList(members)

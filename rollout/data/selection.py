@@ -31,8 +31,8 @@ class ByDifficulty(Strict):
     """
 
     cell: Literal["by_difficulty"] = "by_difficulty"
-    least: float = Field(0.1, ge=0.0, le=1.0)
-    most: float = Field(0.9, ge=0.0, le=1.0)
+    least: float = Field(default=0.1, ge=0.0, le=1.0)
+    most: float = Field(default=0.9, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
     def _in_order(self):
@@ -56,7 +56,7 @@ class Prioritised(Strict):
     """
 
     cell: Literal["prioritised"] = "prioritised"
-    floor: float = Field(0.2, gt=0.0, le=1.0)
+    floor: float = Field(default=0.2, gt=0.0, le=1.0)
     """Least weight of a question, as a share of the largest."""
 
     def observed(self, right: Sequence[float], rewards: Sequence[float]) -> float | None:
