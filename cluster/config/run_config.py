@@ -14,7 +14,7 @@ from cluster.config.contradictions import contradictions
 from cluster.config.recipe import ConfigError, Recipe, dump, item_names
 from cluster.config.settings import RunSettings
 from cluster.config.stages import StageConfig
-from rollout.config import absolute, refusal
+from rollout.config import refusal
 
 IMMUTABLE = (
     *("name", "output", "seed", "model", "data"),
@@ -30,10 +30,11 @@ IMMUTABLE = (
 class RunConfig(RunSettings):
     """A run. `load` reads it from a recipe."""
 
-    @field_validator("output")
+    @field_validator("output", mode="before")
     @classmethod
-    def _default_output(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return value or (absolute(Path("runs") / info.data["name"]) if "name" in info.data else None)
+    def _default_output(cls, value: object, info: ValidationInfo) -> object:
+        # Without a valid name there is no configuration, whatever stands here.
+        return f"runs/{info.data.get('name', '')}" if value is None else value
 
     @field_validator("stages")
     @classmethod

@@ -43,7 +43,7 @@ class RunSettings(Strict):
 
     name: Name
     seed: int = Field(default=0, ge=0, lt=2**63)
-    output: AbsolutePath | None = Field(default=None, validate_default=True)
+    output: AbsolutePath = Field(default=None, validate_default=True)
     """The run directory; by default runs/<name>."""
     model: ModelConfig
     data: DataConfig

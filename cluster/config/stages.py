@@ -29,7 +29,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 class StageConfig(Strict):
     """One stage of a run: a row of the tables, how long, and on how much per step."""
 
-    name: Name | None = None
+    name: Name = ""
     """By default the algorithm's name; `<algorithm>-<place from 1>` where unnamed stages repeat it."""
     algorithm: str
     """A row of the tables: `cohort describe` prints them."""

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from cluster.config.run_config import ConfigError, RunConfig, diff, load, resolved_yaml
 from cluster.evaluation.measures import record
@@ -99,10 +100,11 @@ def _questions(config: RunConfig, benchmark: str) -> list[Question]:
     """The questions, by ordinal. Raises ConfigError for a model or a file that cannot be used."""
     from transformers import AutoTokenizer
 
-    if not (config.model.path / "config.json").is_file():
-        raise ConfigError([f"{config.model.path}: found no config.json; expected a Hugging Face model directory"])
+    model = Path(str(config.model.path))
+    if not (model / "config.json").is_file():
+        raise ConfigError([f"{model}: found no config.json; expected a Hugging Face model directory"])
     try:
-        return load_questions(config.data, AutoTokenizer.from_pretrained(config.model.path), gold_check(config.reward))
+        return load_questions(config.data, AutoTokenizer.from_pretrained(model), gold_check(config.reward))
     except ValueError as error:
         raise ConfigError([f"--benchmark {benchmark}, or else --question and --gold: {error}"]) from error
 

@@ -56,7 +56,7 @@ def run_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = run_dir / "config.yaml"
     if not path.exists():
         raise ConfigError([f"{run_dir} is not a run directory: config.yaml is missing"])
-    begun, config = load(path), load(path, overrides)
+    begun, config = load(path), load(path, list(overrides))
     return config if config.output != begun.output else config.model_copy(update={"output": absolute(run_dir)})
 
 

@@ -107,12 +107,12 @@ class Labeller:
                 return [as_judged(group) for group in groups]
             case MonteCarloLabels() as labels:
                 return self._by_completions(labels, groups)
-            case RuleLabels(every_token=everywhere):
+            case RuleLabels() as labels:
                 if stage.pairs:
                     return self._pairs(stage, groups)
                 if row.supervision == "process":
                     return self._by_steps(groups)
-                component = "observed" if self._config.flip_share else "correct"
+                component, everywhere = "observed" if self._config.flip_share else "correct", labels.every_token
                 return _labelled([(outcome_label(s, component, every_token=everywhere) for s in g.scored) for g in groups])
 
     def _pairs(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:

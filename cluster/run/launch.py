@@ -117,7 +117,7 @@ def model_directory(config: RunConfig) -> Path:
     if not (directory / "config.json").exists():
         from rollout.tasks.arithmetic import make_small_llama
 
-        make_small_llama(directory, config.seed, config.model.init)
+        make_small_llama(directory, config.seed, str(config.model.init))
     return directory
 
 

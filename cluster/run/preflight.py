@@ -21,7 +21,7 @@ from reward.judging.selftest import Report, self_test
 from reward.scorer import formed
 from rollout.config import SourceConfig
 from rollout.data.contamination import overlaps
-from rollout.data.datasets import Data, load_data
+from rollout.data.datasets import Data, DemonstrationSet, load_data
 from rollout.data.rows import TASK_TRAINING_ROWS, load_rows
 from rollout.data.selection import Uniform
 from rollout.data.templates import fill_questions, text_of
@@ -63,7 +63,7 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
             data = load_data(config.data, model.tokenizer, config.seed, golds, tools)
             _check_data(config, data, model, report)
             if data.demonstrations is not None:
-                _check_demonstrations(config, data, model, rule, report)
+                _check_demonstrations(config, data.demonstrations, model, rule, report)
             _check_judge(config, data, rule, report)
         for source in benchmarks:
             _check_overlap(data, source, report)
@@ -143,7 +143,7 @@ def _check_data(config: RunConfig, data: Data, model: Model, report: Report) -> 
                 f"stage {stage.name}: a step takes {stage.questions_per_step} of {rows} rows, some of them twice"
             )
     first = data.train.question(0)
-    report.facts.append(f"prompt of {first.id}: {model.tokenizer.decode(first.prompt_ids)!r}, answer {first.gold!r}")
+    report.facts.append(f"prompt of {first.id}: {model.tokenizer.decode(list(first.prompt_ids))!r}, answer {first.gold!r}")
 
 
 def _check_judge(config: RunConfig, data: Data, rule: Judge, report: Report) -> None:
@@ -167,8 +167,8 @@ def _check_overlap(data: Data, source: SourceConfig, report: Report) -> None:
     report.warnings += [f"{x.training} holds {x.benchmark}: {x.words!r}" for x in found]
 
 
-def _check_demonstrations(config: RunConfig, data: Data, model: Model, rule: Judge, report: Report) -> None:
-    shown = [data.demonstrations.sample(n, "check") for n in range(len(data.demonstrations))]
+def _check_demonstrations(config: RunConfig, rows: DemonstrationSet, model: Model, rule: Judge, report: Report) -> None:
+    shown = [rows.sample(n, "check") for n in range(len(rows))]
     form = config.reward.answer_format
     outcomes = rule([rule_row(without_tool_output(sample.text), "", config.reward) for sample in shown])
     stating = [bool(o.value and o.value["parsed"]) for o in outcomes]

@@ -42,7 +42,7 @@ def read_model(config: RunConfig) -> Model:
     from rollout.tasks.arithmetic import make_small_llama
 
     with tempfile.TemporaryDirectory(prefix="cohort-check-") as folder:
-        make_small_llama(Path(folder), config.seed, config.model.init)
+        make_small_llama(Path(folder), config.seed, str(config.model.init))
         return _read(Path(folder), config.data.prompt)
 
 
