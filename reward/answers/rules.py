@@ -64,7 +64,7 @@ _PARTS = {**_ORDINALS, "half": 2, "halve": 2, "quarter": 4, "hundredth": 100, "t
 _PART = rf"({'|'.join([*list(_PARTS)[1:]])})s?\b"
 _SCALE = r"(?=(?:dozen|hundred|thousand|million|billion)\b)"
 _N = (
-    r"(\\sqrt(?:\[[0-9]\])?\{[^{}]*\}|\\frac\{[^{}]*\}\{[^{}]*\}|[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?(?:\^\{[0-9]+\})?|\\pi"
+    r"(\\sqrt(?:\[[0-9]\])?\{[^{}]*\}|\\frac\{[^{}]*\}\{[^{}]*\}|(?<![0-9])[0-9][0-9,]*+(?:\.[0-9]++)?(?:/[0-9]++)?(?:\^\{[0-9]+\})?|\\pi"
     r"|(?<![A-Za-z\\])[a-z](?![A-Za-z'])|\([^()]*\))"
 )
 """What a word may change."""
@@ -162,24 +162,24 @@ WORDS = Stage(
 """Numbers in words, and words for what is done to them."""
 
 ANGLES = Stage(
-    (rf"([0-9.]+)\s*{DEGREES}", r"(\\frac{\1\\pi}{180})", {r"\sin 30^\circ": "0.5"}, "functions take radians"),
+    (rf"(?<![0-9.])([0-9.]++)\s*{DEGREES}", r"(\\frac{\1\\pi}{180})", {r"\sin 30^\circ": "0.5"}, "functions take radians"),
 )
 """In a formula with functions of angles."""
 
 DRESS = Stage(
     (rf"(?<!\\)\\[!,;: ]|\\q?quad|{DEGREES}|\\[()]|(?<!\\)\\[\[\]]|~", " ", {r"90^\circ": "90", r"5\ m": "5"},
      "spaces, degrees, marks of mathematics"),
-    (r"\*\*(?=\W*$)|^\W*\*\*", "", {"**18**": "18"}, "bold"),
-    (r"^\s+|[\s.。]+$", "", {"18.": "18", "yes。": "yes"}, "the end of a sentence"),
+    (r"(?<!\*)(?:\*\*)++(?=\W*+$)|^\W*\*\*", "", {"**18**": "18"}, "bold"),
+    (r"^\s+|(?<![\s.。])[\s.。]+$", "", {"18.": "18", "yes。": "yes"}, "the end of a sentence"),
     (r"^([0-9]+)\s*\(\1\)$", r"\1", {"nine (9)": "9"}, "said twice"),
     (r"(?<=[0-9])\s*\(\s*(?:%|percent)\s*\)$", "%", {"9 (percent)": "0.09"}, "a bracket around a unit"),
     (r"(?<=[0-9])\s*\(\s*\)$", "", {"7.74 ($)": "7.74"}, "brackets around a currency"),
     (rf"^([^A-Za-z]*[0-9}})%](?:\s+[a-z]+)?)\s*{IN_BRACKETS}$", r"\1 \\text{\2}", {"9 (apples)": "9"}, "a unit in brackets"),
     (rf"(?<=[0-9}}])\s*\(\s*({TEXT}\{{[^{{}}]*\}})\s*\)$", r"\1", {r"5 (\text{kg})": "5"}, "a unit in brackets"),
     (r"\\underline\s*\{([^{}]*)\}", r"\1", {r"\underline{5}": "5"}, "underlined"),
-    (rf"(?<=[0-9])\s*\^?\{{?\s*(?:{TEXT}\{{)?(?:st|nd|rd|th)\}}{{0,2}}$", "", {"5th": "5", r"5^{\text{th}}": "5"},
+    (rf"(?<=[0-9])\s*+\^?\{{?\s*+(?:{TEXT}\{{)?(?:st|nd|rd|th)\}}{{0,2}}$", "", {"5th": "5", r"5^{\text{th}}": "5"},
      "ordinals"),
-    (r"\{\s*([^{}]+?)\s*\\over(?![a-z])\s*([^{}]+?)\s*\}", r"\\frac{\1}{\2}", {r"{1 \over 4}": "0.25"}, "fractions"),
+    (r"\{([^{}]+?)\\over(?![a-z])([^{}]++)\}", r"\\frac{\1}{\2}", {r"{1 \over 4}": "0.25"}, "fractions"),
     (r"\\[dtc](frac|binom)", r"\\\1", {r"1\dfrac{1}{2}": "1.5", r"\dbinom{5}{2}": "10"}, "sizes"),
     (r"\\frac\s*(\{[^{}]*\}|\\pi|[0-9])\s*(\{[^{}]*\}|[0-9a-z])", _fraction, {r"\frac12": "50%", r"\frac\pi2": r"\pi/2"},
      "arguments without brackets"),

@@ -1,6 +1,7 @@
 """Every row of the tables is needed: without it its examples are judged otherwise. Units are compared on request."""
 
 import re
+import time
 from itertools import chain
 
 import pytest
@@ -27,6 +28,22 @@ def test_an_example_has_its_value_with_its_row_and_not_without(monkeypatch, name
     assert judged_with(monkeypatch, name, rows, example, value)
     assert not judged_with(monkeypatch, name, rows[:place] + rows[place + 1 :], example, value)
     assert judged_with(monkeypatch, name, rows, example, value)
+
+
+LONG = ("TYPED", "ANGLES", "DRESS", "LEADING", "NUMBERS", "SIGNS")
+"""Stages that texts of 20,000 characters reach; others have texts of a thousand."""
+
+
+@pytest.mark.parametrize(("name", "row"), [(name, row) for name, stage in STAGES.items() for row in stage.rows])
+def test_a_row_reads_in_one_pass_a_text_that_repeats_what_it_looks_for_or_how_that_begins(name, row):
+    length = 20_000 if name in LONG else 1000
+    start = time.process_time()
+    for example in row.examples:
+        begun = (example[:k] + filler * length + "b" for k in range(1, 1 + len(example) // 2) for filler in " 1*.")
+        for text in (example * (length // len(example)), *begun):
+            re.sub(row.pattern, row.replacement, text)
+    # Hundredths of a second each, where a rule that is in two minds about a space takes seconds.
+    assert time.process_time() - start < 2
 
 
 def test_every_row_has_an_example_and_a_reason():
