@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from reward.answers.normalise import plain_characters
-from reward.answers.units import SCALES
+from reward.answers.phrases import BEFORE, BEHIND, LABELS, PLAIN_COMMANDS, any_of
+from reward.answers.rules import DEGREES, FUNCTIONS
+from reward.answers.units import SCALES, without_units
 from reward.answers.values import UNSIGNED
 
 MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
@@ -14,8 +16,8 @@ _YEAR = r"(?:,?\s+[0-9]{4})?"
 # A minus after a letter, a digit or a bracket subtracts.
 _NUMBER = (
     rf"(?:(?<![A-Za-z0-9)\]])[-+])?[$€£¥]?(?:{MONTH}\s+{_DAY}{_YEAR}|{_DAY}\s+(?:of\s+)?{MONTH}{_YEAR}|[0-9]+\s+[0-9]+/[0-9]+"
-    r"|[0-9]+(?:\.[0-9]+)*:[0-9]+(?::[0-9]+)*|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]+/[0-9]+/[0-9]+"
-    rf"|[0-9]+(?:\.[0-9]+)?-[0-9]+(?:\.[0-9]+)?(?![0-9]|\.[0-9]|\s*=)|[vV]?[0-9]+(?:\.[0-9]+){{2,}}|(?:{UNSIGNED})(?:/[0-9]+)?%?)"
+    r"|[0-9]+(?:\.[0-9]+)*:[0-9]+(?::[0-9]+)*|[0-9]+/[0-9]+/[0-9]+"
+    rf"|[0-9]+(?:\.[0-9]+)?(?:-[0-9]+(?:\.[0-9]+)?)+(?![0-9]|\.[0-9]|\s*=)|[vV]?[0-9]+(?:\.[0-9]+){{2,}}|(?:{UNSIGNED})(?:/[0-9]+)?%?)"
 )
 _BEFORE = (
     r"(?:(?i:\b(?:at (?:least|most)|no (?:more|less|fewer|other) than|(?:more|less|fewer|greater|bigger|larger|smaller|higher"
@@ -24,7 +26,7 @@ _BEFORE = (
     r"|(?:half|third|quarter|fourth|fifth|tenth|percent|(?:(?:square|cube|fourth) )?root|square|cube|reciprocal|inverse"
     r"|negative|opposite|additive inverse|factorial|logarithm|minimum|maximum|multiples?) of))\s+(?:the\s+|about\s+)?)"
     r"|至少|至多|最多|最少|不少于|不多于|不超过|不到|不足|超过|大于|小于|多于|少于|低于|高于|将近|接近|不是|正负|负|根号|√\s*"
-    r"|(?:[<>≤≥≠±]=?|\\(?:leq?|geq?|lt|gt|neq?|pm)(?![a-z]))\s*)"
+    r"|(?:(?<![<>=-])[<>≤≥≠±]=?|\\(?:leq?|geq?|lt|gt|neq?|pm)(?![a-z]))\s*)"
 )
 _PART = "half|halves|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?"
 _BEHIND = (
@@ -37,9 +39,29 @@ _BEHIND = (
     r"|的(?:算术)?(?:平方根?|立方根?|[0-9]+次方|一半|倒数)|次方|[成折](?![\u4e00-\u9fff])|\+(?![\s0-9])|-?ish\b)"
     r"| and [0-9]+/[0-9]+)"
 )
-_FOUND = re.compile(rf"(?<![A-Za-z0-9_^])(?<![_^]\{{)(?<![0-9a-z]\.)(?:{_NUMBER})")
-_LEFT = re.compile(rf"(?:{_BEFORE})+\Z")
-_RIGHT = re.compile(rf"(?:{_BEHIND})+")
+_GROUP = r"\{(?:[^{}\n]|\{(?:[^{}\n]|\{[^{}\n]*+\})*+\})*+\}"
+_COMMAND = (
+    rf"(?:(?<!\\)\\|\\\\(?=[dt]?frac|sqrt))(?!(?:{PLAIN_COMMANDS}|cdot|times|div)(?![A-Za-z]))[A-Za-z]++"
+    rf"(?:[ \t]*(?:{_GROUP}|\[[^\[\]\n]*+\]|[0-9]++|[_^](?:{_GROUP}|\w)))*+"
+)
+_UNIT_LETTER = r"(?<=[0-9])[mghslL](?=[ \t]+(?:of|per|from|in|long|tall|away|left)\b)"
+_LETTER = rf"(?![ap]\.?\s?m\b)(?!{_UNIT_LETTER})(?![A-Z][ \t]+-)(?!(?:a|A|I)[ \t]+[A-Za-z]{{2}})[A-Za-z](?![A-Za-z])'*"
+_BRACKET = r"\((?:[^()A-Za-z\n]|\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))*+\)"
+_RAISED = rf"(?:{DEGREES}|\^[ \t]*(?:{_GROUP}|-?[0-9]+(?:\.[0-9]+)?|-?{_LETTER}|{_COMMAND}|{_BRACKET})|_(?:{_GROUP}|\w))"
+_TERM = rf"(?:{_NUMBER}|{_COMMAND}|(?<![A-Za-z])\\?(?:{FUNCTIONS}|pi)(?![A-Za-z])(?:{_BRACKET})?|{_LETTER}){_RAISED}*+"
+# Between spaces on both sides or on neither, so that a list's or a bold number's stars are none.
+_OPERATOR = r"[ \t]*(?:[-+/×÷·]|\\(?:cdot|times|div|pm)(?![a-z]))[ \t]*|\*\*?(?![ \t*])|[ \t]+(?:\*|x(?=[ \t]+\$?[0-9]))[ \t]+"
+_NEXT = rf"(?:(?:{_OPERATOR}|(?![0-9](?<=[A-Za-z].)))(?:{_TERM}|{_BRACKET}{_RAISED}*+)|[ \t]+{_COMMAND})"
+_FOUND = re.compile(
+    rf"(?<![A-Za-z0-9_^])(?!(?<=[\\'’])[A-Za-z])(?<![_^]\{{)(?<![0-9a-z]\.)(?:(?:(?<![A-Za-z0-9)\]}}])[-+])?{_TERM}|{_BRACKET}(?=[-+/^*×÷·]))(?:{_NEXT})*+"
+)
+_SMALL = re.compile(rf"[_^][ \t]*(?:{_GROUP}|-?\w+)")
+_LETTERS = re.compile(r"[A-Za-z]++")
+_UNIT = re.compile(rf"[A-Z][a-z](?![A-Za-z])|{_UNIT_LETTER}")
+_PLACE = re.compile(r"(?<!=)(?<!= )[0-9,]*(?:1st|2nd|3rd|[0-9]th)|[0-9]+\^\{(?:\\[a-z]+\{)?(?:st|nd|rd|th)\}+")
+_LEFT = re.compile(rf"(?:{_BEFORE}|{any_of(BEFORE)})+\Z")
+_RIGHT = re.compile(rf"(?:{_BEHIND}|{any_of(BEHIND)})+")
+_SEVERAL = re.compile(r",?\s+(?:or|and|nor)\s+|\s[A-Za-z]+,?\s+or\s+")
 _FARTHEST = 60
 _CURRENCY = re.compile(r"(?<![A-Za-z])(?:RMB|USD|EUR|GBP|CNY|Rs)(?=\.?[0-9])")
 _LABEL = re.compile(
@@ -55,6 +77,9 @@ _LABEL = re.compile(
 _ITEM = re.compile(
     r"(?:(?<=\n)|\A|(?<=[.!?。；;:：]\s))[ \t>*#-]*(?:([0-9]{1,2})[.)、:：]|[(（]([0-9]{1,2})[)）])(?=\s|\*|\Z|[\u4e00-\u9fff])"
 )
+_LETTERED = re.compile(r"^[ \t]*\(?([ab])[.)]", re.MULTILINE)
+_IN_A_LINE = re.compile(r"^[ \t]*(?<![0-9])1[.)][ \t]+[A-Z][^0-9\n]*[ \t]2[.)][ \t]+[A-Z][^0-9\n]*[ \t]3[.)].*$", re.MULTILINE)
+_SERIES = re.compile(any_of(LABELS))
 
 
 class Mention(NamedTuple):
@@ -63,26 +88,54 @@ class Mention(NamedTuple):
 
 
 def mentions(text: str) -> Iterator[Mention]:
-    """Every number of a text, with the words at it that change its value."""
-    text = _CURRENCY.sub(_blank, _without_items(_LABEL.sub(_blank, plain_characters(text))))
-    end = 0
+    """Every number of a text, with the mathematics and the words at it that change its value; several numbers in a row between
+    which there is "or" or "and" are one."""
+    text = _LABEL.sub(_blank, plain_characters(text))
+    text = _CURRENCY.sub(_blank, _without_items(_SERIES.sub(_blank, text)))
+    start = end = 0
     for found in _FOUND.finditer(text):
-        if found.start() < end:
+        stop = _end(text, found) if found.start() >= end else 0
+        if not stop:
             continue
         left = _LEFT.search(text[max(end, found.start() - _FARTHEST) : found.start()])
-        right = _RIGHT.match(text, found.end())
-        end = right.end() if right else found.end()
-        yield Mention(f"{left[0] if left else ''}{text[found.start() : end]}".strip(), end)
+        begin = found.start() - len(left[0]) if left else found.start()
+        right = _RIGHT.match(text, stop)
+        if end and not (_SEVERAL.fullmatch(text, end, begin) and not _again(text[start:end], found[0])):
+            yield Mention(text[start:end].strip(), end)
+            start = begin
+        start, end = start if end else begin, right.end() if right else stop
+    if end:
+        yield Mention(text[start:end].strip(), end)
+
+
+def _end(text: str, found: re.Match[str]) -> int:
+    """Where what was found ends, with letters at it that are no unit; 0 where it is no number: letters, or a place in a row."""
+    letters = _LETTERS.match(text, found.end())
+    end = letters.end() if letters else found.end()
+    if not re.search("[0-9]", _SMALL.sub("", found[0])) or _PLACE.fullmatch(text, found.start(), end):
+        return 0
+    word = letters and (
+        len(letters[0]) > 3 or _UNIT.match(text, found.end()) or without_units(text[found.start() : end]) == found[0]
+    )
+    return found.end() if word or _RIGHT.match(text, found.end()) else end
+
+
+def _again(number: str, other: str) -> bool:
+    """Whether the same may be said twice, as in 0.6 or 60%."""
+    return other.endswith("%") and bool(re.search(r"[./][0-9]", number))
 
 
 def _without_items(text: str) -> str:
-    """Without the numbers of a list: the first that has text behind it, and those that go on from another."""
+    """Without the numbers of a list: the first that has text behind it, those that go on from another, those of one line that
+    begins with 1, and those in a list of letters."""
+    text = _IN_A_LINE.sub(lambda line: re.sub(r"(?<!\S)[0-9]{1,2}[.)](?!\S)", _blank, line[0]), text)
     found = list(_ITEM.finditer(text))
     numbers = {int(item[1] or item[2]) for item in found}
+    lettered = len(set(_LETTERED.findall(text))) > 1
     for item in found:
         number = int(item[1] or item[2])
         begins = number == 1 and text[item.end() :].strip()
-        if begins or {number - 1, number + 1} & numbers:
+        if begins or lettered or {number - 1, number + 1} & numbers:
             text = text[: item.start()] + _blank(item) + text[item.end() :]
     return text
 

@@ -10,8 +10,10 @@ _LETTER = "[A-J]"
 _WORD = r"(?i:(?:options?|choices?|statements?|the\s+letter|选项|选择|选)\s*[:：]?\s*)?"
 _TRUE = r"(?i:(?:is|are)\s+(?:the\s+)?(?:correct|right|best|true)(?:\s+(?:one|option|choice|answer)s?)?)"
 _BEHIND = rf"\s*(?:选?项|(?i:options?|choices?))?\s*(?:正确|对|{_TRUE})?"
-_BARE = rf"[(\[{{<【]?\s*({_LETTER})\s*[)\]}}>】]?"
+_BARE = rf"[(\[{{<【\"“'‘`]?\s*({_LETTER})\s*[)\]}}>】\"”'’`]?"
 _ONE = re.compile(rf"{_WORD}{_BARE}\s*[.．、:：]?{_BEHIND}")
+_SMALL = re.compile(r"(?i:(?:option|choice|the\s+letter)\s*[:：]?\s*)[(\[\"“'‘`]?([a-j])[)\]\"”'’`]?[.:：]?")
+"""Behind such a word a small letter is an option too."""
 _AROUND = re.compile(rf"^{_WORD}|{_BEHIND}$")
 _SEPARATOR = re.compile(r"[\s,，、;；&()\[\]]|\band\b|和|与|及")
 _LABEL = re.compile(
@@ -91,11 +93,13 @@ class Ratio:
 
 def choice(text: str) -> Choice | None:
     """The option that an answer names, or the options: where others are labelled behind the first, all of them."""
-    if len(text) > LONGEST or not re.search(_LETTER, text):
+    if len(text) > LONGEST or not re.search("[A-Ja-j]", text):
         return None
     text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", text).replace("*", "").strip()
     if one := _ONE.fullmatch(text):
         return Choice(one[1], "")
+    if small := _SMALL.fullmatch(text):
+        return Choice(small[1].upper(), "")
     parts = _SEPARATOR.sub(" ", _AROUND.sub("", text)).split()
     if parts and all(re.fullmatch(f"{_LETTER}+", part) for part in parts):
         joined = "".join(parts)

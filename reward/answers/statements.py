@@ -28,15 +28,19 @@ _VALUE = (
     r"(\\\[[^\[\]]*\\\]|\$\$[^$]*\$\$|\\begin\{(?s:.*?)\\end\{[a-z]+\}|[^\n]*?)\s*(?=</answer>|\n|\Z)"
 )
 _NO_STATEMENT = re.compile(r"(?:in)?correct\b|right\b|wrong\b|clear\b|reasonable\b|as follows|below|above", re.IGNORECASE)
-_LETTERS = r"(?>[(\[{*]*[A-J](?![A-Za-z'])[\s,、和与&)\]}*(\[{]*+(?:and\s++)?)++"
-_TRUE = r"\s*(?:is|are)\s+(?:the\s+)?(?:correct|right|best)"
+_LETTERS = r"(?>[(\[{*\"“]*[A-J](?![A-Za-z'])[\s,、和与&)\]}*(\[{\"”]*+(?:and\s++)?)++"
+_SO = r"(?:\A|\n|[.;:,]\s|(?i:\b(?:so|thus|hence|therefore),?\s))"
+_TRUE = r"\s*(?:is|are)\s+(?:(?:the\s+)?(?:correct|right|best)|(?:the|my)\s+(?:final\s+)?answers?)"
 # fmt: off
 CHOSEN = (
     (rf"(?i:\b(?:choose|pick|select|go with|opt for)\s+(?:(?:the )?(?:option|choice|answer|letter)\s+)?)({_LETTERS})",
      "I choose B"),
     (rf"(?i:\b(?:it's|it is|it must be|option|choice)\s+(?:option\s+)?)({_LETTERS})(?:[.!。]?\s*\Z|(?i:{_TRUE}))",
      "so it's B."),
-    (rf"(?:\A|\n|[.;:,]\s|(?i:\b(?:so|thus|hence|therefore),?\s))\s?({_LETTERS})(?i:{_TRUE})", "Thus B is correct."),
+    (rf"(?<![A-J)\]}}*])\s(?i:(?:and|but)\s)({_LETTERS})(?i:{_TRUE})", "A is wrong and B is the answer"),
+    (rf"{_SO}[ \t*]*(?i:(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer)[\s*]+"
+     rf"({_LETTERS})(?<=[\s)\]}}*A-J\"”])[.。]?[ \t]*(?:\Z|\n|(?<=\n))", "A: no\nB: yes\nAnswer B"),
+    (rf"{_SO}\s?({_LETTERS})(?i:{_TRUE})", "Thus B is correct."),
     (rf"(?:选择?|选项|選)\s*(?:项|是|为)?\s*[:：]?\s*({_LETTERS}|[A-J]+)(?!\s*(?:选?项)?\s*[错误不点])", "选项B正确"),
     (rf"(?:\A|\n)[ \t]?({_LETTERS})(?<=[\s)\]}}*A-J])[.。]?[ \t]*(?:\Z|\n|(?<=\n))", "It fits.\n(B)"),
 )

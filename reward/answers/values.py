@@ -63,7 +63,7 @@ _PLAIN_WORDS = re.compile(
 )
 _BASED = re.compile(r"\(?([0-9A-F]+)\)?_\{?\s*\(?([0-9]{1,2})\)?\s*\}?")
 _MANY = re.compile(
-    r"[:∶比点點时時月]|\b[ap]\.?\s?m|clock|\bto\b|colon|[0-9][-/.][0-9]+[-/.]|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)",
+    r"[:∶比点點时時月]|(?<![A-Za-z])[ap]\.?\s?m|clock|\bto\b|colon|[0-9][-/.][0-9]+[-/.]|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)",
     re.IGNORECASE,
 )
 """What stands in every compound value, and hardly in others."""
