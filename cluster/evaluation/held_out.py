@@ -64,6 +64,7 @@ class HeldOut:
         measures = {"outcome": outcome_quality, "process": process_quality}[supervision](
             examples, scores, self._config.reward.model or RewardModelConfig()
         )
+        measures["unjudged"] = sum(one.verdict.failed for group in self.sampled() for one in group.scored)
         row = {"step": step, "stage": stage.name, "reward_version": version, "supervision": supervision, **measures}
         # A run that died after this step's checkpoint comes here again.
         self.reward_models = [*(r for r in self.reward_models if r["step"] < step), row]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._private import services
 from ray.job_config import JobConfig
 
 from cluster.config.contradictions import unread_here
@@ -68,12 +69,14 @@ def check_temporary_folder() -> None:
 
 
 def await_cluster(address: str, deadline_s: float) -> None:
-    """Raises ConfigError unless a cluster answers at host:port in time.
+    """Raises ConfigError unless a cluster answers at host:port, or at what Ray takes `auto` for, in time.
 
     `ray.init` itself tries for many minutes, and cannot be interrupted meanwhile.
     """
-    if "://" in address or ":" not in address:
-        return
+    if "://" in address:
+        raise ConfigError([f"RAY_ADDRESS: found {address}; expected host:port: a run's driver is a process of the cluster"])
+    if address == "auto":
+        address = _last_cluster()
     answers: list[str] = []
 
     def ask() -> None:
@@ -90,6 +93,17 @@ def await_cluster(address: str, deadline_s: float) -> None:
     if why:
         found = f"RAY_ADDRESS: found {address}, where no Ray cluster answers{why}"
         raise ConfigError([f"{found}; expected the address of one, or no RAY_ADDRESS for a local one"])
+
+
+def _last_cluster() -> str:
+    """The address of the cluster of this machine."""
+    try:
+        found = services.canonicalize_bootstrap_address("auto")
+    except ConnectionError:
+        found = None
+    if found is None:
+        raise ConfigError(["RAY_ADDRESS: found auto, and no cluster runs on this machine; expected host:port, or none"])
+    return found
 
 
 def _init(stop: Stop, **arguments) -> None:

@@ -29,7 +29,7 @@ class Unscored(RunFailed):
 class Bound:
     """How many outputs may lack a score, whoever is to blame: rejected, unscorable, their judge killed or failing.
 
-    All are borne alike, up to a share of the newest outputs (`RECENT` or more), as long as not all of an order lack one.
+    All are borne alike, up to a share of the newest outputs (`RECENT` or more), as long as not a whole step lacks one.
     """
 
     def __init__(self, most: float):
@@ -38,15 +38,15 @@ class Bound:
         self._recent: deque[tuple[int, int]] = deque()
         """(outputs without a score, outputs) of the newest orders."""
 
-    def check(self, name: str, groups: Sequence[ScoredGroup]) -> None:
-        """Count one more order. Raises Unscored with the first cause."""
+    def check(self, name: str, groups: Sequence[ScoredGroup], *, whole: bool = True) -> None:
+        """Count one more order, of a whole step or a part of one. Raises Unscored with the first cause."""
         scored = [s for group in groups for s in group.scored]
         failed = [s for s in scored if s.verdict.failed]
         self._recent.append((len(failed), len(scored)))
         while sum(n for _, n in self._recent) - self._recent[0][1] >= RECENT:
             self._recent.popleft()
         bad, outputs = map(sum, zip(*self._recent, strict=True))
-        if failed and (len(failed) == len(scored) or bad > self._most * max(outputs, RECENT)):
+        if failed and (whole and len(failed) == len(scored) or bad > self._most * max(outputs, RECENT)):
             sample, why = failed[0].sample, failed[0].verdict.reason.strip()
             kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(s.verdict.status for s in failed).items())
             raise Unscored(
@@ -102,8 +102,8 @@ class Sampler:
         # Whichever slot answered first: what comes of the outputs depends on their order.
         return [made[lease.group_id] for lease in leases]
 
-    def judge(self, groups: Sequence[Group], name: str, reward: RewardSource) -> list[ScoredGroup]:
-        """The groups scored, in order; rejected outputs are not judged. Raises Unscored.
+    def judge(self, groups: Sequence[Group], name: str, reward: RewardSource, *, whole: bool = True) -> list[ScoredGroup]:
+        """The groups scored, in order; rejected outputs are not judged. `whole`: see `Bound.check`. Raises Unscored.
 
         Groups go to the reward slots in turn. A slot that fails is replaced, and its groups go to the next one.
         """
@@ -124,7 +124,7 @@ class Sampler:
         found = [scored[i] for i in range(len(groups))]
         if by == "model":
             self._check_version(name, found)
-        self._bound.check(name, found)
+        self._bound.check(name, found, whole=whole)
         return found
 
     def _check_version(self, name: str, groups: Sequence[ScoredGroup]) -> None:

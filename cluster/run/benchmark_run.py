@@ -142,7 +142,8 @@ def _sample(
             part = questions[start : start + at_once]
             name = f"{config.name} {part[0].ordinal}..{part[-1].ordinal}"
             with stop.breakable():
-                groups = sampler.judge(sampler.sample(leases(part, config.name, size), sampling, name), name, "rule")
+                made = sampler.sample(leases(part, config.name, size), sampling, name)
+                groups = sampler.judge(made, name, "rule", whole=False)
             file.writelines(json.dumps(_row(group, breakdown), ensure_ascii=False) + "\n" for group in groups)
             file.flush()
             scored = [s for group in groups for s in group.scored]

@@ -36,10 +36,10 @@ class Collector:
         self.tokens += sum(sum(s.sampled_mask) for group in groups for s in group.samples)
         return groups
 
-    def judge(self, groups: Sequence[Group], reward: RewardSource) -> list[ScoredGroup]:
-        """The groups scored, in order."""
+    def judge(self, groups: Sequence[Group], reward: RewardSource, *, whole: bool = True) -> list[ScoredGroup]:
+        """The groups scored, in order; `whole`: all that the step asks for."""
         with self._clock.timed("score"):
-            return self._sampler.judge(groups, f"score step {self._progress.step + 1}", reward)
+            return self._sampler.judge(groups, f"score step {self._progress.step + 1}", reward, whole=whole)
 
     def restore(self, tokens: int) -> None:
         """Go on from those that an earlier life of the run sampled."""

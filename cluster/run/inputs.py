@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cluster.config.run_config import RunConfig
@@ -60,9 +60,15 @@ def _inputs(config: RunConfig, weights: bool) -> Iterator[tuple[str, Path | Sour
         file = Path(config.reward.function.rpartition(":")[0])
         yield f"reward.function: {file}", file
     if config.model.path is not None:
-        patterns = TOKENIZER + PROMPTING + (WEIGHTS if weights else ())
-        for file in sorted({file for pattern in patterns for file in config.model.path.glob(pattern) if file.is_file()}):
+        for file in _files(config.model.path, TOKENIZER + PROMPTING + (WEIGHTS if weights else ())):
             yield f"model.path: {file}", file
+    for directory in config.reward.model.path if config.reward.model else ():
+        for file in _files(directory, TOKENIZER + PROMPTING + WEIGHTS):
+            yield f"reward.model.path: {file}", file
+
+
+def _files(directory: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})
 
 
 def _digest(what: Path | SourceConfig) -> str:

@@ -150,8 +150,9 @@ class Labeller:
         size = max(1, WAVE // labels.completions)
         for wave in (orders[start : start + size] for start in range(0, len(orders), size)):
             made = self._collector.sample(wave, "complete", booked=False)
-            whole = [_whole(group, prefixes[group.question.ordinal]) for group in made]
-            marks += [[_mark(s) for s in group.scored] for group in self._collector.judge(whole, "rule")]
+            joined = [_whole(group, prefixes[group.question.ordinal]) for group in made]
+            judged = self._collector.judge(joined, "rule", whole=len(orders) <= size)
+            marks += [[_mark(s) for s in group.scored] for group in judged]
         found = iter(marks)
 
         def labelled(item: ScoredSample) -> Labelled | None:

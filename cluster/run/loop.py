@@ -102,6 +102,7 @@ class Loop:
             self.progress.next_stage()
 
     def _run_stage(self, stage: StageConfig) -> None:
+        self._unless_stopped()
         source = source_of(self.config, self.data, self.collector, self.progress, self.serving.identity)
         buffer = Buffer(stage.questions_per_step, self.progress)
         self._evaluate_between(stage)
@@ -179,6 +180,10 @@ class Loop:
         if self.progress.done == stage.steps or self.progress.step % self.config.checkpoint_every == 0:
             with self.clock.timed("other"):
                 self.boundary.save()
+        self._unless_stopped()
+
+    def _unless_stopped(self) -> None:
+        """Raises KeyboardInterrupt between steps."""
         if self.stop.asked:
             raise KeyboardInterrupt
 

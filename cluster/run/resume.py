@@ -39,8 +39,13 @@ def resume(run_dir: Path, overrides: list[str], stop: Stop) -> dict:
             raise ConfigError(refused)
         for line in diff(config, changed):
             log.warning("changed on resume: %s", line)
+        kept = (run_dir / "config.yaml").read_text(encoding="utf-8")
         write_text(run_dir / "config.yaml", resolved_yaml(changed))
-        return run(changed, held, stop, found)
+        try:
+            return run(changed, held, stop, found)
+        except ConfigError:  # what does not fit here is not what the run has
+            write_text(run_dir / "config.yaml", kept)
+            raise
 
 
 def _check_beginning(run_dir: Path, config: RunConfig) -> None:

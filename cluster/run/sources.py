@@ -71,7 +71,8 @@ class PolicySamples:
 
     def _ask(self, questions: Sequence[Question], suffix: str) -> list[ScoredGroup]:
         asked = leases(questions, self.stage.name, self.stage.samples_per_question, suffix)
-        groups = self.collector.judge(self.collector.sample(asked, "generate"), self.stage.reward_source)
+        made = self.collector.sample(asked, "generate")
+        groups = self.collector.judge(made, self.stage.reward_source, whole=not suffix)
         self.collector.book("scored", (s.sample for group in groups for s in group.scored if not s.verdict.failed))
         return groups
 
@@ -156,7 +157,8 @@ class InitialSamples:
         for start in range(0, count, CHUNK):
             questions = [train.question(n) for n in range(start, min(start + CHUNK, count))]
             asked = leases(questions, f"{stage.name}/initial", stage.samples_per_question)
-            groups = self.collector.judge(self.collector.sample(asked, "generate", booked=False), stage.reward_source)
+            sampled = self.collector.sample(asked, "generate", booked=False)
+            groups = self.collector.judge(sampled, stage.reward_source, whole=count <= CHUNK)
             made += [pair for group in groups for pair in self._pairs(group)] if stage.pairs else groups
             log.info("stage %s: sampled outputs for %d of %d questions", stage.name, start + len(questions), count)
         write_rows(self.path, (_GROUP.dump_python(group, mode="json") for group in made))

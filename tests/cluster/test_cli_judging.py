@@ -2,9 +2,13 @@
 
 import json
 from contextlib import nullcontext
+from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+from cluster.cli.judging import home
+from cluster.cli.main import app
 from cluster.records.metrics import read_jsonl
 from cluster.records.samples import sample_rows, write_rows
 from reward.judging.pool import Outcome
@@ -43,6 +47,18 @@ def test_stored_responses_are_scored_as_one_json_object_and_a_row_for_each_row(f
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["scores"] for row in written] == [[1, 0], [1, 1]]
     assert [row["extracted"] for row in written] == [["2", "3"], ["4", "4"]]
+
+
+def test_a_home_is_found_where_the_shell_did_not(file, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = invoke("score", f"~/{file.name}", *NAMES, "--json", "--out=~/out.jsonl", "--judges", 1)
+    assert done.exit_code == 0 and (tmp_path / "out.jsonl").exists() and not Path("~").exists(), done.output
+
+
+def test_the_paths_of_all_commands_are_expanded():
+    hints = [hint for c in app.registered_commands for hint in get_type_hints(c.callback, include_extras=True).values()]
+    paths = [hint.__metadata__[0] for hint in hints if "Path" in str(getattr(hint, "__origin__", ""))]
+    assert len(paths) >= 12 and all(each.callback is home for each in paths)
 
 
 def test_the_convention_is_what_was_asked_for_and_a_table_is_for_people(file):

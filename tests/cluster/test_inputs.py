@@ -70,6 +70,21 @@ def test_an_edited_file_is_named_and_the_run_does_not_go_on(begun, tmp_path, nam
     assert begun == [tmp_path / "run"]
 
 
+def test_a_reward_model_from_outside_is_an_input_with_its_weights(tmp_path):
+    (tmp_path / "judge").mkdir()
+    for name in ("tokenizer.json", "config.json", "model.safetensors"):
+        (tmp_path / "judge" / name).write_text(name)
+    (tmp_path / "recipe.yaml").write_text(
+        RECIPE.replace('{function: "rewards.py:score"}', "{model: {path: [judge]}}").replace(
+            "sft", "grpo, samples_per_question: 2"
+        )
+    )
+    read = inputs.digests(load(tmp_path / "recipe.yaml"), weights=False)
+    assert {name for name in read if "judge" in name} == {
+        f"reward.model.path: {tmp_path}/judge/{name}" for name in ("tokenizer.json", "config.json", "model.safetensors")
+    }
+
+
 def test_a_file_that_changes_the_prompts_is_not_added(begun, tmp_path):
     (tmp_path / "model/generation_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="model/generation_config.json is new since the run began"):

@@ -59,6 +59,19 @@ def test_a_live_runs_configuration_is_left_alone(run_dir, runs):
     assert load(run_dir / "config.yaml").rollout.workers == 2
 
 
+def test_changes_that_do_not_fit_the_cluster_are_not_kept(run_dir, monkeypatch):
+    at(run_dir, 1, 2)
+    before = (run_dir / "config.yaml").read_text()
+
+    def refuse(*_):
+        raise ConfigError(["rollout.workers: 40 do not fit"])
+
+    monkeypatch.setattr("cluster.run.launch.run", refuse)
+    with pytest.raises(ConfigError, match="40 do not fit"):
+        resume(run_dir, ["rollout.workers=40"], Stop())
+    assert (run_dir / "config.yaml").read_text() == before
+
+
 def test_the_configuration_is_replaced_whole_or_not_at_all(run_dir, runs, monkeypatch):
     at(run_dir, 1, 2)
     before = (run_dir / "config.yaml").read_text()

@@ -99,6 +99,16 @@ def test_an_order_of_which_nothing_has_a_score_ends_the_run_with_the_first_cause
     assert str(failed.value).endswith(f"The first, grpo/0[0]: {why}") and len(failed.value.groups[0].scored) == 2
 
 
+def test_a_small_part_of_a_step_may_be_lost_as_a_whole(sampler):
+    one = sampler(bad={("grpo/9", 0), ("grpo/9", 1)})
+    order(one, 64)
+    (group,) = one.sample([lease(9)], SAMPLING, "refill")
+    with pytest.raises(Unscored, match="2 of 2"):
+        one.judge([group], "step", "rule")
+    (scored,) = sampler().judge([group], "refill", "rule", whole=False)
+    assert [s.verdict.status for s in scored.scored] == ["rejected"] * 2
+
+
 def test_failures_are_borne_up_to_the_bound_of_the_newest_outputs_whatever_their_kind(sampler):
     one = sampler(bad={(f"grpo/{n}", 0) for n in range(10)})
     for n in range(6):

@@ -1,6 +1,8 @@
 """Signals in every phase of a run: what is felt at once, what is saved, and that the run goes on as if there had been none."""
 
+import functools
 import os
+import re
 import signal
 import time
 from contextlib import contextmanager
@@ -87,6 +89,7 @@ def undisturbed(tmp_path_factory, data, tokenizer):
         ("step", 4, 0.0, 4),
         ("publish", 3, 0.0, 4),
         ("save", 1, 0.0, 2),
+        ("begin_stage", 2, 0.0, 2),
     ],
 )
 def test_a_stop_is_felt_at_once_or_after_the_update_and_the_run_goes_on_as_undisturbed(
@@ -210,9 +213,20 @@ def test_a_folder_of_temporary_files_too_deep_for_sockets_is_refused(start, tmp_
     assert one_line(done, tmp_path).startswith("error: TMPDIR: found a path of 150 bytes; expected at most 35")
 
 
-def test_a_dead_cluster_is_given_up_in_time(start, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("127.0.0.1:1", "found 127.0.0.1:1, where no Ray cluster answers within 2 s"),
+        ("auto", r"found [\d.]+:1, where no Ray cluster answers within 2 s"),
+        ("ray://127.0.0.1:1", "found ray://127.0.0.1:1; expected host:port"),
+    ],
+)
+def test_a_dead_cluster_is_given_up_in_time(start, tmp_path, monkeypatch, address, found):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    # What `ray start` left of a cluster whose machine was switched off.
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", functools.cache(set))
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda *_, **__: "127.0.0.1:1")
     began = time.monotonic()
     done = start("cluster.start_deadline_s=2")
-    assert done.exit_code == 2 and time.monotonic() - began < 30
-    assert one_line(done, tmp_path).startswith("error: RAY_ADDRESS: found 127.0.0.1:1, where no Ray cluster answers within 2 s")
+    assert done.exit_code == 2 and time.monotonic() - began < 30, done.output
+    assert re.match(f"error: RAY_ADDRESS: {found}", one_line(done, tmp_path))

@@ -25,7 +25,10 @@ CELLS = [GroupRelative(), GroupRelative(normalize_std=False), GroupRelative(ddof
 def group(rewards, name="g", components=None):
     items = [scored(name, i, [5], [6 + i, 7], reward=reward) for i, reward in enumerate(rewards)]
     parts = components or [{}] * len(items)
-    return [replace(x, verdict=replace(x.verdict, components=c)) for x, c in zip(items, parts, strict=True)]
+    return [
+        replace(x, verdict=replace(x.verdict, components=c, summands=tuple(c.values())))
+        for x, c in zip(items, parts, strict=True)
+    ]
 
 
 def of_parts(draw, size):

@@ -8,6 +8,7 @@ from reward.config import RewardConfig
 from reward.judging.judges import Function
 from reward.judging.pool import Outcome, Pool
 from reward.judging.user_function import Wants, adapt
+from reward.labels.examples import better
 from reward.scorer import FunctionScorer
 from reward.worker import RewardWorker
 from rollout.types import FinishReason
@@ -154,6 +155,13 @@ def test_components_are_weighted_into_one_event_and_the_rules_stand_beside():
     assert plain.verdict.reward == 2.5
 
 
+def test_a_component_without_weight_is_no_part_of_the_rewards_rounding():
+    values = [{"correct": float(i % 2), "stamp": 1.79e18} for i in range(4)]
+    group = scorer(*values, weights={"correct": 1.0, "stamp": 0.0})([sample("#### 7", index=i) for i in range(4)])
+    assert [s.verdict.reward for s in group] == [0.0, 1.0, 0.0, 1.0]
+    assert [better(group[1], other) for other in group] == [True, False, True, False]
+
+
 def test_its_own_correct_replaces_the_rules_and_is_needed_where_the_rule_cannot_judge():
     essay = question(gold="an essay about rain")
     (own,) = scorer({"correct": 0.0})([sample("#### 7", finish_reason=FinishReason.LENGTH)])
@@ -171,6 +179,14 @@ def test_a_failure_names_function_and_sample_and_is_no_number():
     assert bad.verdict.reason == "reward.function on group grpo/0, index 0: Traceback: boom"
     assert "returned components unasked; expected fit" in other.verdict.reason
     assert all(x.verdict.reward is None and x.events == () for x in (bad, other, empty))
+
+
+def test_the_rules_judge_is_named_where_it_was_the_one_that_failed():
+    lost = Outcome(status="killed", value=None, reason="no answer within 10 s", seconds=10.0)
+    good = Outcome(status="score", value={"fit": 1.0}, reason="", seconds=0.1)
+    made = FunctionScorer(RewardConfig(), Function(judge=lambda rows: [good]), lambda rows: [lost])
+    (scored,) = flat(made.score(sampled_groups([sample("#### 7")])))
+    assert scored.verdict.reason == "the rule on group grpo/0, index 0: no answer within 10 s"
 
 
 MINE = """
