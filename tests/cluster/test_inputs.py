@@ -70,7 +70,8 @@ def test_an_edited_file_is_named_and_the_run_does_not_go_on(begun, tmp_path, nam
     assert begun == [tmp_path / "run"]
 
 
-def test_a_reward_model_from_outside_is_an_input_with_its_weights(tmp_path):
+def test_a_reward_model_from_outside_is_an_input_with_its_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "judge").mkdir()
     for name in ("tokenizer.json", "config.json", "model.safetensors"):
         (tmp_path / "judge" / name).write_text(name)
