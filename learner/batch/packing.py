@@ -94,23 +94,24 @@ def pack(
 
 def columns(packed: PackedBatch, outputs: Sequence[Output], values: PerToken) -> list[Tensor]:
     """Of a value for every output token: the float32 values of each micro-batch's trained tokens."""
-    flat = torch.tensor(by_slot(outputs, values), dtype=torch.float32)
-    return [flat.to(micro.device)[micro.slot_N] for micro in packed.micro_batches]
+    device = next((micro.device for micro in packed.micro_batches), None)
+    flat = torch.from_numpy(by_slot(outputs, values).astype(np.float32)).to(device)
+    return [flat[micro.slot_N] for micro in packed.micro_batches]
 
 
-def by_slot(outputs: Sequence[Output], values: PerToken) -> list[float]:
-    """A value for every output token, as the flat list of trained tokens in slot order; those out of the loss are left out.
+def by_slot(outputs: Sequence[Output], values: PerToken) -> np.ndarray:
+    """A value for every output token, as one array of the trained tokens in slot order; those out of the loss are left out.
 
     Raises ValueError unless an output has as many values as tokens.
     """
-    flat = []
+    parts = [np.empty(0)]
     for output, row in zip(outputs, values, strict=True):
         if output.in_loss:
-            found, expected = None if row is None else len(row), len(output.output_ids)
-            if row is None or found != expected:
-                raise ValueError(f"{output.name}: found {found or 'no'} values, expected {expected}, one per token")
-            flat += [value for value, here in zip(row, output.mask, strict=True) if here]
-    return flat
+            found, expected = 0 if row is None else len(row), len(output.output_ids)
+            if found != expected:
+                raise ValueError(f"{output.name}: found {found} values, expected {expected}, one per token")
+            parts.append(np.array(row or (), dtype=np.float64)[np.array(output.mask, dtype=bool)])
+    return np.concatenate(parts)
 
 
 def by_sample(outputs: Sequence[Output], flat: Sequence[float]) -> list[tuple[float, ...] | None]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from learner.algorithms.cells import Need, PerToken, Signals
@@ -112,15 +113,15 @@ class PolicyStage:
         return self._pack(outputs, weigh=weighting.token_weight, together=weighting.unit == "pair")
 
     def _train_policy(self, credited: Credited, updates: int, temperature: float) -> dict[str, float]:
-        unknown = [(math.nan,) * len(output.output_ids) for output in credited.outputs]
-        recorded = zip(_recorded(credited.batch), unknown, strict=True)
-        behaviour = credited.column([row or nan for row, nan in recorded])
+        recorded = zip(_recorded(credited.batch), credited.outputs, strict=True)
+        behaviour = credited.column([row or (math.nan,) * len(output.output_ids) for row, output in recorded])
+        unknown = [torch.full_like(x, math.nan) for x in behaviour]
         packed = credited.packed.to_train(
             PolicyBatch,
             advantage_N=credited.column(credited.advantages),
             behaviour_logprob_N=behaviour,
             old_logprob_N=credited.read.get(Need.OLD_LOGPROBS, behaviour),
-            reference_logprob_N=credited.read.get(Need.REFERENCE, credited.column(unknown)),
+            reference_logprob_N=credited.read.get(Need.REFERENCE, unknown),
         )
         # Outputs that were made before the stage began are of other weights than the learner's.
         current = self._row.data_source is DataSource.POLICY_SAMPLES
