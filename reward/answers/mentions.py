@@ -12,18 +12,17 @@ from reward.answers.values import UNSIGNED
 
 MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
 _DAY = r"[0-9]{1,2}(?:st|nd|rd|th)?"
-_YEAR = r"(?:,?\s+[0-9]{4})?"
 # A minus after a letter, a digit or a bracket subtracts.
 _NUMBER = (
-    rf"(?:(?<![A-Za-z0-9)\]])[-+])?[$€£¥]?(?:{MONTH}\s+{_DAY}{_YEAR}|{_DAY}\s+(?:of\s+)?{MONTH}{_YEAR}|[0-9]+\s+[0-9]+/[0-9]+"
-    r"|[0-9]+(?:\.[0-9]+)*:[0-9]+(?::[0-9]+)*|[0-9]+/[0-9]+/[0-9]+"
+    rf"(?:(?<![A-Za-z0-9)\]])[-+])?[$€£¥]?(?:(?:{MONTH}\s+{_DAY}|{_DAY}\s+(?:of\s+)?{MONTH})(?:,?\s+[0-9]{{4}})?"
+    r"|[0-9]+\s+[0-9]+/[0-9]+|[0-9]+(?:\.[0-9]+)*:[0-9]+(?::[0-9]+)*|[0-9]+/[0-9]+/[0-9]+"
     rf"|[0-9]+(?:\.[0-9]+)?(?:-[0-9]+(?:\.[0-9]+)?)+(?![0-9]|\.[0-9]|\s*=)|[vV]?[0-9]+(?:\.[0-9]+){{2,}}|(?:{UNSIGNED})(?:/[0-9]+)?%?)"
 )
 _BEFORE = (
     r"(?:(?i:\b(?:at (?:least|most)|no (?:more|less|fewer|other) than|(?:more|less|fewer|greater|bigger|larger|smaller|higher"
-    r"|lower) than|up to|over|under|above|below|nearly|almost|just (?:over|under)|exceed(?:s|ing)?|not|negative|minus|moins"
-    r"|menos|plus or minus|twice|double|triple|thrice|divisible by|between|either|(?:a |one |the )?(?:half|minimum|maximum"
-    r"|(?:half|third|quarter|fourth|fifth|tenth|percent|(?:(?:square|cube|fourth) )?root|square|cube|reciprocal|inverse"
+    r"|lower) than(?: or equal to)?|up to|over|under|above|below|nearly|almost|just (?:over|under)|exceed(?:s|ing)?|negative"
+    r"|minus|moins|menos|plus or minus|twice|double|triple|thrice|divisible by|between|either|(?:a |one |the )?(?:half|minimum"
+    r"|maximum|(?:half|third|quarter|fourth|fifth|tenth|percent|(?:(?:square|cube|fourth) )?root|square|cube|reciprocal|inverse"
     r"|negative|opposite|additive inverse|factorial|logarithm|minimum|maximum|multiples?) of))\s+(?:the\s+|about\s+)?)"
     r"|至少|至多|最多|最少|不少于|不多于|不超过|不到|不足|超过|大于|小于|多于|少于|低于|高于|将近|接近|不是|正负|负|根号|√\s*"
     r"|(?:(?<![<>=-])[<>≤≥≠±]=?|\\(?:leq?|geq?|lt|gt|neq?|pm)(?![a-z]))\s*)"
@@ -62,8 +61,6 @@ _PLACE = re.compile(r"(?<!=)(?<!= )[0-9,]*(?:1st|2nd|3rd|[0-9]th)|[0-9]+\^\{(?:\
 _LEFT = re.compile(rf"(?:{_BEFORE}|{any_of(BEFORE)})+\Z")
 _RIGHT = re.compile(rf"(?:{_BEHIND}|{any_of(BEHIND)})+")
 _SEVERAL = re.compile(r",?\s+(?:or|and|nor)\s+|\s[A-Za-z]+,?\s+or\s+")
-_FARTHEST = 60
-_CURRENCY = re.compile(r"(?<![A-Za-z])(?:RMB|USD|EUR|GBP|CNY|Rs)(?=\.?[0-9])")
 _LABEL = re.compile(
     r"(?i:(?<![A-Za-z])(?:steps?|notes?|figures?|fig\.|tables?|equations?|eqs?\.?|questions?|q\.?|problems?|cases?|parts?|sections?"
     r"|chapters?|examples?|exercises?|tasks?|solutions?|phases?|stages?|iterations?|rules?|items?|rows?|claims?|remarks?|theorems?"
@@ -79,7 +76,7 @@ _ITEM = re.compile(
 )
 _LETTERED = re.compile(r"^[ \t]*\(?([ab])[.)]", re.MULTILINE)
 _IN_A_LINE = re.compile(r"^[ \t]*(?<![0-9])1[.)][ \t]+[A-Z][^0-9\n]*[ \t]2[.)][ \t]+[A-Z][^0-9\n]*[ \t]3[.)].*$", re.MULTILINE)
-_SERIES = re.compile(any_of(LABELS))
+_SERIES = re.compile(rf"{any_of(LABELS)}|(?<![A-Za-z])(?:RMB|USD|EUR|GBP|CNY|Rs)(?=\.?[0-9])")
 
 
 class Mention(NamedTuple):
@@ -90,22 +87,21 @@ class Mention(NamedTuple):
 def mentions(text: str) -> Iterator[Mention]:
     """Every number of a text, with the mathematics and the words at it that change its value; several numbers in a row between
     which there is "or" or "and" are one."""
-    text = _LABEL.sub(_blank, plain_characters(text))
-    text = _CURRENCY.sub(_blank, _without_items(_SERIES.sub(_blank, text)))
-    start = end = 0
+    text = _without_items(_SERIES.sub(_blank, _LABEL.sub(_blank, plain_characters(text))))
+    places: list[tuple[int, int]] = []
+    end = 0
     for found in _FOUND.finditer(text):
         stop = _end(text, found) if found.start() >= end else 0
         if not stop:
             continue
-        left = _LEFT.search(text[max(end, found.start() - _FARTHEST) : found.start()])
+        left = _LEFT.search(text[max(end, found.start() - 60) : found.start()])
         begin = found.start() - len(left[0]) if left else found.start()
         right = _RIGHT.match(text, stop)
-        if end and not (_SEVERAL.fullmatch(text, end, begin) and not _again(text[start:end], found[0])):
-            yield Mention(text[start:end].strip(), end)
-            start = begin
-        start, end = start if end else begin, right.end() if right else stop
-    if end:
-        yield Mention(text[start:end].strip(), end)
+        # The same may be said twice, as in 0.6 or 60%.
+        joined = _SEVERAL.fullmatch(text, end, begin) and found[0].endswith("%") <= text[:end].endswith("%")
+        begin, end = places.pop()[0] if places and joined else begin, right.end() if right else stop
+        places.append((begin, end))
+    yield from (Mention(text[begin:end].strip(), end) for begin, end in places)
 
 
 def _end(text: str, found: re.Match[str]) -> int:
@@ -118,11 +114,6 @@ def _end(text: str, found: re.Match[str]) -> int:
         len(letters[0]) > 3 or _UNIT.match(text, found.end()) or without_units(text[found.start() : end]) == found[0]
     )
     return found.end() if word or _RIGHT.match(text, found.end()) else end
-
-
-def _again(number: str, other: str) -> bool:
-    """Whether the same may be said twice, as in 0.6 or 60%."""
-    return other.endswith("%") and bool(re.search(r"[./][0-9]", number))
 
 
 def _without_items(text: str) -> str:

@@ -12,8 +12,7 @@ _TRUE = r"(?i:(?:is|are)\s+(?:the\s+)?(?:correct|right|best|true)(?:\s+(?:one|op
 _BEHIND = rf"\s*(?:选?项|(?i:options?|choices?))?\s*(?:正确|对|{_TRUE})?"
 _BARE = rf"[(\[{{<【\"“'‘`]?\s*({_LETTER})\s*[)\]}}>】\"”'’`]?"
 _ONE = re.compile(rf"{_WORD}{_BARE}\s*[.．、:：]?{_BEHIND}")
-_SMALL = re.compile(r"(?i:(?:option|choice|the\s+letter)\s*[:：]?\s*)[(\[\"“'‘`]?([a-j])[)\]\"”'’`]?[.:：]?")
-"""Behind such a word a small letter is an option too."""
+_SMALL = re.compile(r"""^(?i:option|choice|the\s+letter)\s*[:：]?\s*[(\["“'‘`]?[a-j](?![A-Za-z])""")
 _AROUND = re.compile(rf"^{_WORD}|{_BEHIND}$")
 _SEPARATOR = re.compile(r"[\s,，、;；&()\[\]]|\band\b|和|与|及")
 _LABEL = re.compile(
@@ -96,10 +95,9 @@ def choice(text: str) -> Choice | None:
     if len(text) > LONGEST or not re.search("[A-Ja-j]", text):
         return None
     text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", text).replace("*", "").strip()
+    text = _SMALL.sub(lambda match: match[0].upper(), text)
     if one := _ONE.fullmatch(text):
         return Choice(one[1], "")
-    if small := _SMALL.fullmatch(text):
-        return Choice(small[1].upper(), "")
     parts = _SEPARATOR.sub(" ", _AROUND.sub("", text)).split()
     if parts and all(re.fullmatch(f"{_LETTER}+", part) for part in parts):
         joined = "".join(parts)

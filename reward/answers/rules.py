@@ -106,8 +106,7 @@ TYPED = Stage(
     (r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|text|pi|cdot|times|infty|cup|circ|begin|end)(?![a-z]))", r"\\",
      {r"\\frac12": "50%", r"\\text{C}": "C"}, "a backslash escaped once too often"),
     (r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9,/]| [0-9])", _bare, {"10 000": "10000"}, "spaces between thousands"),
-    (r",\\!\s*(?=[0-9]{3})|\{,\}|(?<=[0-9])\\,(?=[0-9]{3})", "", {r"1,\!234": "1234"},
-     "spaces between thousands"),
+    (r",\\!\s*(?=[0-9]{3})|\{,\}|(?<=[0-9])\\,(?=[0-9]{3})", "", {r"1,\!234": "1234"}, "spaces between thousands"),
     (r"(?<![0-9,.])([0-9]{1,3}(?:\.[0-9]{3})+),([0-9]{1,2})(?![0-9,])", lambda m: f"{m[1].replace('.', '')}.{m[2]}",
      {"1.234,56": "1234.56"}, "points between thousands"),
     (rf"(?<![A-Za-z\\])({FUNCTIONS}|pi)(?![A-Za-z])", r"\\\1", {"12*pi": r"12\pi"}, "typed without LaTeX"),
@@ -152,8 +151,7 @@ WORDS = Stage(
      {"negative 3": "-3", "the opposite of 3": "-3", "负3": "-3"}, "signs"),
     (rf"根号下?{_N}", r"\\sqrt{\1}", {"根号3": r"\sqrt{3}"}, "roots"),
     (rf"{_N}的(?:算术)?({'|'.join(_OF)})", lambda m: _OF[m[2]] % m[1],
-     {"3的平方": "9", "16的算术平方根": "4", "27的立方根": "3", "3的倒数": "1/3", "7的一半": "3.5"},
-     "what is made of a number"),
+     {"3的平方": "9", "16的算术平方根": "4", "27的立方根": "3", "3的倒数": "1/3", "7的一半": "3.5"}, "made of it"),
     (rf"{_N}的{_N}倍", r"\1\\cdot \2", {"7的2倍": "14"}, "multiples"),
     (rf"{_N}的{_N}次方", r"(\1)^{\2}", {"2的5次方": "32"}, "powers"),
     (r"(?i)^(?:12 )?noon$", "12:00 PM", {"noon": "12:00 PM"}, "times of day"),
@@ -191,8 +189,7 @@ DRESS = Stage(
 
 LEADING = Stage(
     (rf"^(?:{NAME}\s*(?:=|\\in(?![a-z]))|=|\\?approx(?:imately)?|≈|(?:about|around|roughly|exactly)\b|大约|约)\s*(?=[^=]+$)",
-     "", {r"x \in [1,2]": "[1,2]", "about 5": "5", "大约5": "5"},
-     "its name, or that it is near"),
+     "", {r"x \in [1,2]": "[1,2]", "about 5": "5", "大约5": "5"}, "its name, or that it is near"),
 )
 
 SIGNS = Stage(

@@ -29,15 +29,13 @@ _VALUE = (
 )
 _NO_STATEMENT = re.compile(r"(?:in)?correct\b|right\b|wrong\b|clear\b|reasonable\b|as follows|below|above", re.IGNORECASE)
 _LETTERS = r"(?>[(\[{*\"“]*[A-J](?![A-Za-z'])[\s,、和与&)\]}*(\[{\"”]*+(?:and\s++)?)++"
-_SO = r"(?:\A|\n|[.;:,]\s|(?i:\b(?:so|thus|hence|therefore),?\s))"
+_SO = r"(?:\A|\n|[.;:,]\s|(?i:\b(?:so|thus|hence|therefore),?\s)|(?<![A-J)\]}*])\s(?i:and|but)\s)"
 _TRUE = r"\s*(?:is|are)\s+(?:(?:the\s+)?(?:correct|right|best)|(?:the|my)\s+(?:final\s+)?answers?)"
 # fmt: off
 CHOSEN = (
     (rf"(?i:\b(?:choose|pick|select|go with|opt for)\s+(?:(?:the )?(?:option|choice|answer|letter)\s+)?)({_LETTERS})",
      "I choose B"),
-    (rf"(?i:\b(?:it's|it is|it must be|option|choice)\s+(?:option\s+)?)({_LETTERS})(?:[.!。]?\s*\Z|(?i:{_TRUE}))",
-     "so it's B."),
-    (rf"(?<![A-J)\]}}*])\s(?i:(?:and|but)\s)({_LETTERS})(?i:{_TRUE})", "A is wrong and B is the answer"),
+    (rf"(?i:\b(?:it's|it is|it must be|option|choice)\s+(?:option\s+)?)({_LETTERS})(?:[.!。]?\s*\Z|(?i:{_TRUE}))", "It's B."),
     (rf"{_SO}[ \t*]*(?i:(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer)[\s*]+"
      rf"({_LETTERS})(?<=[\s)\]}}*A-J\"”])[.。]?[ \t]*(?:\Z|\n|(?<=\n))", "A: no\nB: yes\nAnswer B"),
     (rf"{_SO}\s?({_LETTERS})(?i:{_TRUE})", "Thus B is correct."),
