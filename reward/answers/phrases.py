@@ -41,7 +41,7 @@ LABELS = (
     (r"(?i:(?<![A-Za-z])(?:thought|page|pp?\.|trial|scenario|observation|slide|exhibit|proof|sub-?(?:step|task)|ref\.|no\.)"
      r"\s*\(?[\[#]?[0-9]+\]?(?:\s*[-–]\s*[0-9]+)?(?![0-9.,]*[0-9])(?!\s*[-+*/=×÷]))", "page 10", "one of a series"),
     (rf"{_LINE}[*#>-]*[ \t]*[A-Z][a-z]+(?:[ \t][A-Za-z][a-z]+)?[ \t]+#?[0-9]+[ \t*]*[:：](?![0-9])", "Wave 2:", "a heading"),
-    (rf"{_LINE}#+[ \t]+(?!.*(?i:answer|total|result|\bis\b))[A-Z][A-Za-z -]*[ \t][0-9]+[.:*\s]*(?=\n|\Z)", "## Wave 2", "a heading"),
+    (rf"{_LINE}#+[ \t]+(?!.*(?i:answer|total|result))[A-Z][A-Za-z -]*[ \t][0-9]+[.:*\s]*(?=\n|\Z)", "## Wave 2", "a heading"),
     (rf"{_LINE}#{{1,3}}(?!#)[ \t]*[0-9]{{1,2}}(?:\.[0-9]+)*[.)、:：]?(?=[ \t*]|\n|\Z)", "### 3.", "a heading"),
     (rf"{_LINE}\[[0-9]{{1,3}}\](?=:|[ \t]+(?:https?:|www\.|[A-Z]))", "[1] https://x", "a reference"),
     (r"\\pmod\s*(?:\{[^{}]*\}|[0-9]+)", r"\equiv \pmod{7}", "what is divided by"),
