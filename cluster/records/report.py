@@ -64,12 +64,10 @@ def draw(rows: list[dict], evaluations: list[dict], title: str) -> "Figure":
 
 def plot_at_k(found: dict, title: str, path: Path) -> None:
     """Maj@K and Pass@K against K."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     for name, label in (("pass_at_k", "Pass@K"), ("maj_at_k", "Maj@K")):
         axes.plot(list(found[name]), list(found[name].values()), marker="o", label=label)
     axes.set_xscale("log", base=2)
@@ -77,7 +75,6 @@ def plot_at_k(found: dict, title: str, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def summary_table(summary: dict) -> Table:
@@ -123,17 +120,14 @@ def _measured(rows: list[dict], *metrics: str) -> bool:
 
 def _accuracy(axes: "Axes", rows: list[dict], evaluations: list[dict]) -> None:
     _line(axes, rows, "accuracy", "training outputs", alpha=0.5)
-    held_out = {
-        "accuracy": ("held out, sampled", "o-", "tab:orange"),
-        "greedy_accuracy": ("held out, greedy", "s--", "tab:green"),
-    }
-    for key, (label, mark, colour) in held_out.items():
-        points = [row for row in evaluations if row.get(key) is not None]
-        if not points:
-            continue
-        steps, values = [row["step"] for row in points], [row[key] for row in points]
-        spread = [1.96 * (row.get("accuracy_standard_error") or 0.0) for row in points] if key == "accuracy" else None
-        axes.errorbar(steps, values, yerr=spread, fmt=mark, color=colour, capsize=3, label=label)
+    for key, how, mark, colour in (
+        ("accuracy", "sampled", "o-", "tab:orange"),
+        ("greedy_accuracy", "greedy", "s--", "tab:green"),
+    ):
+        if points := [row for row in evaluations if row.get(key) is not None]:
+            error = [1.96 * (row.get("accuracy_standard_error") or 0.0) for row in points] if how == "sampled" else None
+            places = [row["step"] for row in points], [row[key] for row in points]
+            axes.errorbar(*places, yerr=error, fmt=mark, color=colour, capsize=3, label=f"held out, {how}")
     axes.set_ylim(0, 1.02)
 
 
