@@ -30,13 +30,12 @@ _BEFORE = (
 _PART = "half|halves|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?"
 _BEHIND = (
     rf"(?:\s*(?i:and (?:an? |one |two |three |four )?(?:{_PART})|(?:{'|'.join(SCALES)})s?|squared|cubed|factorial|(?:{_PART})"
-    r"|or (?:more|less|fewer|greater|higher|lower|above|below|so)|and (?:above|below|up|over)|at (?:least|most)"
-    r"|to the (?:power|[0-9]+(?:th|nd|rd)|[a-z]+ power)[^.,;]{0,20}|(?:times|plus|minus|over|divided by|multiplied by) [0-9.]+"
-    r"|o'?clock|[ap]\.?\s?m\b\.?)(?![A-Za-z])"
-    r"|\s*(?:\^\s*(?:\{[^{}]*\}|-?[0-9]+)|[⁰¹²³⁴-⁹]+|_\{?[0-9]+\}?|!(?![=\s]|\Z)|[十百千万亿]+|[个只倍元米岁]?(?:半"
-    r"|[多余](?![少边项面数元样]))|几|[角棱边面维][\u4e00-\u9fff]|以上|以下|以内|左右?分之[0-9一二三四五六七八九十百]+"
-    r"|的(?:算术)?(?:平方根?|立方根?|[0-9]+次方|一半|倒数)|次方|[成折](?![\u4e00-\u9fff])|\+(?![\s0-9])|-?ish\b)"
-    r"| and [0-9]+/[0-9]+)"
+    r"|or (?:more|less|fewer|greater|higher|lower|above|below|so)|and (?:above|below|up|over)|at (?:least|most)|to the (?:power"
+    r"|[0-9]+(?:th|nd|rd)|[a-z]+ power)[^.,;]{0,20}|(?:times|plus|minus|over|divided by|multiplied by) [0-9.]+|o'?clock"
+    r"|[ap]\.?\s?m\b\.?)(?![A-Za-z])|\s*(?:\^\s*(?:\{[^{}]*\}|-?[0-9]+)|[⁰¹²³⁴-⁹]+|_\{?[0-9]+\}?|!(?![=\s]|\Z)|[十百千万亿]+"
+    r"|[个只倍元米岁]?(?:半|[多余](?![少边项面数元样]))|几|[角棱边面维][\u4e00-\u9fff]|以上|以下|以内"
+    r"|左右?分之[0-9一二三四五六七八九十百]+|的(?:算术)?(?:平方根?|立方根?|[0-9]+次方|一半|倒数)|次方|[成折](?![\u4e00-\u9fff])"
+    r"|\+(?![\s0-9])|-?ish\b)| and [0-9]+/[0-9]+)"
 )
 _GROUP = r"\{(?:[^{}\n]|\{(?:[^{}\n]|\{[^{}\n]*+\})*+\})*+\}"
 _COMMAND = (
@@ -62,14 +61,13 @@ _LEFT = re.compile(rf"(?:{_BEFORE}|{any_of(BEFORE)})+\Z")
 _RIGHT = re.compile(rf"(?:{_BEHIND}|{any_of(BEHIND)})+")
 _SEVERAL = re.compile(r",?\s+(?:or|and|nor)\s+|\s[A-Za-z]+,?\s+or\s+")
 _LABEL = re.compile(
-    r"(?i:(?<![A-Za-z])(?:steps?|notes?|figures?|fig\.|tables?|equations?|eqs?\.?|questions?|q\.?|problems?|cases?|parts?|sections?"
-    r"|chapters?|examples?|exercises?|tasks?|solutions?|phases?|stages?|iterations?|rules?|items?|rows?|claims?|remarks?|theorems?"
-    r"|lemmas?|corollary|propositions?|definitions?|lines?|footnotes?|appendix|hints?|methods?|approach|pasos?|étapes?|passo|schritt"
-    r"|шаг)(?:\s+no\.?|\s+number)?[\s#:-]*[(\[]?[0-9]+(?:\.[0-9]+)*[a-z]?[)\]]?(?![0-9])"
-    r"(?:\s*(?:,|-|–|and|to)\s*\(?[0-9]+\)?(?=[\s:.)]|\Z))*)"
-    r"|第\s*[0-9]+\s*(?:步|题|问|行|章|节|条)|(?:步骤|问题|方法|情况|公式|方程|式|图|表|注|例|题|ステップ|단계)\s*[(（]?[0-9]+[)）]?"
-    r"|(?i:(?<![A-Za-z])(?:from|by|using|in|into|with|see|of|and))\s+[(\[][0-9]{1,2}[)\]](?:\s*(?:,|and)\s*[(\[][0-9]{1,2}[)\]])*"
-    r"|(?:由|将|把|代入)\s*[(（][0-9][)）]"
+    r"(?i:(?<![A-Za-z])(?:steps?|notes?|figures?|fig\.|tables?|equations?|eqs?\.?|questions?|q\.?|problems?|cases?|parts?"
+    r"|sections?|chapters?|examples?|exercises?|tasks?|solutions?|phases?|stages?|iterations?|rules?|items?|rows?|claims?"
+    r"|remarks?|theorems?|lemmas?|corollary|propositions?|definitions?|lines?|footnotes?|appendix|hints?|methods?|approach"
+    r"|pasos?|étapes?|passo|schritt|шаг)(?:\s+no\.?|\s+number)?[\s#:-]*[(\[]?[0-9]+(?:\.[0-9]+)*[a-z]?[)\]]?(?![0-9])(?:\s*(?:,"
+    r"|-|–|and|to)\s*\(?[0-9]+\)?(?=[\s:.)]|\Z))*)|第\s*[0-9]+\s*(?:步|题|问|行|章|节|条)|(?:步骤|问题|方法|情况|公式|方程|式"
+    r"|图|表|注|例|题|ステップ|단계)\s*[(（]?[0-9]+[)）]?|(?i:(?<![A-Za-z])(?:from|by|using|in|into|with|see|of"
+    r"|and))\s+[(\[][0-9]{1,2}[)\]](?:\s*(?:,|and)\s*[(\[][0-9]{1,2}[)\]])*|(?:由|将|把|代入)\s*[(（][0-9][)）]"
 )
 _ITEM = re.compile(
     r"(?:(?<=\n)|\A|(?<=[.!?。；;:：]\s))[ \t>*#-]*(?:([0-9]{1,2})[.)、:：]|[(（]([0-9]{1,2})[)）])(?=\s|\*|\Z|[\u4e00-\u9fff])"
