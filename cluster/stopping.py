@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
@@ -48,7 +48,7 @@ class Stop:
         """Whether everything is broken off: the time is up, or a second signal came."""
         self._asked_at: float | None = None
         self._breakable = True
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Callable[..., object] | int | None] = {}
 
     @property
     def asked(self) -> bool:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -48,16 +48,16 @@ def score(
     from reward.judging.stored import judge_stored, measures, read
 
     _check_choice("--answer-format", answer_format, get_args(AnswerFormat))
-    ks, read_as = numbers(k), _reading(reading or [])
+    ks, read_as = numbers(k) if k else None, _reading(reading or [])
     rows = read(file, question=question, response=response, gold=gold, score=score_field)
-    config = RewardConfig(answer_format=answer_format, reading=read_as, judges=judges)
+    config = RewardConfig(answer_format=cast(AnswerFormat, answer_format), reading=read_as, judges=judges)
     with rule_pool(config) as pool, _progress(rows) as done:
         judged = judge_stored(rows, pool, config, done)
     if out is not None:
         from cluster.records.samples import write_rows
 
         write_rows(out, (_record(row, found) for row, found in zip(rows, judged, strict=True)))
-    found = {"file": str(file), "answer_format": answer_format} | measures(rows, judged, ks)
+    found: dict = {"file": str(file), "answer_format": answer_format} | measures(rows, judged, ks)
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -89,7 +89,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> tuple[Callable[[Stop], dict], Callable[[dict], None]]:
     """Sample a model's outputs on a benchmark and judge them: accuracy with its interval, Maj@K, Pass@K."""
-    from rollout.data.benchmarks import BENCHMARKS
+    from rollout.data.benchmarks import BENCHMARKS, Mode
 
     _check_choice("--benchmark", benchmark, BENCHMARKS)
     _check_choice("--mode", mode, ("cot", "tool"))
@@ -104,7 +104,7 @@ def evaluate(
         "output": str(out or Path("runs") / f"evaluate-{benchmark}-{model.name}"),
         "model": {"path": str(model)},
         "data": {
-            "questions": source, "prompt": {"suffix": asked.instruction[mode]}, "max_prompt_tokens": 1024,
+            "questions": source, "prompt": {"suffix": asked.instruction[cast(Mode, mode)]}, "max_prompt_tokens": 1024,
         },
         "rollout": {"max_new_tokens": 1024} | ({"tools": {}} if mode == "tool" else {}),
         "reward": {"answer_format": "auto"},
@@ -176,10 +176,8 @@ def _reading(overrides: list[str]):
     return found
 
 
-def numbers(text: str | None) -> list[int] | None:
+def numbers(text: str) -> list[int]:
     """1,8,64 as numbers. Raises ValueError."""
-    if text is None:
-        return None
     parts = text.split(",")
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise ValueError(f"--k: found {text!r}, expected positive numbers such as 1,8,64")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ray
 from ray._private import services
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]  it is compiled
 from ray.job_config import JobConfig
 
 from cluster.config.contradictions import unread_here
@@ -81,7 +82,7 @@ def await_cluster(address: str, deadline_s: float) -> None:
 
     def ask() -> None:
         try:
-            ray._raylet.GcsClient(address=address)
+            GcsClient(address=address)
             answers.append("")
         except Exception as error:
             answers.append(f": {str(error).splitlines()[0].rstrip('.')}")
@@ -110,7 +111,7 @@ def _init(stop: Stop, **arguments) -> None:
     try:
         ray.init(**arguments)
     except SystemExit as error:  # Ray's own handler of SIGTERM, which it puts in the place of ours
-        stop.ask(int(error.code))
+        stop.ask(int(error.code or 0))
         raise KeyboardInterrupt from None
     except Exception as error:
         raise RunFailed(f"Ray did not start: {str(error).strip().splitlines()[0]}") from error

@@ -154,7 +154,7 @@ def arrived() -> str:
     return node_id()
 
 
-def whereabouts() -> dict[str, str]:
+def whereabouts() -> dict[str, str | None]:
     """This actor and its node, for the run's summary."""
     return {"actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
 

@@ -51,7 +51,7 @@ def chinese_number(text: str) -> tuple[Fraction, Literal["%", "1"]] | None:
         return Fraction(1, 2), "1"
     match = _PLAIN.fullmatch(text)
     value = _number(match[1]) if match and (match[2] or not match[3]) else None
-    return None if value is None else (value + Fraction(len(match[3]), 2), "1")
+    return (value + Fraction(len(match[3]), 2), "1") if match and value is not None else None
 
 
 def _number(text: str) -> Fraction | None:

@@ -3,6 +3,8 @@
 import re
 from fractions import Fraction
 
+import sympy
+
 from reward.answers.formulas import equal, fingerprint
 from reward.answers.normalise import normalise, unit
 from reward.answers.notations import Choice, Ratio, Time, same_time
@@ -18,10 +20,11 @@ def same_with_units(a: str | None, b: str | None) -> bool:
     asks for none."""
     if a is None or b is None or not (wanted := unit(a)):
         return same(a, b)
-    factor, values = conversion(wanted, unit(b)), (parse(a), parse(b))
-    if factor is None or factor == 1 or not all(isinstance(value, Fraction | Formula) for value in values):
+    factor, first, other = conversion(wanted, unit(b)), parse(a), parse(b)
+    if factor is None or factor == 1 or not isinstance(first, Fraction | Formula) or not isinstance(other, Fraction | Formula):
         return factor is not None and same(a, b)
-    return factor.is_Rational and equal(_latex(values[0]), rf"({_latex(values[1])})\cdot\frac{{{factor.p}}}{{{factor.q}}}")
+    times = rf"\cdot\frac{{{factor.p}}}{{{factor.q}}}" if isinstance(factor, sympy.Rational) else ""
+    return bool(times) and equal(_latex(first), f"({_latex(other)}){times}")
 
 
 def same(a: str | None, b: str | None) -> bool:
@@ -40,7 +43,7 @@ def same(a: str | None, b: str | None) -> bool:
             letters = "".join(sorted(re.sub(r"[\s(),.]", "", text).upper()))
             said = value.content
             return letters == value.letters or bool(said) and (_folded(said) == _folded(text) or same(said, text))
-    if None not in values and same_value(*values):
+    if values[0] is not None and values[1] is not None and same_value(values[0], values[1]):
         return True
     # One equation may be solved for its unknown, and the other not. What was taken for a unit may be a letter: 2 g is 2g.
     full, kinds = (normalise(a, named=True), normalise(b, named=True)), {type(value) for value in values}

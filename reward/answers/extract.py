@@ -3,7 +3,7 @@
 import re
 from functools import lru_cache
 
-from reward.answers.mentions import Mention, mentions
+from reward.answers.mentions import mentions
 from reward.answers.notations import Ratio
 from reward.answers.statements import LAST_WORDS, LONGEST_TAIL, MATHS, Statement, answer_in, chosen, headed, plainly
 from reward.answers.values import Words, parse
@@ -35,7 +35,7 @@ def extract(text: str | None, answer_format: AnswerFormat, reading: Reading = RE
 
 def _spoken(text: str, reading: Reading) -> str:
     """What follows the reasoning, nothing where that is not finished; a mark of the end ends a line."""
-    tags, ends = _marks(reading)
+    tags, ends = _marks(reading)  # pyright: ignore[reportArgumentType]  a frozen model of pydantic has a hash
     last = {match[0].lower(): match.end() for match in tags.finditer(text)}
     places = [[last.get(tag.lower(), 0) for tag in pair] for pair in reading.reasoning_tags]
     if any(opened > closed for opened, closed in places):
@@ -144,4 +144,5 @@ def _unmarked(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    return max(mentions(text), key=lambda mention: mention.end, default=Mention(None, 0)).text
+    last = max(mentions(text), key=lambda mention: mention.end, default=None)
+    return last and last.text

@@ -7,9 +7,9 @@ all, and what is left is judged in processes that can be killed.
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import math_verify
 import sympy
@@ -128,13 +128,14 @@ def _ends(latex: str) -> bool:
 def _group(text: str) -> str:
     """The bracket that a text begins with, or what stands before the next sign."""
     if not text[:1] or text[0] not in "{(":
-        return re.match(r"-?\s*(?:[0-9.]+|\\?[A-Za-z]*)", text)[0]
+        begins = re.match(r"-?\s*(?:[0-9.]+|\\?[A-Za-z]*)", text)
+        return begins[0] if begins else ""
     end = next((i for i in range(1, len(text) + 1) if closed(text[:i])), len(text))
     return text[:end]
 
 
 def _fingerprint(latex: str) -> str:
-    expression = _reading(latex)
+    expression: Any = _reading(latex)
     if not isinstance(expression, sympy.Expr):
         return f"{type(expression).__name__} {sympy.srepr(expression)}"
     values = _values(expression, expression.free_symbols)
@@ -146,7 +147,7 @@ def _fingerprint(latex: str) -> str:
     return " ".join([names, *(str(value.evalf(10)) for value in values)])
 
 
-def _same_expression(a: sympy.Basic, b: sympy.Basic) -> bool:
+def _same_expression(a: Any, b: Any) -> bool:
     if isinstance(a, Relational) and isinstance(b, Relational):
         return _same_relation(a, b)
     if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)):
@@ -155,12 +156,12 @@ def _same_expression(a: sympy.Basic, b: sympy.Basic) -> bool:
         return a == b
     points, symbols = _POINTS + (_NEGATIVE if a.has(sympy.Abs) or b.has(sympy.Abs) else ()), a.free_symbols | b.free_symbols
     # A decimal inside a formula was read as a floating-point number, and one of many digits was printed from one.
-    rounded = any(x.has(sympy.Float) or x.is_Rational and x.q > 10**11 for x in (a, b))
+    rounded = any(x.has(sympy.Float) or isinstance(x, sympy.Rational) and x.q > 10**11 for x in (a, b))
     pairs = zip(_values(a, symbols, points), _values(b, symbols, points), strict=True)
     return all(_close(x, y, "1e-12" if rounded else "1e-20") for x, y in pairs)
 
 
-def _same_relation(a: Relational, b: Relational) -> bool:
+def _same_relation(a: Any, b: Any) -> bool:
     """Two equations or inequalities of the same unknowns are the same when their sides' differences are in one proportion,
     for inequalities a positive one."""
     # a > b is written b < a.
@@ -175,7 +176,7 @@ def _same_relation(a: Relational, b: Relational) -> bool:
     return all(None not in (x, y) and _close(x * y0, y * x0, "1e-12") for x, y in others)
 
 
-def _values(expression: sympy.Expr, symbols: set[sympy.Symbol], points: Sequence[str] = _POINTS) -> list[sympy.Expr | None]:
+def _values(expression: Any, symbols: Iterable[Any], points: Sequence[str] = _POINTS) -> list[Any]:
     """The expression at a few points, exactly where it is rational; None where it has no finite value."""
     named = sorted(symbols, key=str)
     out = []
@@ -203,7 +204,7 @@ def _reading(latex: str) -> sympy.Basic | None:
     bare = _MARKUP.sub(" ", latex)
     if _PROSE.search(_NAMES.sub(" ", bare)):
         return None
-    found = math_verify.parse(f"${READER(latex)}$", _READER, fallback_mode="no_fallback", parsing_timeout=None)
+    found = math_verify.parse(f"${READER(latex)}$", _READER, fallback_mode="no_fallback", parsing_timeout=cast(int, None))
     read, letters = str(found[0]), set(re.findall("[a-z]", bare.lower())) - {"e", "i"}
     # What is not finite, as 1/0, has no value.
     if re.search(r"\b(?:zoo|nan)\b", read) or not letters <= set(re.findall("[a-z]", read.lower())):

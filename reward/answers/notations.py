@@ -135,7 +135,7 @@ def compound(plain: str) -> Time | Date | Ratio | str | None:
 
 
 def _date(name: str = "", year: str | None = None, month: str | None = None, day: str | None = None) -> Date | None:
-    number = "janfebmaraprmayjunjulaugsepoctnovdec".index(name[:3].lower()) // 3 + 1 if name else int(month)
+    number = "janfebmaraprmayjunjulaugsepoctnovdec".index(name[:3].lower()) // 3 + 1 if name else int(month or 0)
     on = int(day) if day else None
     number, on = (on, number) if on and on <= 12 < number else (number, on)
     full = int(year) + (2000 if len(year) == 2 else 0) if year else None

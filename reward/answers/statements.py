@@ -80,7 +80,7 @@ def _headings(reading: Reading) -> tuple[re.Pattern, re.Pattern]:
 
 def headed(text: str, reading: Reading) -> list[Statement]:
     """What stands behind headings, in order: of several in a line, behind the last."""
-    (stating, heading), out = _headings(reading), []
+    (stating, heading), out = _headings(reading), []  # pyright: ignore[reportArgumentType]  a frozen model of pydantic has a hash
     for match in stating.finditer(text):
         inner = max(heading.finditer(match[1]), key=re.Match.end, default=None)
         words = match[1][inner.end() :].strip(" *_:：") if inner else match[1]
@@ -95,7 +95,7 @@ def chosen(text: str) -> Statement | None:
     for start, end in ((max(0, len(text) - LONGEST_TAIL), len(text)), (0, text.find("\n", 0, LONGEST) + 1)):
         last = max(_CHOSEN.finditer(text, start, end), key=re.Match.start, default=None)
         if last and not next(mentions(text[last.end() : end]), None):
-            return Statement(last.start(), last.end(), last[last.lastindex].strip())
+            return Statement(last.start(), last.end(), last[last.lastindex or 0].strip())
     return None
 
 
@@ -127,6 +127,6 @@ def answer_in(sentence: str) -> str | None:
     if parse(worked) is not None and not _SEVERAL.search(said):
         return worked
     # One formula, or one number however often.
-    found = [match[match.lastindex] for match in MATHS.finditer(said)]
+    found = [match[match.lastindex or 0] for match in MATHS.finditer(said)]
     found = found or list({parse(mention.text): mention.text for mention in reversed(list(mentions(said)))}.values())
     return found[0] if len(found) == 1 and not _SEVERAL.search(said) else said or None

@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from typing import Any
 
 import sympy
 from sympy.physics import units as physics
@@ -73,7 +74,7 @@ def without_units(text: str) -> str:
     units = _UNITS.fullmatch(text)
     words = (units["far"] or units["near"]) if units else ""
     counts = changes(words) or words.startswith(("percent", "pct", "%"))
-    return units["number"] if words and not counts else text
+    return units["number"] if units and words and not counts else text
 
 
 def changes(words: str) -> bool:
@@ -101,6 +102,7 @@ def conversion(wanted: str, found: str) -> sympy.Expr | None:
 def _scaled(text: str) -> tuple[sympy.Expr, frozenset]:
     """A unit in SI units: the factor, and the power of each dimension or, for what is counted, of its name."""
     scale, measured = sympy.Integer(1), {}
+    system: Any = SI.get_dimension_system()
     for over, raised, name, power in _PART.findall(text):
         times = int(power or 1) * _POWERS[raised] * (-1 if over else 1)
         factor, quantity = _quantity(name)
@@ -108,7 +110,7 @@ def _scaled(text: str) -> tuple[sympy.Expr, frozenset]:
             measured[factor] = measured.get(factor, 0) + times
             continue
         scale *= (sympy.Integer(10) ** factor * SI.get_quantity_scale_factor(quantity)) ** times
-        dimensions = SI.get_dimension_system().get_dimensional_dependencies(SI.get_quantity_dimension(quantity))
+        dimensions = system.get_dimensional_dependencies(SI.get_quantity_dimension(quantity))
         for dimension, of in dimensions.items():
             measured[str(dimension.name)] = measured.get(str(dimension.name), 0) + of * times
     return scale, frozenset((name, power) for name, power in measured.items() if power)

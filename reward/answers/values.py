@@ -6,9 +6,11 @@ currency, trailing zeros, units and dress do not matter. Formulas stay LaTeX her
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import cast
 
 from reward.answers.chinese import chinese_number
 from reward.answers.formulas import closed, readable
@@ -135,28 +137,33 @@ def _words(plain: str) -> Words | None:
 def _collection(plain: str) -> Collection | None:
     if matrix := _MATRIX.fullmatch(plain):
         rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", matrix[2]) if row.strip()]
-        return Collection("matrix", tuple(Collection("row", tuple(parse(cell) for cell in row)) for row in rows))
+        return Collection("matrix", tuple(_several("row", map(parse, row)) for row in rows))
     parts = _split(plain, r"\\cup(?![a-z])|∪|(?<=[)\]])\s*U\s*(?=[(\[])")
     if len(parts) > 1:
-        return Collection("union", tuple(map(parse, parts)))
+        return _several("union", map(parse, parts))
     inner = re.fullmatch(r"(\\\{|\\lbrace|\(|\[|\\langle)(.*)(\\\}|\\rbrace|\)|\]|\\rangle)", plain, re.DOTALL)
     if inner and closed(inner[2]):
         items = _split(inner[2], ",")
         if inner[1] in (r"\{", r"\lbrace"):
-            return Collection("set", _expanded(items) if inner[2].strip() else ())
+            return _several("set", _expanded(items) if inner[2].strip() else ())
         if len(items) > 1:
-            return Collection(inner[1][-1].replace("e", "(") + inner[3][-1].replace("e", ")"), tuple(map(parse, items)))
+            return _several(inner[1][-1].replace("e", "(") + inner[3][-1].replace("e", ")"), map(parse, items))
         return None
     items = _split(re.sub(rf"{TEXT}\{{\s*(?:and|or)\s*\}}|\b(?:and|or)\b", ",", plain), r"[,;](?:\s*,)?")
     items = [item for item in items if item]
     named = [_NAMED.fullmatch(item) for item in items]
-    if len(items) > 1 and all(named) and len({match["name"].partition("_")[0] for match in named}) == len(items):
-        pairs = sorted((match["name"], match["value"]) for match in named)
-        return Collection(" ".join(name for name, _ in pairs), tuple(parse(value) for _, value in pairs))
+    if len(items) > 1 and all(named) and len({match["name"].partition("_")[0] for match in named if match}) == len(items):
+        pairs = sorted((match["name"], match["value"]) for match in named if match)
+        return _several(" ".join(name for name, _ in pairs), (parse(value) for _, value in pairs))
     values = _expanded(items) if len(items) > 1 or len(_PLUS_MINUS.findall(plain)) == 1 else ()
     regions = all(isinstance(value, Collection) and value.kind in (*INTERVALS, "union") for value in values)
     kind = "union" if regions and re.search(r"\bor\b", plain) else "list"
-    return Collection(kind, values) if len(values) > 1 else None
+    return _several(kind, values) if len(values) > 1 else None
+
+
+def _several(kind: str, items: Iterable[Value | None]) -> Collection:
+    """Also with items that have no value, which no value has that `parse` gives."""
+    return Collection(kind, tuple(cast(Iterable[Value], items)))
 
 
 def _expanded(items: list[str]) -> tuple[Value | None, ...]:

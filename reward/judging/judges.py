@@ -59,6 +59,7 @@ def function_pool(config: RewardConfig, log: Path | None = None) -> Pool:
     """
     if absent := [name for name in config.environment if name not in os.environ]:
         raise ValueError(f"reward.environment: {', '.join(absent)}: not set on {socket.gethostname()}")
+    assert config.function is not None, "asked for where there is one"
     reach = Reach(environment=config.environment, network=config.network, log=log)
     return Pool(config.function, adapter="reward.judging.user_function:adapt", reach=reach, **_limits(config))
 

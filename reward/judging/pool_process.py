@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Process:
             [sys.executable, "-P", "-m", "reward.judging.pool_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if printed else None, start_new_session=True, env=_environment(setup["environment"]),
         )  # fmt: skip
-        self.answers = self._process.stdout
+        self._rows, self.answers = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
         for pipe in filter(None, (self.answers, self._process.stderr)):
             os.set_blocking(pipe.fileno(), False)
         self._buffer = self._line = b""
@@ -110,7 +110,7 @@ class Process:
 
     def _take_printed(self) -> bool:
         """Whole lines of what it printed go to the log, which several processes share. Whether there will be no more."""
-        if self._log is None:
+        if self._log is None or self._process.stderr is None:
             return True
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self._process.stderr.fileno(), LONGEST_LINE):
@@ -124,8 +124,8 @@ class Process:
     def send(self, message: Any) -> None:
         self.since = time.monotonic()
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+            self._rows.write(json.dumps(message).encode() + b"\n")
+            self._rows.flush()
         except BrokenPipeError:
             self.ended = "its process ended"
 
@@ -156,13 +156,13 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(timeout=30)
-        if self._log is not None and not self._process.stderr.closed:
+        if self._log is not None and self._process.stderr is not None and not self._process.stderr.closed:
             self._take_printed()
             self._log.write(self._line)
             self._process.stderr.close()
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.stdout.close()
+            self._rows.close()
+        self.answers.close()
 
 
 def _exit(code: int | None) -> str:

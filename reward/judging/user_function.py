@@ -48,7 +48,7 @@ class Wants:
         return next((column for column in (name, *plural) if column in row), None)
 
 
-def adapt(function: Callable) -> tuple[Callable[[Any], Any], bool, dict[str, Any]]:
+def adapt(function: Callable) -> tuple[Callable[..., Any], bool, dict[str, Any]]:
     """(a judge of a row, False, its `Wants`), or (a judge of a list of rows, True, ...).
 
     A row has `question`, `output`, `gold` and `columns`. Raises TypeError for a signature that does not fit.
