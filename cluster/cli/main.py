@@ -200,7 +200,7 @@ def _checked(recipe: Path, overrides: list[str] | None, benchmarks: Sequence[Pat
         for kind, lines in (("", found.facts), ("warning: ", found.warnings), ("error: ", found.problems)):
             for line in lines:
                 typer.echo(kind + line, err=bool(kind))
-    if found.problems:
+    if config is None or found.problems:
         raise typer.Exit(WRONG_INPUT)
     return config
 

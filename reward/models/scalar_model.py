@@ -99,7 +99,7 @@ def load(paths: Sequence[Path], dtype: torch.dtype) -> ScalarModel:
     Raises ValueError for a directory that holds no classifier with one label, for two kinds, and for no directory.
     """
     places = [place for path in paths for place in member_directories(Path(path))]
-    kinds = [kind_of(place) for place in places]
+    kinds: list[Kind] = [kind_of(place) for place in places]
     if len(set(kinds)) != 1:
         raise ValueError(f"{', '.join(map(str, places))}: found {kinds or 'no directory'}, expected reward models of one kind")
     return ScalarModel([_load(place, kinds[0], AutoConfig.from_pretrained(place), dtype) for place in places], kinds[0]).eval()
@@ -154,7 +154,7 @@ def kind_of(path: Path) -> Kind:
     if not (path / "config.json").exists():
         raise ValueError(f"{path}: no config.json, expected the directory of a reward model")
     config = AutoConfig.from_pretrained(path)
-    found = [kind for name in config.architectures or () for suffix, kind in KINDS.items() if name.endswith(suffix)]
+    found: list[Kind] = [kind for name in config.architectures or () for suffix, kind in KINDS.items() if name.endswith(suffix)]
     if len(found) != 1 or config.num_labels != 1:
         what = f"architectures {config.architectures} with {config.num_labels} labels"
         raise ValueError(f"{path}/config.json: {what}, expected one of {', '.join(f'*{s}' for s in KINDS)} with 1 label")
