@@ -5,6 +5,7 @@ from pydantic import BaseModel
 from cluster.config import stages
 from cluster.config.explain import Loc
 from cluster.config.settings import RunSettings
+from learner.algorithms.table import Supervision
 from learner.config import LearnerConfig
 from reward.config import RewardModelConfig
 
@@ -139,6 +140,6 @@ def _given(section: BaseModel, name: str) -> bool:
     return getattr(section, name) != type(section).model_fields[name].default
 
 
-def supervision(config: RunSettings) -> str | None:
+def supervision(config: RunSettings) -> Supervision | None:
     """What the run's reward model judges, outcome or process; None for a run without one."""
     return next((kind for stage in config.stages if (kind := stage.resolved().supervision)), None)
