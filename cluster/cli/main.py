@@ -21,10 +21,8 @@ from cluster.cli import judging as cli_judging
 from cluster.cli.judging import home
 from cluster.stopping import RunFailed, Stop, Stopped
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(__doc__ or "").split("\n\n")[0]
-)
-
+ABOUT = str(__doc__).split("\n\n")[0]
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=ABOUT)
 WRONG_INPUT, FAILED, STOPPED = 2, 3, 4
 
 RecipePath = Annotated[Path, typer.Argument(callback=home, metavar="RECIPE", help="A YAML recipe; see deploy/recipes.")]
