@@ -24,12 +24,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def maj_at_k(
-    answers: Sequence[str | None],
-    correct: Sequence[bool | None],
-    k: int,
-    seed: int,
-) -> Estimate:
+def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool | None], k: int, seed: int) -> Estimate:
     """The chance that the plurality answer of k samples is right.
 
     Answers are in canonical form: the same text for equal ones. Ties go to the answer that occurs first; a missing answer

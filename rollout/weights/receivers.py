@@ -13,11 +13,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from rollout.weights.held import held_sums
 from rollout.weights.staging import Staging
