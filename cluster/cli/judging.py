@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -191,21 +192,16 @@ def _check_choice(option: str, found: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{option}: found {found!r}, expected one of {', '.join(choices)}{nearest(found, choices)}")
 
 
+@contextmanager
 def _progress(rows):
     """A bar on a terminal; told how many responses are done."""
-    from contextlib import contextmanager
-
     from rich.console import Console
     from rich.progress import Progress
 
-    @contextmanager
-    def bar():
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("judging", total=sum(len(row.responses) for row in rows))
-            yield lambda count: progress.advance(task, count)
-
-    return bar()
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("judging", total=sum(len(row.responses) for row in rows))
+        yield lambda count: progress.advance(task, count)
 
 
 def _record(row, found) -> dict:
