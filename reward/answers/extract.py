@@ -37,10 +37,12 @@ def _spoken(text: str, reading: Reading) -> str:
     """What follows the reasoning, nothing where that is not finished; a mark of the end ends a line."""
     tags, ends = _marks(reading)  # pyright: ignore[reportArgumentType]  a frozen model of pydantic has a hash
     last = {match[0].lower(): match.end() for match in tags.finditer(text)}
+    if not last:
+        return ends.sub("\n", text).rstrip()
     places = [[last.get(tag.lower(), 0) for tag in pair] for pair in reading.reasoning_tags]
     if any(opened > closed for opened, closed in places):
         return ""
-    return ends.sub("\n", text[max((closed for _, closed in places), default=0) :]).rstrip()
+    return ends.sub("\n", text[max(closed for _, closed in places) :]).rstrip()
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,7 @@ _CHARACTERS = {
     **dict.fromkeys("−–", "-"), **dict.fromkeys("\u00a0\u202f\u2009", " "), "½": " 1/2", "¼": " 1/4", "¾": " 3/4",
     "⅓": " 1/3", "⅔": " 2/3", "⅕": " 1/5", "⅛": " 1/8",
 }  # fmt: skip
+_SIGN = re.compile(r"[<>≤≥≠]|!=|\\[lgn]")
 _MIRRORED = str.maketrans("<≤>≥", ">≥<≤")
 _UNKNOWN = re.compile(rf"\s*(?:(?![ei])[A-Za-z]|{GREEK})(?:\([a-z]\))?\s*")
 _CURRENCY = re.compile(r"US\$|\\\$|[€£¥]|\bRMB\b|\$(?=[^$]*$)(?:(?<=^.)|(?<=^-.))")
@@ -89,6 +90,8 @@ def in_interval_notation(plain: str) -> str:
     """The interval of an inequality that has one unknown, by itself, and numbers for bounds; else the text itself."""
     if re.fullmatch(rf"\\mathbb\s*\{{?R\}}?|(?:{TEXT}\{{\s*)?all real numbers\s*\}}?", plain):
         return r"(-\infty,\infty)"
+    if not _SIGN.search(plain):
+        return plain
     signs, sides = re.findall("[<≤>≥≠]", text := SIGNS(plain)), [side.strip() for side in re.split("[<≤>≥≠]", text)]
     unknown = [i for i, side in enumerate(sides) if _UNKNOWN.fullmatch(side)]
     bounds = [side for i, side in enumerate(sides) if i not in unknown]
