@@ -124,15 +124,10 @@ def evaluate(
 
 def _loaded(settings: dict, overrides: list[str]):
     """The configuration of these settings with overrides, checked as a recipe's."""
-    import tempfile
-
     from cluster.config.recipe import dump
     from cluster.config.run_config import load
 
-    with tempfile.TemporaryDirectory(prefix="cohort-") as folder:
-        recipe = Path(folder) / "evaluate.yaml"
-        recipe.write_text(dump(settings), encoding="utf-8")
-        return load(recipe, overrides)
+    return load(Path("evaluate.yaml"), overrides, dump(settings))
 
 
 def _show_benchmark(found: dict) -> None:
@@ -155,17 +150,12 @@ def _accuracy(found: dict) -> str:
 
 def _reading(overrides: list[str]):
     """The defaults of `reward.reading` with overrides. Raises ConfigError."""
-    import tempfile
-
     from pydantic import ValidationError
 
     from cluster.config.recipe import ConfigError, Recipe
     from reward.config import Reading
 
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write("{}")
-        file.flush()
-        recipe = Recipe(Path(file.name))
+    recipe = Recipe(Path("reward.reading"), "{}")
     for text in overrides:
         recipe.override(text, Reading)
     try:

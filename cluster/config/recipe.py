@@ -58,11 +58,7 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+[eE][-+]?[0-9]+)",
-        list("-+.0123456789"),
-    ),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|\.?[0-9]+[eE][-+]?[0-9]+|[0-9]+\.[0-9]*[eE][-+]?[0-9]+)", list("-+.0123456789")),
 ):
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
@@ -74,14 +70,15 @@ _SCALARS = {"null": lambda text: None, "bool": lambda text: text.lower() == "tru
 class Recipe:
     """A parsed recipe that remembers where every value came from: a line of the file or an override."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, text: str | None = None):
+        """`text`: what the file would hold, where there is none."""
         self.path = path
         self.places: dict[Loc, tuple[int, str]] = {}
         self.problems: list[Problem | str] = []
-        self.data: Any = self._build(self._compose(_read(path), f"{path}"), ())
+        self.data: Any = self._build(self._compose(_read(path) if text is None else text, f"{path}"), ())
         if not isinstance(self.data, dict):
-            text = f"found {show(self.data)}; expected keys such as name, model, data and stages"
-            raise ConfigError([Problem(text=text, place=f"{path}:1")])
+            found = f"found {show(self.data)}; expected keys such as name, model, data and stages"
+            raise ConfigError([Problem(text=found, place=f"{path}:1")])
 
     def override(self, setting: str, model: type[BaseModel]) -> None:
         """Apply `a.b.0.c=value`; list items go by number or by stage name. The value is YAML, and text where `model` takes text
@@ -89,8 +86,7 @@ class Recipe:
         name = f"override '{setting}'"
         key, equals, value = setting.partition("=")
         if not equals or not all(key.split(".")):
-            self.problems.append(Problem(text="expected key=value, as in rollout.workers=2", place=name))
-            return
+            return self.problems.append(Problem(text="expected key=value, as in rollout.workers=2", place=name))
         text = takes_text(model, key.split("."))
         try:
             root = self._compose(value, name)
@@ -104,10 +100,8 @@ class Recipe:
             parent = node
             step = part if isinstance(parent, dict) else self._index(parent, part)
             if step is None:
-                self.problems.append(
-                    Problem(text=f"is {_inside(parent)}; there is no '{part}' in it", key=_dotted(loc), place=name)
-                )
-                return
+                found = f"is {_inside(parent)}; there is no '{part}' in it"
+                return self.problems.append(Problem(text=found, key=_dotted(loc), place=name))
             loc += (step,)
             if isinstance(parent, dict) and parent.get(step) is None:
                 parent[step] = {}
@@ -181,9 +175,8 @@ class Recipe:
             for key, value in node.value:
                 where = name or f"{self.path}:{key.start_mark.line + 1}"
                 if not isinstance(key, yaml.ScalarNode):
-                    self.problems.append(
-                        Problem(text=f"found a {key.id} as a key; expected a name", key=_dotted(loc), place=where)
-                    )
+                    found = f"found a {key.id} as a key; expected a name"
+                    self.problems.append(Problem(text=found, key=_dotted(loc), place=where))
                 elif key.value in out:
                     again = _dotted((*loc, key.value))
                     self.problems.append(Problem(text="found the key twice; expected it once", key=again, place=where))

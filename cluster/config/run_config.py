@@ -49,9 +49,9 @@ class RunConfig(RunSettings):
         return self
 
 
-def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a recipe and apply `key=value` overrides. Raises ConfigError with every problem found."""
-    recipe = Recipe(Path(path))
+def load(path: Path, overrides: list[str] | None = None, text: str | None = None) -> RunConfig:
+    """Read a recipe, or its text, and apply `key=value` overrides. Raises ConfigError with every problem found."""
+    recipe = Recipe(Path(path), text)
     for text in overrides or []:
         try:
             recipe.override(text, RunConfig)

@@ -64,8 +64,7 @@ def test_defaults_are_filled_in(recipe):
 
 def test_unnamed_stages_of_one_algorithm_are_told_apart_by_their_place(recipe):
     config = load(
-        edited(recipe, "algorithm: grpo", "algorithm: sft"),
-        ["stages.1.samples_per_question=1", "stages.1.reward=none"],
+        edited(recipe, "algorithm: grpo", "algorithm: sft"), ["stages.1.samples_per_question=1", "stages.1.reward=none"]
     )
     assert [stage.name for stage in config.stages] == ["sft-1", "sft-2"]
 

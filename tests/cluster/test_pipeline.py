@@ -136,9 +136,7 @@ def drive(config, data, roles, stop=None):
     found = Checkpoints(run_dir, keep=2).newest()
     state = found[1] if found else {}
     ledger = Ledger(
-        run_dir / "ledger.jsonl",
-        incarnation=incarnations(run_dir / "ledger.jsonl"),
-        offset=state.get("ledger_offset", 0),
+        run_dir / "ledger.jsonl", incarnation=incarnations(run_dir / "ledger.jsonl"), offset=state.get("ledger_offset", 0)
     )
     sinks = Sinks({"metrics": lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=state.get("step", 0))})
     records = Records(dir=run_dir, ledger=ledger, sinks=sinks)

@@ -119,26 +119,11 @@ def test_what_the_clusters_machines_do_not_read_is_refused_when_they_are_known(r
     ("overrides", "message"),
     [
         (["stages.sft.optimizer.final_fraction=0.5"], "stages.0.optimizer.final_fraction: given, but schedule is constant"),
-        (
-            ["stages.1.samples_per_question=1", "stages.1.algorithm=online_rft", "stages.1.max_refills=1"],
-            "max_refills: given",
-        ),
-        (
-            [*UNTRAINED, "rollout.temperature=0.7"],
-            "rollout.temperature: given, but no",
-        ),
-        (
-            [*UNTRAINED, "data.hold_out=7"],
-            "data.hold_out: given, but nothing is tr",
-        ),
-        (
-            [*UNTRAINED, "learner.compute_dtype=bfloat16"],
-            "learner.compute_dtype: given",
-        ),
-        (
-            [*UNTRAINED, "keep_checkpoints=3"],
-            "keep_checkpoints: given, but nothing",
-        ),
+        (["stages.1.samples_per_question=1", "stages.1.algorithm=online_rft", "stages.1.max_refills=1"], "max_refills: given"),
+        ([*UNTRAINED, "rollout.temperature=0.7"], "rollout.temperature: given, but no"),
+        ([*UNTRAINED, "data.hold_out=7"], "data.hold_out: given, but nothing is tr"),
+        ([*UNTRAINED, "learner.compute_dtype=bfloat16"], "learner.compute_dtype: given"),
+        ([*UNTRAINED, "keep_checkpoints=3"], "keep_checkpoints: given, but nothing"),
         (
             ["stages.grpo.credit={cell: decoupled_group_relative, weights: {corect: 1}}"],
             "'corect'; expected components of the rule: correct, format; did",

@@ -53,10 +53,7 @@ def test_the_value_loss_is_the_larger_of_the_free_and_the_clipped_square():
     beyond = ((near - target) ** 2 > (expected - target) ** 2).sum().item()
     assert 20 < beyond < 180
     metrics = metrics_of(ValueObjective(clip=0.5), sums, 200)
-    assert metrics == {
-        "value_loss": pytest.approx(losses.mean().item()),
-        "value_clip_fraction": beyond / 200,
-    }
+    assert metrics == {"value_loss": pytest.approx(losses.mean().item()), "value_clip_fraction": beyond / 200}
 
 
 def test_a_value_that_has_not_moved_is_not_clipped():

@@ -110,12 +110,7 @@ def test_a_list_of_messages_is_a_question():
         (said(("user", "a"), ("assistant", "b")), "the messages are of user, assistant; expected user and assistant in turn"),
         (said(("user", "a"), ("user", "b")), "the messages are of user, user; expected"),
         (said(("user", "a"), ("system", "b"), ("user", "c")), "the messages are of user, system, user; expected"),
-        (
-            said(
-                ("tool", "a"),
-            ),
-            "found {'role': 'tool', 'content': 'a'}; expected a list of messages",
-        ),
+        (said(("tool", "a")), "found {'role': 'tool', 'content': 'a'}; expected a list of messages"),
         (said(("user", " ")), "the user message is blank"),
         ([{"role": "user", "content": [{"text": "a"}]}], "found {'role': 'user', 'content': [{'text': 'a'}]}; expected a list"),
         ([{"role": "user"}], "found {'role': 'user'}; expected a list"),

@@ -10,12 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from vllm.config import WeightTransferConfig
-from vllm.distributed.weight_transfer import (
-    WeightTransferEngineFactory,
-    ipc_engine,
-    nccl_common,
-    nccl_engine,
-)
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory, ipc_engine, nccl_common, nccl_engine
 
 from rollout.weights import receivers as weights
 from rollout.weights import senders, transfer
