@@ -32,14 +32,8 @@ log = logging.getLogger("cohort")
 WAVE = 512
 """Outputs that are asked for together; what a kill loses at most."""
 MAY_CHANGE = (
-    "output",
-    "cluster.",
-    "rollout.workers",
-    "rollout.max_concurrent_samples",
-    "rollout.kv_cache_gb",
-    "reward.workers",
-    "reward.judge",
-    "reward.max_unscored_share",
+    *("output", "cluster.", "rollout.workers", "rollout.max_concurrent_samples", "rollout.kv_cache_gb"),
+    *("reward.workers", "reward.judge", "reward.max_unscored_share"),
 )
 """Settings that a run which goes on may have otherwise: they do not change its outputs' distribution."""
 
@@ -149,15 +143,8 @@ def _sample(
             scored = [s for group in groups for s in group.scored]
             right = sum(s.verdict.components.get("correct") == 1.0 for s in scored)
             lost = sum(s.verdict.failed for s in scored)
-            log.info(
-                "%s: %d of %d questions, %d of the last %d outputs right, %d without a verdict",
-                config.name,
-                part[-1].ordinal + 1,
-                total,
-                right,
-                len(scored),
-                lost,
-            )
+            counts = part[-1].ordinal + 1, total, right, len(scored), lost
+            log.info("%s: %d of %d questions, %d of the last %d outputs right, %d without a verdict", config.name, *counts)
 
 
 def _row(group: ScoredGroup, breakdown: Sequence[str]) -> dict:

@@ -224,6 +224,4 @@ NUMBERS = Stage(
     (r"(?<![0-9,.(\[{])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])", _bare, {"1,234x": "1234x"}, "commas between thousands"),
 )
 """Behind which there is no unit any more."""
-
-STAGES = {name: stage for name, stage in globals().items() if isinstance(stage, Stage)}
 # fmt: on

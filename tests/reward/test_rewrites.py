@@ -6,12 +6,13 @@ from itertools import chain
 
 import pytest
 
-from reward.answers import formulas, normalise, values
+from reward.answers import formulas, normalise, rules, values
 from reward.answers.equality import same, same_with_units
 from reward.answers.extract import extract
-from reward.answers.rules import STAGES, Stage
+from reward.answers.rules import Stage
 from reward.answers.statements import CHOSEN, chosen
 
+STAGES = {name: stage for name, stage in vars(rules).items() if isinstance(stage, Stage)}
 ROWS = [(name, i, *pair) for name, stage in STAGES.items() for i, row in enumerate(stage.rows) for pair in row.examples.items()]
 
 
