@@ -68,9 +68,10 @@ def raylets(tmp_path, nodes=1, cpus=2):
     finally:
         for process in reversed(started):
             os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 5  # they drain for half a minute
         for process in started:
             try:
-                process.wait(5)
+                process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)

@@ -141,7 +141,7 @@ def _trained(lines):
 def test_a_submitted_job_is_seen_in_the_dashboard(head, broken):
     assert {"small-1/rollout-0", "small-1/reward-0", "small-1/reward-1", "small-1/learner-0"} == set(broken.actors)
     assert broken.engines and broken.gauge
-    assert {"generate step 49 v6", "generate step 50 v7", "train step 50 v7", "score step 50"} <= broken.tasks
+    assert {"generate step 48 v6", "generate step 50 v7", "train step 50 v7", "score step 50"} <= broken.tasks
     metadata = [j["metadata"] or {} for j in listed("jobs", head[0], head[1])]
     assert any(m.get("cohort_run") == "small" for m in metadata), metadata
 
