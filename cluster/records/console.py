@@ -40,14 +40,8 @@ class ConsoleSink(Sink):
         """When the last steps ended."""
         self._live = None
         if self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            self._progress = Progress(*columns)
+            columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+            self._progress = Progress(TextColumn("{task.description}"), *columns)
             self._task = self._progress.add_task("", total=total_steps)
             self._live = Live(self._progress, console=self._console, refresh_per_second=4)
             self._live.start()

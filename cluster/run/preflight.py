@@ -77,6 +77,9 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
 
 def _check_output(config: RunConfig, report: Report) -> None:
     out = config.output
+    if "working_dir_files" in out.parts:
+        found = f"found {out}, in Ray's copy of the job's working directory, which goes with the job"
+        report.problems.append(f"output: {found}; expected an absolute path")
     if out.is_dir() and any(out.iterdir()):
         report.problems.append(f"output: {out} is not empty; expected a new directory, or `cohort resume {out}`")
     elif out.exists() and not out.is_dir():

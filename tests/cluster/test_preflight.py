@@ -59,6 +59,11 @@ def test_a_run_directory_that_cannot_be_made_is_refused(report, tmp_path):
     assert report("output=file/run").problems[0].startswith(f"output: {tmp_path}/file/run cannot be made")
 
 
+def test_a_run_directory_that_goes_with_its_job_is_refused(report, tmp_path):
+    (problem,) = report(f"output={tmp_path}/runtime_resources/working_dir_files/_ray_pkg_1/run").problems
+    assert "in Ray's copy of the job's working directory" in problem and problem.endswith("expected an absolute path")
+
+
 def test_sequences_longer_than_the_model_takes_are_refused_and_equality_passes(report):
     assert report("data.max_prompt_tokens=160", "rollout.max_new_tokens=96").problems == []
     (problem,) = report("data.max_prompt_tokens=161", "rollout.max_new_tokens=96").problems
