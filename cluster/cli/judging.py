@@ -1,26 +1,21 @@
 """The commands that judge answers: `score` needs no GPU, Ray cluster or model; `evaluate` samples a model's."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
 
+from cluster.cli.ends import FAILED, home, perform, wrong_input
 from cluster.stopping import Stop
 
-FAILED = 3
+app = typer.Typer()
 
 
-def home(value: Path | list[Path] | None) -> Path | list[Path] | None:
-    """Paths with `~` expanded, which a shell does only where one begins a word: not in `--out=~/x`."""
-    try:
-        return [path.expanduser() for path in value] if isinstance(value, list) else value and value.expanduser()
-    except RuntimeError as error:
-        raise typer.BadParameter(f"{value}: {error}") from None
-
-
+@app.command()
+@wrong_input()
 def score(
     file: Annotated[Path, typer.Argument(callback=home, metavar="FILE", help="Stored responses: .jsonl or .parquet.")],
     question: Annotated[
@@ -71,6 +66,8 @@ def score(
         raise typer.Exit(FAILED)
 
 
+@app.command()
+@wrong_input()
 def evaluate(
     model: Annotated[Path, typer.Argument(callback=home, metavar="MODEL", help="A Hugging Face model directory.")],
     benchmark: Annotated[str, typer.Option(help="gsm8k, math, mgsm-zh or cmath.")],
@@ -88,7 +85,7 @@ def evaluate(
         Path | None, typer.Option(callback=home, help="By default runs/evaluate-BENCHMARK-MODEL; goes on where it stopped.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> tuple[Callable[[Stop], dict], Callable[[dict], None]]:
+) -> None:
     """Sample a model's outputs on a benchmark and judge them: accuracy with its interval, Maj@K, Pass@K."""
     from rollout.data.benchmarks import BENCHMARKS, Mode
 
@@ -119,7 +116,7 @@ def evaluate(
 
         return evaluate_benchmark(config, benchmark, ks, stop)
 
-    return work, lambda found: typer.echo(json.dumps(found)) if as_json else _show_benchmark(found)
+    perform(work, lambda found: typer.echo(json.dumps(found)) if as_json else _show_benchmark(found))
 
 
 def _loaded(settings: dict, overrides: list[str]):

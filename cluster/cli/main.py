@@ -6,25 +6,19 @@ after saving. Heavy imports stand inside the commands, so that every --help answ
 
 import json
 import os
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cluster.cli import installation
-from cluster.cli import judging as cli_judging
-from cluster.cli.judging import home
-from cluster.stopping import RunFailed, Stop, Stopped
+from cluster.cli import installation, judging
+from cluster.cli.ends import WRONG_INPUT, home, perform, wrong_input
+from cluster.stopping import Stop
 
 ABOUT = str(__doc__).split("\n\n")[0]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=ABOUT)
-WRONG_INPUT, FAILED, STOPPED = 2, 3, 4
-
 RecipePath = Annotated[Path, typer.Argument(callback=home, metavar="RECIPE", help="A YAML recipe; see deploy/recipes.")]
 RunPath = Annotated[Path, typer.Argument(callback=home, metavar="RUN", help="A run directory.")]
 Overrides = Annotated[
@@ -60,7 +54,7 @@ def train(recipe: RecipePath, overrides: Overrides = None) -> None:
 
         return train(config, stop)
 
-    _run(work)
+    perform(work)
 
 
 @app.command()
@@ -72,7 +66,7 @@ def resume(run: RunPath, overrides: Overrides = None) -> None:
 
         return resume(run, overrides or [], stop)
 
-    _run(work)
+    perform(work)
 
 
 @app.command()
@@ -122,7 +116,7 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
 
     from cluster.records.report import plot, read_summary, summary_table
 
-    with _wrong_input():
+    with wrong_input():
         picture = plot(run)
         if as_json:
             typer.echo(json.dumps(read_summary(run), indent=1))
@@ -142,24 +136,12 @@ def export(
     """Write a checkpoint's policy as a Hugging Face directory."""
     from cluster.run.resume import export
 
-    with _wrong_input():
+    with wrong_input():
         export(run, out, step, dtype)
     typer.echo(out)
 
 
-@app.command()
-@wraps(cli_judging.score)
-def score(*args, **kwargs) -> None:
-    with _wrong_input():
-        cli_judging.score(*args, **kwargs)
-
-
-@app.command()
-@wraps(cli_judging.evaluate)
-def evaluate(*args, **kwargs) -> None:
-    with _wrong_input():
-        work, show = cli_judging.evaluate(*args, **kwargs)
-    _run(work, show)
+app.add_typer(judging.app)
 
 
 @app.command("import-gguf")
@@ -170,7 +152,7 @@ def import_gguf(
     """Turn a GGUF checkpoint into a Hugging Face directory."""
     from rollout.models.gguf import import_gguf
 
-    with _wrong_input():
+    with wrong_input():
         import_gguf(file, out)
     typer.echo(out)
 
@@ -201,48 +183,6 @@ def _checked(recipe: Path, overrides: list[str] | None, benchmarks: Sequence[Pat
     if config is None or found.problems:
         raise typer.Exit(WRONG_INPUT)
     return config
-
-
-@contextmanager
-def _wrong_input() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(WRONG_INPUT) from error
-
-
-def _run(work: Callable[[Stop], dict], show: Callable[[dict], None] | None = None) -> None:
-    """Run to the end and show what came of it, a summary by default; every way to end has its exit code."""
-    from rich.console import Console
-
-    from cluster.config.recipe import ConfigError
-
-    with Stop() as stop:
-        try:
-            summary = work(stop)
-        except typer.Exit:
-            raise
-        except ConfigError as error:
-            code, message = WRONG_INPUT, f"error: {error}"
-        except Stopped as error:
-            code, message = STOPPED, f"{error}"
-        except RunFailed as error:
-            code, message = FAILED, f"the run failed: {error}"
-        except (Exception, KeyboardInterrupt) as error:
-            stopped = stop.asked and isinstance(error, KeyboardInterrupt)
-            code, message = (STOPPED, "stopped by a signal; nothing was begun") if stopped else (FAILED, traceback.format_exc())
-        else:
-            code = 0
-    if code:
-        typer.echo(message, err=True)
-        raise typer.Exit(code)
-    if show is not None:
-        show(summary)
-    else:
-        from cluster.records.report import summary_table
-
-        Console().print(summary_table(summary))
 
 
 def _cell(fields: dict) -> str:

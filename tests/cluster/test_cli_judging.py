@@ -7,7 +7,8 @@ from typing import get_type_hints
 
 import pytest
 
-from cluster.cli.judging import home
+from cluster.cli import judging
+from cluster.cli.ends import home
 from cluster.cli.main import app
 from cluster.records.metrics import read_jsonl
 from cluster.records.samples import sample_rows, write_rows
@@ -56,7 +57,8 @@ def test_a_home_is_found_where_the_shell_did_not(file, tmp_path, monkeypatch):
 
 
 def test_the_paths_of_all_commands_are_expanded():
-    hints = [hint for c in app.registered_commands for hint in get_type_hints(c.callback, include_extras=True).values()]
+    commands = [*app.registered_commands, *judging.app.registered_commands]
+    hints = [hint for c in commands for hint in get_type_hints(c.callback, include_extras=True).values()]
     paths = [hint.__metadata__[0] for hint in hints if "Path" in str(getattr(hint, "__origin__", ""))]
     assert len(paths) >= 12 and all(each.callback is home for each in paths)
 
