@@ -7,6 +7,7 @@ breaks off a wait: the one exception that passes through Ray's.
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,12 @@ GRACE_S = 30.0
 """Between SIGTERM and SIGKILL, as Kubernetes and Slurm give it."""
 JOB_GRACE_S = 3.0
 """The same of `ray job stop`, where RAY_JOB_STOP_WAIT_TIME_S is not set for the cluster's head."""
+
+
+LAST_S = 5.0
+"""Behind the grace period. A wait for a cluster that the same signal ended feels no signals, and has no end of its own."""
+STOPPED = 4
+"""The exit code."""
 
 
 class RunFailed(RuntimeError):
@@ -49,6 +56,7 @@ class Stop:
         self._asked_at: float | None = None
         self._breakable = True
         self._before: dict[int, Callable[..., object] | int | None] = {}
+        self._last: threading.Timer | None = None
 
     @property
     def asked(self) -> bool:
@@ -65,6 +73,8 @@ class Stop:
 
     def __exit__(self, *_) -> None:
         self.disarm()
+        if self._last:
+            self._last.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -97,6 +107,9 @@ class Stop:
         """A signal came."""
         self._asked_at = time.monotonic()
         log.warning("%s: stopping, within %g s; a second one stops at once", signal.Signals(number).name, self.grace_s)
+        self._last = threading.Timer(self.grace_s + LAST_S, _leave)
+        self._last.daemon = True
+        self._last.start()
         signal.setitimer(signal.ITIMER_REAL, max(0.01, self.grace_s - min(10.0, self.grace_s / 3)))
 
     def _handle(self, number: int, frame) -> None:
@@ -110,3 +123,8 @@ class Stop:
     def _late(self, number: int, frame) -> None:
         self.over = True
         raise KeyboardInterrupt
+
+
+def _leave() -> None:
+    log.error("stopped by a signal; what was under way does not end, and the newest checkpoint stands")
+    os._exit(STOPPED)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import typer
 
-from cluster.stopping import RunFailed, Stop, Stopped
+from cluster.stopping import STOPPED, RunFailed, Stop, Stopped
 
-WRONG_INPUT, FAILED, STOPPED = 2, 3, 4
+WRONG_INPUT, FAILED = 2, 3
 
 
 def home(value: Path | list[Path] | None) -> Path | list[Path] | None:

@@ -18,12 +18,8 @@ app = typer.Typer()
 @wrong_input()
 def score(
     file: Annotated[Path, typer.Argument(callback=home, metavar="FILE", help="Stored responses: .jsonl or .parquet.")],
-    question: Annotated[
-        str, typer.Option(help="Column of the question, or a template such as '{Body} {Question}'.")
-    ] = "question",
-    response: Annotated[
-        str, typer.Option(help="Column of the response, or a place in one such as a[b]: text, or a list.")
-    ] = "response",
+    question: Annotated[str, typer.Option(help="Column of the question, or a template: '{Body} {Question}'.")] = "question",
+    response: Annotated[str, typer.Option(help="Column of the response, or a place in one, a[b]: text, or list.")] = "response",
     gold: Annotated[str, typer.Option(help="Column of the reference answer, or a template such as '{Answer:g}'.")] = "gold",
     score_field: Annotated[str | None, typer.Option(help="Column of a reward model's scores, for rm@k.")] = None,
     answer_format: Annotated[str, typer.Option(help="auto, hash, boxed, answer-is or last-number.")] = "auto",
@@ -32,9 +28,7 @@ def score(
         typer.Option(metavar="KEY=VALUE", help="As reward.reading in a recipe, e.g. 'end_marks=[<eoa>]'. May be repeated."),
     ] = None,
     k: Annotated[str | None, typer.Option("--k", help="As in 1,8,64; by default 1, 2, 4, ...")] = None,
-    out: Annotated[
-        Path | None, typer.Option(callback=home, help="Write a jsonl row for each row: lists `scores` and `extracted`.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(callback=home, help="Write jsonl rows of lists `scores`, `extracted`.")] = None,
     judges: Annotated[int, typer.Option(min=1, help="Processes that judge.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

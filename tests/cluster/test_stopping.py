@@ -4,6 +4,8 @@ import functools
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
@@ -127,6 +129,25 @@ def test_what_outlasts_the_grace_period_is_abandoned_and_the_last_checkpoint_sta
     assert time.monotonic() - began < FOREVER_S / 2
     assert not list((config.output / "checkpoints").glob(".*"))
     assert sample_files(drive(config, data, FakeRoles(tokenizer)).dir) == sample_files(undisturbed.dir)
+
+
+STUCK = """
+import ctypes, os, signal
+from cluster import stopping
+
+stopping.LAST_S = 0.5
+with stopping.Stop() as stop:
+    stop.grace_s = 0.5
+    stop.hold()
+    os.kill(os.getpid(), signal.SIGTERM)
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex), libc.pthread_mutex_lock(mutex)
+"""
+
+
+def test_what_feels_no_signal_is_left_behind():
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4 and "the newest checkpoint stands" in done.stderr
 
 
 def test_a_second_signal_breaks_off_anything(tmp_path, data, tokenizer):
