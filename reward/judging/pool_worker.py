@@ -31,7 +31,8 @@ def load(target: str) -> Callable:
     module = importlib.util.module_from_spec(spec)
     # Beside the file lie what it imports; pickling and dataclasses look modules up by name.
     sys.path.insert(0, str(Path(place).resolve().parent))
-    sys.modules[spec.name] = module
+    # Python would take the bytecode of the file as it was for one that is edited within the same second.
+    sys.modules[spec.name], sys.dont_write_bytecode = module, True
     spec.loader.exec_module(module)
     return getattr(module, name)
 

@@ -132,12 +132,9 @@ def test_what_outlasts_the_grace_period_is_abandoned_and_the_last_checkpoint_sta
 
 
 STUCK = """
-import ctypes, os, signal
-from cluster import stopping
-
-stopping.LAST_S = 0.5
+import ctypes, os, signal, cluster.stopping as stopping
 with stopping.Stop() as stop:
-    stop.grace_s = 0.5
+    stop.grace_s = stopping.LAST_S = 0.5
     stop.hold()
     os.kill(os.getpid(), signal.SIGTERM)
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)

@@ -41,8 +41,8 @@ def test_references_of_every_kind_pass(golds, form):
 
 
 def test_a_format_that_cannot_state_the_references_is_found():
-    (problem,) = found(form="last-number").problems
-    assert problem.startswith("1 question: the reference answer itself is not judged right") and "q:4" in problem
+    (problem,) = found([*QUESTIONS, question(5, "(1, 2)")], form="last-number").problems
+    assert problem.startswith("1 question: the reference answer itself is not judged right") and "q:5" in problem
 
 
 def test_references_without_a_value_are_named():
