@@ -1,5 +1,6 @@
 """The vocabulary of the reward stage: a Group comes in, a ScoredGroup goes out."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypedDict
 
@@ -92,6 +93,11 @@ class ScoredGroup:
 
     question: Question
     scored: tuple[ScoredSample, ...]
+
+
+def samples_of(groups: Iterable[ScoredGroup]) -> list[ScoredSample]:
+    """The samples of all groups, in order."""
+    return [item for group in groups for item in group.scored]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from cluster.records.samples import evaluation_rows
 from reward.config import RewardModelConfig
 from reward.scorer import combine, probability
 from reward.statistics.classification import auroc, balanced_accuracy, expected_calibration_error, pair_accuracy
-from reward.types import LabelledGroup, ScoredGroup
+from reward.types import LabelledGroup, ScoredGroup, samples_of
 from rollout.types import Group, Lease, Question, Sampling
 
 log = logging.getLogger("cohort")
@@ -64,7 +64,7 @@ class HeldOut:
         measures = {"outcome": outcome_quality, "process": process_quality}[supervision](
             examples, scores, self._config.reward.model or RewardModelConfig()
         )
-        measures["unjudged"] = sum(one.verdict.failed for group in self.sampled() for one in group.scored)
+        measures["unjudged"] = sum(one.verdict.failed for one in samples_of(self.sampled()))
         row = {"step": step, "stage": stage.name, "reward_version": version, "supervision": supervision, **measures}
         # A run that died after this step's checkpoint comes here again.
         self.reward_models = [*(r for r in self.reward_models if r["step"] < step), row]

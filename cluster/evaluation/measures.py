@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 
 from cluster.fleet.sampler import leases
 from reward.statistics.figures import Accuracy, Judged, accuracy, maj_at, pass_at, up_to
-from reward.types import ScoredGroup, ScoredSample
+from reward.types import ScoredGroup, ScoredSample, samples_of
 from rollout.types import FinishReason, Group, Lease, Question, Sampling
 
 Generate = Callable[[list[Lease], Sampling], list[Group]]
@@ -79,8 +79,8 @@ def evaluate(
     greedy_sampling = Sampling(temperature=0.0, max_new_tokens=sampling.max_new_tokens)
     greedy = ask(questions, f"{label}/greedy", 1, greedy_sampling, generate, score)
     sampled = ask(questions, f"{label}/sampled", samples, sampling, generate, score)
-    every = [s for group in sampled for s in group.scored]
-    unjudged = sum(s.verdict.status != "score" for group in (*greedy, *sampled) for s in group.scored)
+    every = samples_of(sampled)
+    unjudged = sum(s.verdict.status != "score" for s in samples_of((*greedy, *sampled)))
     outputs = [judged(group) for group in sampled] if unjudged < len(questions) * (samples + 1) else []
     result = Evaluation(
         label=label,

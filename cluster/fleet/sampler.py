@@ -11,7 +11,7 @@ from cluster.records.ledger import Ledger
 from cluster.records.samples import attempts
 from cluster.stopping import RunFailed
 from learner.algorithms.table import RewardSource
-from reward.types import By, ScoredGroup
+from reward.types import By, ScoredGroup, samples_of
 from rollout.types import Group, Lease, Question, Sampling
 
 RECENT = 64
@@ -40,7 +40,7 @@ class Bound:
 
     def check(self, name: str, groups: Sequence[ScoredGroup], *, whole: bool = True) -> None:
         """Count one more order, of a whole step or a part of one. Raises Unscored with the first cause."""
-        scored = [s for group in groups for s in group.scored]
+        scored = samples_of(groups)
         failed = [s for s in scored if s.verdict.failed]
         self._recent.append((len(failed), len(scored)))
         while sum(n for _, n in self._recent) - self._recent[0][1] >= RECENT:

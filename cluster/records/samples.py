@@ -11,7 +11,7 @@ from statistics import fmean
 
 from cluster.records.metrics import read_jsonl
 from learner.algorithms.credit import has_spread
-from reward.types import FAILURES, ScoredGroup, ScoredSample
+from reward.types import FAILURES, ScoredGroup, ScoredSample, samples_of
 from rollout.types import FinishReason, Sample
 
 COMPONENTS = {"correct": "accuracy", "format": "format", "model": "model_reward", "spread": "reward_spread"}
@@ -37,7 +37,7 @@ def by_reason(batch: Iterable[ScoredSample], otherwise: str) -> dict[str, list[S
 
 def batch_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """The metrics that the batch itself tells (see METRICS): lengths always; what became of judging where that was asked."""
-    batch = [s for group in groups for s in group.scored]
+    batch = samples_of(groups)
     out = {"response_length": fmean(len(s.sample.output_ids) for s in batch)}
     if not all(all(s.sample.sampled_mask) for s in batch):
         out["programs"] = fmean(_programs(s.sample) for s in batch)

@@ -22,7 +22,7 @@ from cluster.run.launch import named, started
 from cluster.stopping import Stop
 from reward.judging.judges import gold_check
 from reward.statistics.figures import Judged, accuracy, figures, shown
-from reward.types import ScoredGroup
+from reward.types import ScoredGroup, samples_of
 from rollout.data.benchmarks import BENCHMARKS
 from rollout.data.datasets import load_questions
 from rollout.types import Question, Sampling
@@ -140,7 +140,7 @@ def _sample(
                 groups = sampler.judge(made, name, "rule", whole=False)
             file.writelines(json.dumps(_row(group, breakdown), ensure_ascii=False) + "\n" for group in groups)
             file.flush()
-            scored = [s for group in groups for s in group.scored]
+            scored = samples_of(groups)
             right = sum(s.verdict.components.get("correct") == 1.0 for s in scored)
             lost = sum(s.verdict.failed for s in scored)
             counts = part[-1].ordinal + 1, total, right, len(scored), lost

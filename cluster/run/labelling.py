@@ -22,7 +22,7 @@ from reward.judging.pool import Outcome
 from reward.labels.examples import as_judged, from_completions, outcome_label, pairs, step_labels
 from reward.labels.replay import Replay, dumped, loaded
 from reward.labels.steps import StepFinder
-from reward.types import Labelled, LabelledGroup, ScoredGroup, ScoredSample, without_score
+from reward.types import Labelled, LabelledGroup, ScoredGroup, ScoredSample, samples_of, without_score
 from rollout.types import Group, Lease, Sample
 
 if TYPE_CHECKING:
@@ -217,5 +217,4 @@ def used(examples: Sequence[LabelledGroup], trained: Sequence[float | None], gro
     outputs = (item.sample for group in examples for item in group.labelled)
     chosen = (sample for sample, mark in zip(outputs, trained, strict=True) if mark is not None)
     inside = {(sample.group_id.partition("/pair-")[0], sample.output_ids) for sample in chosen}
-    batch = (s for group in groups for s in group.scored)
-    return [not s.verdict.failed and (s.sample.group_id, s.sample.output_ids) in inside for s in batch]
+    return [not s.verdict.failed and (s.sample.group_id, s.sample.output_ids) in inside for s in samples_of(groups)]

@@ -42,9 +42,8 @@ from cluster.run.progress import Progress
 from cluster.run.sources import Source, source_of
 from cluster.stopping import RunFailed, Stopped
 from learner.algorithms.cells import Need
-from learner.algorithms.credit import samples_of
 from learner.types import StepReport
-from reward.types import LabelledGroup, ScoredGroup
+from reward.types import LabelledGroup, ScoredGroup, samples_of
 from rollout.data.datasets import Data
 from rollout.types import Sampling
 

@@ -24,7 +24,7 @@ from cluster.run.progress import Progress
 from learner.algorithms.credit import has_spread
 from learner.algorithms.table import DataSource
 from reward.labels.examples import pairs
-from reward.types import RewardEvent, ScoredGroup, ScoredSample, Verdict, as_given
+from reward.types import RewardEvent, ScoredGroup, ScoredSample, Verdict, as_given, samples_of
 from rollout.data.datasets import Data, DemonstrationSet
 from rollout.data.ordering import Ordered
 from rollout.data.recorded import LabelledSet, PreferenceSet
@@ -73,7 +73,7 @@ class PolicySamples:
         asked = leases(questions, self.stage.name, self.stage.samples_per_question, suffix)
         made = self.collector.sample(asked, "generate")
         groups = self.collector.judge(made, self.stage.reward_source, whole=not suffix)
-        self.collector.book("scored", (s.sample for group in groups for s in group.scored if not s.verdict.failed))
+        self.collector.book("scored", (s.sample for s in samples_of(groups) if not s.verdict.failed))
         return groups
 
     def _selected(self, selection: ByDifficulty | Prioritised, ordinals: Sequence[int]) -> list[ScoredGroup]:
@@ -170,7 +170,7 @@ class InitialSamples:
 
 def _booked(collector: Collector, groups: list[ScoredGroup]) -> list[ScoredGroup]:
     """Groups that need no sampling any more, with their way through the ledger."""
-    batch = [s for group in groups for s in group.scored]
+    batch = samples_of(groups)
     for event in ("leased", "generated"):
         collector.book(event, (s.sample for s in batch))
     collector.book("scored", (s.sample for s in batch if not s.verdict.failed))

@@ -22,11 +22,6 @@ Advantages = list[tuple[float, ...] | None]
 RewardSource = Literal["none", "rule", "outcome_model", "process_model"]
 
 
-def samples_of(batch: Batch) -> list[ScoredSample]:
-    """The samples of all groups, in order."""
-    return [item for group in batch for item in group.scored]
-
-
 class Credit(Cell):
     """What all credits share."""
 

@@ -10,19 +10,8 @@ from typing import Literal
 from pydantic import Field
 
 from learner.algorithms.cells import Need, PerToken, Signals
-from learner.algorithms.credit import (
-    Advantages,
-    Batch,
-    Credit,
-    at_tokens,
-    centred,
-    deviation,
-    judged,
-    place,
-    samples_of,
-    truncated,
-)
-from reward.types import ScoredSample
+from learner.algorithms.credit import Advantages, Batch, Credit, at_tokens, centred, deviation, judged, place, truncated
+from reward.types import ScoredSample, samples_of
 from rollout.rounding import apart
 
 

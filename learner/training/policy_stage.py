@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.algorithms.cells import Need, PerToken, Signals
-from learner.algorithms.credit import Advantages, judged, samples_of
+from learner.algorithms.credit import Advantages, judged
 from learner.algorithms.table import Algorithm, DataSource
 from learner.batch.packing import Output, by_sample, columns, output_of
 from learner.models.scalars import scalars
@@ -18,7 +18,7 @@ from learner.stage import StageSpec
 from learner.training.objectives import PolicyObjective, ValueObjective
 from learner.training.trainer import Trainer
 from learner.types import Columns, MicroBatch, PackedBatch, PolicyBatch, StepReport, ValueBatch
-from reward.types import ScoredGroup
+from reward.types import ScoredGroup, samples_of
 
 Batch = Sequence[ScoredGroup]
 Pack = Callable[..., PackedBatch[MicroBatch]]

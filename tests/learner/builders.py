@@ -9,14 +9,14 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from learner.algorithms.cells import PerToken, Signals
-from learner.algorithms.credit import Credit, samples_of
+from learner.algorithms.credit import Credit
 from learner.algorithms.table import Algorithm, resolve
 from learner.batch import packing
 from learner.config import LearnerConfig, OptimizerConfig
 from learner.types import PackedBatch, PolicyBatch
 from learner.worker import LearnerWorker
 from reward.labels.examples import as_judged
-from reward.types import LabelledGroup, RewardEvent, ScoredSample, Verdict
+from reward.types import LabelledGroup, RewardEvent, ScoredSample, Verdict, samples_of
 from rollout.types import FinishReason, Sample
 from tests.reward.builders import scored_groups as groups
 

@@ -16,8 +16,9 @@ MODULE = '''
 from typing import ClassVar, Literal
 
 from learner.algorithms.cells import Need
-from learner.algorithms.credit import Credit, samples_of
+from learner.algorithms.credit import Credit
 from learner.algorithms.weighting import Averaged
+from reward.types import samples_of
 
 
 class Shaped(Credit):
