@@ -51,7 +51,7 @@ test-fast: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/python -m tests.house
 
 lock: setup
 	$(LOCK) --extra gpu --output-file deploy/constraints-gpu.txt

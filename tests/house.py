@@ -120,9 +120,12 @@ def source_lines(path: Path) -> int:
 
 
 def pyright_errors() -> int:
+    """How many there are; they are printed."""
     command = [Path(sys.executable).with_name("pyright")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    return int(done.stdout.strip().splitlines()[-1].split()[0])
+    if errors := int(done.stdout.strip().splitlines()[-1].split()[0]):
+        print(done.stdout)
+    return errors
 
 
 def main() -> int:
