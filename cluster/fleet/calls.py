@@ -1,5 +1,6 @@
 """Calls of actors: typed by the method that they name, awaited with a deadline, and with errors in words."""
 
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,6 +16,7 @@ from rollout.engine_log import COLOUR
 A = TypeVar("A")
 R = TypeVar("R")
 P = ParamSpec("P")
+log = logging.getLogger("cohort")
 LATE = "no answer within"
 """How an error says that a deadline passed, an engine's or an actor's."""
 
@@ -35,9 +37,10 @@ def ask(actor, method, name=""):
 
 
 def gather(
-    pending: Mapping[int, ObjectRef[R]], deadline_s: float, *, grace_s: float | None = None
+    pending: Mapping[int, ObjectRef[R]], deadline_s: float, *, grace_s: float | None = None, what: str = "a call"
 ) -> tuple[dict[int, R], dict[int, str]]:
-    """(answers, errors) by slot. What has not come by the deadline is an error; nothing is awaited longer.
+    """(answers, errors) by slot. What has not come by the deadline is an error, of which the log says that `what` waited for
+    which slots since when; nothing is awaited longer.
 
     With `grace_s`, the first error shortens the wait for the others to that many seconds: ranks of one group cannot go on
     without each other.
@@ -45,10 +48,11 @@ def gather(
     answers: dict[int, R] = {}
     errors: dict[int, str] = {}
     keys = {ref: key for key, ref in pending.items()}
-    until = time.monotonic() + deadline_s
+    until, began = time.monotonic() + deadline_s, time.strftime("%H:%M:%S")
     while keys:
         ready, _ = ray.wait(list(keys), num_returns=1, timeout=max(0.0, until - time.monotonic()))
         if not ready:
+            log.error("%s waits since %s, in vain, for %s", what, began, ", ".join(map(str, sorted(keys.values()))))
             return answers, errors | dict.fromkeys(keys.values(), f"{LATE} {deadline_s:g} s")
         key = keys.pop(ready[0])
         try:
@@ -70,9 +74,9 @@ def in_one_line(error: ray.exceptions.RayError) -> str:
     return text if ours or not frames else f"{text} ({frames[-1][0]}:{frames[-1][1]} in {frames[-1][2]})"
 
 
-def all_answers(pending: Mapping[int, ObjectRef[R]], role: str, deadline_s: float) -> dict[int, R]:
-    """The answers by slot. Raises RoleFailed where one does not come."""
-    answers, errors = gather(pending, deadline_s, grace_s=10)
+def all_answers(pending: Mapping[int, ObjectRef[R]], role: str, deadline_s: float, name: str = "") -> dict[int, R]:
+    """The answers by slot; `name` is the calls'. Raises RoleFailed where one does not come."""
+    answers, errors = gather(pending, deadline_s, grace_s=10, what=f"{role}: {name}")
     if errors:
         # The rank that failed by itself is told apart from those that only waited for it.
         slot = min(errors, key=lambda s: (LATE in errors[s], s))

@@ -38,6 +38,6 @@ class LearnerGroup:
     def _all(self, method: Callable[Concatenate[LearnerActor, P], R]) -> Callable[P, R]:
         def together(*args: P.args, **kwargs: P.kwargs) -> R:
             pending = {rank: ask(actor, method, self._name)(*args, **kwargs) for rank, actor in self._ranks.items()}
-            return all_answers(pending, "learner", self._deadline_s)[0]
+            return all_answers(pending, "learner", self._deadline_s, self._name or method.__name__)[0]
 
         return together

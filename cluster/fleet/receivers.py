@@ -76,7 +76,7 @@ class Receivers:
         return ask(self.members[slot], method, f"{method.__name__} of slot {slot}")
 
     def _answers(self, method: Callable, pending: dict[int, ObjectRef[R]]) -> tuple[dict[int, R], dict[int, str]]:
-        answers, errors = gather(pending, self.deadline_s, grace_s=self.grace_s)
+        answers, errors = gather(pending, self.deadline_s, grace_s=self.grace_s, what=method.__name__)
         return answers, {slot: f"{method.__name__}: {error}" for slot, error in errors.items()}
 
 

@@ -89,7 +89,7 @@ class Roles:
     def stop(self, deadline_s: float) -> None:
         """End every actor; engines are asked first so that their processes and memory go in order."""
         try:
-            gather({s: ask(actor, RolloutActor.stop)() for s, actor in self.rollout.items()}, deadline_s)
+            gather({s: ask(actor, RolloutActor.stop)() for s, actor in self.rollout.items()}, deadline_s, what="stop")
         finally:
             self._spawner.close()
 
@@ -107,7 +107,7 @@ class Roles:
         }
         outputs = max(sum(len(lease.indices) for lease in leases) for leases in waves.values())
         programs = longest(outputs * tools.max_programs, tools.seconds, tools.at_once) if tools else 0.0
-        return gather(calls, deadline + programs + 10)
+        return gather(calls, deadline + programs + 10, what=f"rollout: {name}")
 
     def judge(
         self, parts: Mapping[int, Sequence[Group]], by: By, name: str
@@ -115,7 +115,8 @@ class Roles:
         """A part of the groups a slot -> ({slot: scored groups}, {slot: error})."""
         calls = {slot: ask(self.reward[slot], RewardActor.score, name)(list(part), by) for slot, part in parts.items()}
         most = max(sum(len(group.samples) for group in part) for part in parts.values())
-        return gather(calls, self.config.cluster.generate_deadline_s + judging_seconds(self.config.reward, most))
+        deadline = self.config.cluster.generate_deadline_s + judging_seconds(self.config.reward, most)
+        return gather(calls, deadline, what=f"reward: {name}")
 
     def learner_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self.learner.named("canary").logprobs(sequences)
@@ -124,7 +125,7 @@ class Roles:
         self, slots: Sequence[int], sequences: Sequence[Sequence[int]]
     ) -> tuple[dict[int, list[list[float]]], dict[int, str]]:
         calls = {slot: ask(self.rollout[slot], RolloutActor.score, "canary")(sequences) for slot in slots}
-        return gather(calls, self.config.cluster.sync_deadline_s)
+        return gather(calls, self.config.cluster.sync_deadline_s, what="rollout: canary")
 
     def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:
         engines = self._receivers(self.rollout, self.nodes, slots)
@@ -162,7 +163,7 @@ class Roles:
         if not self.rollout_config.sleep:
             return
         calls = {slot: ask(actor, RolloutActor.sleep)() for slot, actor in self.rollout.items()}
-        _, errors = gather(calls, self.config.cluster.sync_deadline_s)
+        _, errors = gather(calls, self.config.cluster.sync_deadline_s, what="rollout: sleep")
         for slot, why in errors.items():
             # It holds the memory that the learner needs. The next update finds it dead, and replaces it.
             log.warning("rollout-%d is ended, since it does not sleep: %s", slot, why)
@@ -225,4 +226,4 @@ class Roles:
         return ask(self._ranks[rank], LearnerActor.start)(rendezvous, *here, self.rollout_config, self.prefix)
 
     def _all(self, calls: Mapping[int, ObjectRef[R]], role: str) -> dict[int, R]:
-        return all_answers(calls, role, self.config.cluster.start_deadline_s)
+        return all_answers(calls, role, self.config.cluster.start_deadline_s, "start")

@@ -1,5 +1,7 @@
 """What the driver says of an actor's error: the cause, in one line."""
 
+import re
+
 import pytest
 import ray
 
@@ -42,3 +44,10 @@ def test_a_long_error_keeps_its_beginning_and_its_end(monkeypatch):
     monkeypatch.setattr(ray, "get", get)
     said = gather({0: "ref"}, 5)[1][0]
     assert said.startswith("EngineError: begin x") and said.endswith("x end") and len(said) < 900
+
+
+def test_the_log_says_who_did_not_answer_what_since_when(monkeypatch, caplog):
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: ([], refs))
+    answers, errors = gather({3: "one", 1: "other"}, 0.5, what="rollout: generate step 4 v2")
+    assert answers == {} and errors == dict.fromkeys((1, 3), "no answer within 0.5 s")
+    assert re.search(r"rollout: generate step 4 v2 waits since \d\d:\d\d:\d\d, in vain, for 1, 3", caplog.text)

@@ -34,7 +34,7 @@ def driver(monkeypatch):
     made.rollout, made.reward = {0: Handle(), 1: Handle()}, {0: Handle(), 1: Handle()}
     made.waited = []
 
-    def gather(calls, deadline_s):
+    def gather(calls, deadline_s, what):
         made.waited.append(deadline_s)
         return {slot: call[0] for slot, call in calls.items()}, {}
 
