@@ -19,6 +19,8 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _NUMBER_AT, _ARCH_AT, _ARGUMENT_AT = 0, 4, 16
 _CLONE_THREAD = 0x10000
+_X32 = 0x40000000
+"""Set in the numbers of x86-64's second table of calls, which reaches the same functions and says the same architecture."""
 _CAPABILITY_VERSION_3 = 0x20080522
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _SIGNALS = {
@@ -187,12 +189,14 @@ def _refuse(number: int, error: int) -> list[tuple[int, int, int, int]]:
 
 
 def _install(rules: list[tuple[int, int, int, int]]) -> bool:
-    """A filter: calls of another architecture are refused, then the rules in turn, then all is allowed."""
+    """A filter: calls of another architecture or table are refused, then the rules in turn, then all is allowed."""
     begin = [
         (_LOAD, 0, 0, _ARCH_AT),
         (_EQUAL, 1, 0, _ARCHITECTURES[platform.machine()]),
         (_RETURN, 0, 0, _ERRNO | errno.EPERM),
         (_LOAD, 0, 0, _NUMBER_AT),
+        (_ANY_BIT, 0, 1, _X32),
+        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
     ]
     steps = [*begin, *rules, (_RETURN, 0, 0, _ALLOW)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))

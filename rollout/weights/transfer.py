@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -120,7 +120,7 @@ def write_buckets(source: Any, *, prefix: str, version: int, bucket_bytes: int =
     def flush() -> None:
         segment = f"cohort_{prefix}_{os.getpid()}_v{version}_{len(buckets)}"
         buckets.append(Bucket(segment=segment, nbytes=used))
-        with open(segment_path(segment), "wb") as file:
+        with _created(segment) as file:
             file.truncate(used)
             for offset, flat in waiting:
                 file.seek(offset)
@@ -160,7 +160,13 @@ def read_bucket(segment: str) -> bytes:
 
 def write_bucket(segment: str, data: bytes) -> None:
     """Materialise a bucket of another node. Its name should carry the writer's process id, by which `sweep` judges it."""
-    segment_path(segment).write_bytes(data)
+    with _created(segment) as file:
+        file.write(data)
+
+
+def _created(segment: str) -> BinaryIO:
+    """Its file, which no other user can read."""
+    return open(segment_path(segment), "wb", opener=lambda path, flags: os.open(path, flags, 0o600))
 
 
 def segment_path(segment: str) -> Path:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import stat
 
 import pytest
 import torch
@@ -49,6 +50,16 @@ def test_every_tensor_arrives_bit_for_bit(publish):
         assert staging.tensors[name].dtype == tensor.dtype
         assert staging.tensors[name].equal(tensor)
     assert staging.digest == manifest.digest
+
+
+def test_segments_are_readable_by_their_owner_only_whatever_the_umask(publish, shm):
+    before = os.umask(0)
+    try:
+        manifest = publish()
+        write_bucket(f"cohort_other_{os.getpid()}_v3_0", read_bucket(manifest.buckets[0].segment))
+    finally:
+        os.umask(before)
+    assert [stat.filemode(path.stat().st_mode) for path in shm.iterdir()] == ["-rw-------"] * 3
 
 
 def test_buckets_are_filled_to_their_size_and_a_larger_tensor_has_its_own(publish):
