@@ -10,6 +10,7 @@ import statistics
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from reward.config import RewardConfig, RewardModelConfig
@@ -149,9 +150,13 @@ class ModelScorer(Scorer):
         # Here, so that a worker which judges by the rule alone never loads torch.
         from reward.models.scalar_model import score
 
-        sequences = [sample.prompt_ids + sample.output_ids for sample in samples]
-        places = [[len(s.prompt_ids) + place for place in mine] for s, mine in zip(samples, positions, strict=True)]
-        return score(self._model, sequences, places, max_tokens=self._scoring.max_tokens_per_batch)
+        scalars: list[list[list[float]]] = []
+        # A group at a time: which others come with it is chance, and two batches differ by rounding.
+        for prompt, group in groupby(zip(samples, positions, strict=True), key=lambda asked: asked[0].prompt_ids):
+            asked = [(prompt + sample.output_ids, [len(prompt) + place for place in places]) for sample, places in group]
+            sequences, places = zip(*asked, strict=True)
+            scalars += score(self._model, sequences, places, max_tokens=self._scoring.max_tokens_per_batch)
+        return scalars
 
     def _scored(self, sample: Sample, outcome: Outcome, positions: Sequence[int], scalars: list[list[float]]) -> ScoredSample:
         if outcome.status != "score" or not positions:

@@ -4,9 +4,10 @@ It owns one engine and the tokenizer, and decides which outputs may be trained o
 decoded once, here, for scorers and people.
 """
 
+import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,38 +71,69 @@ class RolloutWorker:
             prefix=prefix,
         )
 
-    async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float) -> list[Group]:
+    async def stream(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float) -> AsyncIterator[tuple[int, Group]]:
+        """`generate`, each group as soon as it is whole, with its place among the leases; with tools all at the end."""
+        made: asyncio.Queue[tuple[int, Group] | None] = asyncio.Queue()
+        wave = asyncio.create_task(self.generate(leases, sampling, deadline_s, lambda *group: made.put_nowait(group)))
+        wave.add_done_callback(lambda _: made.put_nowait(None))
+        try:
+            while (group := await made.get()) is not None:
+                yield group
+            await wave
+        finally:
+            wave.cancel()
+
+    async def generate(
+        self,
+        leases: Sequence[Lease],
+        sampling: Sampling,
+        deadline_s: float,
+        each: Callable[[int, Group], None] = lambda place, group: None,
+    ) -> list[Group]:
         """Sample every index of every lease as one wave, a group a lease, in order. What may not be trained on comes as a
-        rejected sample.
+        rejected sample. `each` hears of every group and its place as soon as it is whole.
 
         Raises EngineError; then nothing was sampled. `deadline_s` is the engine's, for all turns of the
         wave; programs have their own limits.
         """
-        members = [(lease, index) for lease in leases for index in lease.indices]
-        requests = [
-            TokenRequest(
-                prompt_ids=lease.question.prompt_ids,
-                seed=sample_seed(self.run_seed, lease.group_id, index, draw=lease.draw),
-                # A prompt may hold part of an output, which leaves less room for new tokens.
-                sampling=replace(
-                    sampling, max_new_tokens=min(sampling.max_new_tokens, self.max_model_len - len(lease.question.prompt_ids))
-                ),
-            )
-            for lease, index in members
-        ]
-        generate = self._generate_fn or self._within(deadline_s)
-        if self._tools is None:
-            made = [(completion, (True,) * len(completion.output_ids), "") for completion in await generate(requests)]
-        else:
+        members = [(place, index) for place, lease in enumerate(leases) for index in lease.indices]
+        samples: list[dict[int, Sample]] = [{} for _ in leases]
+        groups: dict[int, Group] = {}
+
+        def keep(i: int, completion: Completion, sampled_mask: tuple[bool, ...] | None = None, failure: str = "") -> None:
+            place, index = members[i]
+            mask = (True,) * len(completion.output_ids) if sampled_mask is None else sampled_mask
+            samples[place][index] = self._sample(leases[place], index, completion, mask, failure)
+            if len(samples[place]) == len(leases[place].indices):
+                whole = tuple(samples[place][index] for index in leases[place].indices)
+                groups[place] = Group(question=leases[place].question, samples=whole)
+                each(place, groups[place])
+
+        requests = [self._request(leases[place], index, sampling) for place, index in members]
+        if self._tools is not None:
 
             def seed(i: int, turn: int) -> int:
-                lease, index = members[i]
-                return sample_seed(self.run_seed, lease.group_id, index, turn, lease.draw)
+                place, index = members[i]
+                return sample_seed(self.run_seed, leases[place].group_id, index, turn, leases[place].draw)
 
-            episodes = await self._tools.run(requests, generate, seed)
-            made = [(e.completion(), tuple(e.sampled_mask), e.failure) for e in episodes]
-        samples = iter([self._sample(*member, *row) for member, row in zip(members, made, strict=True)])
-        return [Group(question=x.question, samples=tuple(next(samples) for _ in x.indices)) for x in leases]
+            episodes = await self._tools.run(requests, self._generate_fn or self._within(deadline_s), seed)
+            for i, episode in enumerate(episodes):
+                keep(i, episode.completion(), tuple(episode.sampled_mask), episode.failure)
+        elif self._generate_fn is not None:
+            for i, completion in enumerate(await self._generate_fn(requests)):
+                keep(i, completion)
+        else:
+            await self.engine.generate(requests, deadline_s=deadline_s, each=keep)
+        return [groups[place] for place in range(len(leases))]
+
+    def _request(self, lease: Lease, index: int, sampling: Sampling) -> TokenRequest:
+        # A prompt may hold part of an output, which leaves less room for new tokens.
+        room = self.max_model_len - len(lease.question.prompt_ids)
+        return TokenRequest(
+            prompt_ids=lease.question.prompt_ids,
+            seed=sample_seed(self.run_seed, lease.group_id, index, draw=lease.draw),
+            sampling=replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room)),
+        )
 
     def _sample(self, lease: Lease, index: int, completion: Completion, sampled_mask: tuple[bool, ...], failure: str) -> Sample:
         rejected = failure or unusable(completion, len(self.tokenizer))

@@ -39,6 +39,11 @@ class StageConfig(Strict):
     """The group size G."""
     updates_per_batch: int = Field(default=1, gt=0)
     """Optimiser updates on each step's outputs (the paper's mu)."""
+    max_staleness: int = Field(default=0, ge=0)
+    """How many steps older than those that it trains the weights may be by which an output is begun. Above 0 engines, reward
+    actors and learner work at the same time."""
+    in_flight: bool = False
+    """New weights meet outputs on their way, instead of waiting for them: nothing idles, and the run cannot be repeated."""
     selection: Selection = Uniform()
     """Which questions are asked."""
     max_refills: int = Field(default=0, ge=0)
@@ -174,6 +179,8 @@ def _unread(stage: StageConfig) -> list[Objection]:
     """Keys that the stage would not read."""
     policy, samples_policy = stage.trains_policy, stage.resolved().data_source is DataSource.POLICY_SAMPLES
     read = {
+        "max_staleness": stage.follows_policy,
+        "in_flight": stage.max_staleness > 0,
         "selection": samples_policy,
         "max_refills": samples_policy and policy,
         "offline_questions": policy and not samples_policy and not stage.given,

@@ -5,7 +5,7 @@ death means. Every answer is awaited through `calls.gather`, which has a deadlin
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -46,8 +46,12 @@ class RolloutActor:
         await self.worker.start(share_of_cores(index, count, self.rollout.cores_per_worker), self.prefix)
         return {**self.worker.engine.describe(), **whereabouts()}
 
-    async def generate(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float) -> list[Group]:
-        return await self.worker.generate(leases, sampling, deadline_s)
+    async def generate(
+        self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float
+    ) -> AsyncIterator[tuple[int, Group]]:
+        """Every group with its lease's place, as soon as it is whole."""
+        async for made in self.worker.stream(leases, sampling, deadline_s):
+            yield made
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return await self.worker.engine.score(sequences)
@@ -139,10 +143,12 @@ class LearnerActor:
             address = f"tcp://{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"
         return arrived(), address, os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
-    def start(self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, prefix: str) -> dict[str, object]:
+    def start(
+        self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, prefix: str, ahead: bool
+    ) -> dict[str, object]:
         """Join the group; `index` of `count` ranks are on this node and share its cores.
 
-        `prefix` names the run in shared memory.
+        `prefix` names the run in shared memory. `ahead`: see `Publisher`.
         """
         take_threads(index, count, self.config.cores_per_rank)
         from learner.worker import LearnerWorker
@@ -152,7 +158,7 @@ class LearnerActor:
             self.config, self.model_dir, rank=self.rank, world_size=self.config.ranks, rendezvous=rendezvous,
             timeout_seconds=self.timeout_s,
         )  # fmt: skip
-        self.publisher = Publisher(self.worker, rollout, self.rank, prefix)
+        self.publisher = Publisher(self.worker, rollout, self.rank, prefix, ahead=ahead)
         return {**self.worker.describe(), **whereabouts()}
 
     def begin_stage(self, spec: StageSpec) -> None:

@@ -3,18 +3,20 @@
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Concatenate, ParamSpec, TypeVar, overload
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
 import ray.exceptions
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
+from cluster.fibers import HUB
 from rollout.engine_log import COLOUR
 
 A = TypeVar("A")
 R = TypeVar("R")
+Q = TypeVar("Q")
 P = ParamSpec("P")
 log = logging.getLogger("cohort")
 LATE = "no answer within"
@@ -36,6 +38,36 @@ def ask(actor, method, name=""):
     return getattr(actor, method.__name__).options(name=name or method.__name__).remote
 
 
+class Stream(Generic[R]):
+    """References to what an actor's generator yields, one after the other; Ray's ObjectRefGenerator."""
+
+    def __next__(self) -> ObjectRef[R]: ...
+
+
+def stream(actor: ActorHandle[A], method: Callable[Concatenate[A, P], AsyncIterator[R]], name: str) -> Callable[P, Stream[R]]:
+    """The actor's method that yields, as `ask` has the others."""
+    return getattr(actor, method.__name__).options(name=name, num_returns="streaming").remote
+
+
+def follow(
+    pending: Mapping[int, Stream[R]], deadline_s: float, each: Callable[[int, R], None], *, what: str
+) -> dict[int, str]:
+    """Hand on what every slot yields as it comes, until all have ended; errors by slot, and `what`, as of `gather`."""
+    errors: dict[int, str] = {}
+    waiting = _Waiting(pending, deadline_s, what)
+    while waiting.slots:
+        for one, slot in waiting.ready(errors):
+            try:
+                item: ObjectRef[R] = next(one)
+                each(slot, ray.get(item, timeout=60))
+            except StopIteration:
+                del waiting.slots[one]
+            except ray.exceptions.RayError as error:
+                del waiting.slots[one]
+                errors[slot] = in_one_line(error)
+    return errors
+
+
 def gather(
     pending: Mapping[int, ObjectRef[R]], deadline_s: float, *, grace_s: float | None = None, what: str = "a call"
 ) -> tuple[dict[int, R], dict[int, str]]:
@@ -47,21 +79,36 @@ def gather(
     """
     answers: dict[int, R] = {}
     errors: dict[int, str] = {}
-    keys = {ref: key for key, ref in pending.items()}
-    until, began = time.monotonic() + deadline_s, time.strftime("%H:%M:%S")
-    while keys:
-        ready, _ = ray.wait(list(keys), num_returns=1, timeout=max(0.0, until - time.monotonic()))
-        if not ready:
-            log.error("%s waits since %s, in vain, for %s", what, began, ", ".join(map(str, sorted(keys.values()))))
-            return answers, errors | dict.fromkeys(keys.values(), f"{LATE} {deadline_s:g} s")
-        key = keys.pop(ready[0])
-        try:
-            answers[key] = ray.get(ready[0], timeout=60)
-        except ray.exceptions.RayError as error:
-            errors[key] = in_one_line(error)
-            if grace_s is not None:
-                until = min(until, time.monotonic() + grace_s)
+    waiting = _Waiting(pending, deadline_s, what)
+    while waiting.slots:
+        for ref, slot in waiting.ready(errors):
+            del waiting.slots[ref]
+            try:
+                answers[slot] = ray.get(ref, timeout=60)
+            except ray.exceptions.RayError as error:
+                errors[slot] = in_one_line(error)
+                if grace_s is not None:
+                    waiting.until = min(waiting.until, HUB.world.now() + grace_s)
     return answers, errors
+
+
+class _Waiting(Generic[Q]):
+    """Slots whose answers are awaited."""
+
+    def __init__(self, pending: Mapping[int, Q], deadline_s: float, what: str):
+        self.slots = {ref: slot for slot, ref in pending.items()}
+        self.until = HUB.world.now() + deadline_s
+        self._deadline_s, self._what, self._began = deadline_s, what, time.strftime("%H:%M:%S")
+
+    def ready(self, errors: dict[int, str]) -> list[tuple[Q, int]]:
+        """Whose answer has come. When the time is up, an error for every slot that is left, and none is awaited any more."""
+        if ready := HUB.wait(list(self.slots), self.until):
+            return [(ref, self.slots[ref]) for ref in ready]
+        late = sorted(self.slots.values())
+        log.error("%s waits since %s, in vain, for %s", self._what, self._began, ", ".join(map(str, late)))
+        errors |= dict.fromkeys(late, f"{LATE} {self._deadline_s:g} s")
+        self.slots.clear()
+        return []
 
 
 def in_one_line(error: ray.exceptions.RayError) -> str:

@@ -1,7 +1,7 @@
 """The driver's hold on the actors: starting them, calling them with deadlines, replacing those that fail, stopping them all."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from cluster.config.contradictions import supervision
 from cluster.config.run_config import RunConfig
 from cluster.fleet.actors import LearnerActor, RewardActor, RolloutActor
-from cluster.fleet.calls import RoleFailed, all_answers, ask, gather
+from cluster.fleet.calls import RoleFailed, all_answers, ask, follow, gather, stream
 from cluster.fleet.learner_group import LearnerGroup
 from cluster.fleet.placement import position, settled, shared_devices, shares_gpus
 from cluster.fleet.publisher import STREAMING, Model
@@ -97,17 +97,18 @@ class Roles:
         return sorted(self.rollout)
 
     def generate(
-        self, waves: Mapping[int, Sequence[Lease]], sampling: Sampling, name: str
-    ) -> tuple[dict[int, list[Group]], dict[int, str]]:
-        """One wave a slot -> ({slot: groups}, {slot: error})."""
+        self, waves: Mapping[int, Sequence[Lease]], sampling: Sampling, name: str, each: Callable[[Lease, Group], None]
+    ) -> dict[int, str]:
+        """One wave a slot. `each` gets every group as it comes; what is returned are errors by slot."""
         deadline, tools = self.config.cluster.generate_deadline_s, self.config.rollout.tools
         calls = {
-            slot: ask(self.rollout[slot], RolloutActor.generate, name)(list(leases), sampling, deadline)
+            slot: stream(self.rollout[slot], RolloutActor.generate, name)(list(leases), sampling, deadline)
             for slot, leases in waves.items()
         }
         outputs = max(sum(len(lease.indices) for lease in leases) for leases in waves.values())
         programs = longest(outputs * tools.max_programs, tools.seconds, tools.at_once) if tools else 0.0
-        return gather(calls, deadline + programs + 10, what=f"rollout: {name}")
+        deadline += programs + 10
+        return follow(calls, deadline, lambda slot, made: each(waves[slot][made[0]], made[1]), what=f"rollout: {name}")
 
     def judge(
         self, parts: Mapping[int, Sequence[Group]], by: By, name: str
@@ -223,7 +224,8 @@ class Roles:
 
     def _start_learner(self, rank: int, rendezvous: str, nodes: dict[int, str]) -> ObjectRef[dict[str, object]]:
         here = position(rank, nodes)
-        return ask(self._ranks[rank], LearnerActor.start)(rendezvous, *here, self.rollout_config, self.prefix)
+        ahead = any(stage.max_staleness for stage in self.config.stages)
+        return ask(self._ranks[rank], LearnerActor.start)(rendezvous, *here, self.rollout_config, self.prefix, ahead)
 
     def _all(self, calls: Mapping[int, ObjectRef[R]], role: str) -> dict[int, R]:
         return all_answers(calls, role, self.config.cluster.start_deadline_s, "start")

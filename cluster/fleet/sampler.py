@@ -1,7 +1,7 @@
 """Orders for outputs and judgements, carried out whatever workers die on the way, with every sample booked in the ledger."""
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cluster.fleet.calls import LATE, RoleFailed
@@ -68,28 +68,40 @@ class Sampler:
     def __init__(self, roles: Roles, bound: Bound, serving: Serving | OnDisk):
         self._roles, self._bound, self._serving = roles, bound, serving
 
-    def sample(self, leases: Sequence[Lease], sampling: Sampling, name: str, ledger: Ledger | None = None) -> list[Group]:
+    def sample(
+        self,
+        leases: Sequence[Lease],
+        sampling: Sampling,
+        name: str,
+        ledger: Ledger | None = None,
+        each: Callable[[Group], None] = lambda group: None,
+    ) -> list[Group]:
         """All outputs of the leases, rejected ones too, a group a lease, in order. An ordinal always goes to the same slot, so
         that a wave can be repeated token for token.
 
-        A slot that fails is replaced, brought to the serving version, and given its whole wave again under the next attempt.
-        `ledger`: where the outputs are booked, if they are.
+        A slot that fails is replaced, brought to the serving version, and given its whole wave again under the next attempt;
+        of what it had answered, the first answer stays. `ledger`: where the outputs are booked, if they are. `each` hears of
+        every group when it comes.
         """
         slots = self._roles.slots()
         waves: dict[int, list[Lease]] = {}
         for lease in leases:
             waves.setdefault(slots[lease.question.ordinal % len(slots)], []).append(lease)
         made: dict[str, Group] = {}
+
+        def arrived(lease: Lease, group: Group) -> None:
+            if lease.group_id in made:
+                return
+            made[lease.group_id] = group
+            if ledger:
+                for one in attempts(group.samples):
+                    ledger.record("generated", **one)
+            each(group)
+
         if ledger:
             self._book_lease(ledger, leases)
         while waves:
-            answers, errors = self._roles.generate(waves, sampling, name)
-            for slot, groups in answers.items():
-                made |= {lease.group_id: group for lease, group in zip(waves[slot], groups, strict=True)}
-                # An answer that is not awaited under its attempt is a bug, and raises.
-                if ledger:
-                    for one in attempts(s for group in groups for s in group.samples):
-                        ledger.record("generated", **one)
+            errors = self._roles.generate(waves, sampling, name, arrived)
             waves = {
                 slot: [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in waves[slot]]
                 for slot, why in errors.items()
@@ -97,20 +109,38 @@ class Sampler:
             for slot, why in errors.items():
                 self._roles.replace(slot, why)
                 self._serving.bring_up(slot)
-                if ledger:
-                    self._book_lease(ledger, waves[slot], attempt=waves[slot][0].attempt, why=why[:200])
+                again = [lease for lease in waves[slot] if lease.group_id not in made]
+                if ledger and again:
+                    self._book_lease(ledger, again, attempt=again[0].attempt, why=why[:200])
         # Whichever slot answered first: what comes of the outputs depends on their order.
         return [made[lease.group_id] for lease in leases]
 
     def judge(self, groups: Sequence[Group], name: str, reward: RewardSource, *, whole: bool = True) -> list[ScoredGroup]:
-        """The groups scored, in order; rejected outputs are not judged. `whole`: see `Bound.check`. Raises Unscored.
+        """The groups scored, in order; rejected outputs are not judged. `whole`: see `Bound.check`. Raises Unscored."""
+        return self.judge_as_they_come(lambda known: groups[known:], [_id(g) for g in groups], name, reward, whole=whole)
+
+    def judge_as_they_come(
+        self,
+        after: Callable[[int], Sequence[Group]],
+        order: Sequence[str],
+        name: str,
+        reward: RewardSource,
+        *,
+        whole: bool = True,
+    ) -> list[ScoredGroup]:
+        """The groups with these ids scored, in this order; `after(n)` gives, and if need be waits for, those that came after
+        the first n.
 
         Groups go to the reward slots in turn. A slot that fails is replaced, and its groups go to the next one.
         """
         by: By = "rule" if reward == "rule" else "model"
         slots, turn = self._roles.reward_slots(), 0
+        groups: list[Group] = []
         scored: dict[int, ScoredGroup] = {}
-        while todo := [i for i in range(len(groups)) if i not in scored]:
+        while len(scored) < len(order):
+            if len(scored) == len(groups):
+                groups += after(len(groups))
+            todo = [i for i in range(len(groups)) if i not in scored]
             if by == "model":
                 self._serving.bring_up_judges()
             deal = {slot: [i for i in todo if slots[(i + turn) % len(slots)] == slot] for slot in slots}
@@ -120,8 +150,9 @@ class Sampler:
                 scored |= zip(deal[slot], answer, strict=True)
             for slot, why in errors.items():
                 self._roles.replace_judge(slot, why)
-            turn += 1
-        found = [scored[i] for i in range(len(groups))]
+            turn += bool(errors)
+        by_id = {_id(group): scored[i] for i, group in enumerate(groups)}
+        found = [by_id[group_id] for group_id in order]
         if by == "model":
             self._check_version(name, found)
         self._bound.check(name, found, whole=whole)
@@ -136,3 +167,7 @@ class Sampler:
     def _book_lease(self, ledger: Ledger, leases: Sequence[Lease], **fields) -> None:
         groups = {x.group_id: x.indices for x in leases}
         ledger.record("leased", groups, version=self._serving.version, **fields)
+
+
+def _id(group: Group) -> str:
+    return group.samples[0].group_id

@@ -33,6 +33,8 @@ class Serving:
         self.digests: dict[str, str] = {}
         """By version; a reward model's are named `reward model N`."""
         self._canary = _calibrated(roles, questions)
+        self._logprobs: list[list[float]] = []
+        """The learner's of the canary's sequences, under the version that serves."""
 
     @property
     def identity(self) -> str:
@@ -56,7 +58,7 @@ class Serving:
         """Give a fresh engine the serving version."""
         if self.version:
             with self._clock.timed("sync"):
-                publish(self._roles, self.version, self._canary, [slot])
+                publish(self._roles, self.version, self._canary, self._logprobs, [slot])
 
     def bring_up_judges(self) -> None:
         """Give fresh reward actors the serving reward model, which must be the learner's."""
@@ -86,7 +88,9 @@ class Serving:
 
     def _publish(self, version: int) -> float:
         with self._clock.timed("sync"):
-            self.digests[str(version)], difference = publish(self._roles, version, self._canary)
+            logprobs = self._roles.learner_logprobs(self._canary.sequences)
+            self.digests[str(version)], difference = publish(self._roles, version, self._canary, logprobs)
+            self._logprobs = logprobs
         self.version, self.published = version, True
         return difference
 

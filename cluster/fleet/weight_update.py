@@ -139,8 +139,6 @@ class Fleet(Protocol):
         """Log-probabilities of the sequences by slot, and errors by slot."""
         ...
 
-    def learner_logprobs(self, sequences) -> list[list[float]]: ...
-
     def replace(self, slot: int, why: str) -> None:
         """A fresh engine in this slot, with the weights on disk. Raises when the crash budget is spent."""
         ...
@@ -174,15 +172,17 @@ def publish_reward_model(judges: Judges, version: int, slots: Sequence[int] | No
             judges.replace_judge(slot, why)
 
 
-def publish(fleet: Fleet, version: PolicyVersion, canary: Canary, slots: Sequence[int] | None = None) -> tuple[str, float]:
-    """Bring the slots (all, unless named) to `version` = the learner's weights. Returns (digest, canary's mean difference).
+def publish(
+    fleet: Fleet, version: PolicyVersion, canary: Canary, learner: list[list[float]], slots: Sequence[int] | None = None
+) -> tuple[str, float]:
+    """Bring the slots (all, unless named) to `version`. Returns (digest, canary's mean difference). `learner`: its
+    log-probabilities of the canary's sequences under that version.
 
     Every engine that fails is replaced and brought to the same version before anything is sampled; the fleet's crash
     budget bounds the tries. A fresh engine that fails as the one before it did will not be mended by a third: CanaryFailed,
     or UpdateFailed.
     """
     todo = list(fleet.slots() if slots is None else slots)
-    learner = fleet.learner_logprobs(canary.sequences)
     worst, before = 0.0, {}
     while True:
         digest, failed, mixed = fleet.publish(version, todo)

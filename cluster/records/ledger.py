@@ -7,8 +7,10 @@ offset up to which the file belongs to the history that led to its weights; a re
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from rollout.types import Sample
 
 NEXT = {"leased": {"leased", "generated", "dropped"}, "generated": {"scored", "dropped"}, "scored": {"trained", "dropped"}}
 """What may follow what. A second lease is a re-issue under the next attempt; `trained` and `dropped` are final."""
@@ -32,8 +34,6 @@ class Ledger:
         path.touch()
         for line in history(path, offset):
             self._apply(line["event"], line["groups"], line["attempt"])
-        # What was under way at the checkpoint is leased anew.
-        self._state.clear()
         self._file = path.open("ab")
         if (end := self._file.tell()) > offset:
             with path.open("rb") as file:
@@ -47,6 +47,13 @@ class Ledger:
         self._apply(event, groups, attempt)
         self._write({"event": event, "groups": {g: list(i) for g, i in groups.items()}, "attempt": attempt, **fields})
 
+    def take_up(self, samples: Iterable[Sample]) -> None:
+        """Begin where a checkpoint was taken: these samples are generated, and whatever else was under way is leased anew."""
+        kept: dict[str, list[int]] = {}
+        for sample in samples:
+            kept.setdefault(sample.group_id, []).append(sample.index)
+        self.record("resumed", kept)
+
     def offset(self) -> int:
         """Bytes written so far, safely on disk when this returns."""
         os.fsync(self._file.fileno())
@@ -57,6 +64,9 @@ class Ledger:
 
     def _apply(self, event: str, groups: Members, attempt: int) -> None:
         members = [(group, index) for group, indices in groups.items() for index in indices]
+        if event == "resumed":
+            self._state = {key: ("generated", self._state[key][1]) for key in members}
+            return
         for key in members:
             state, held = self._state.get(key, ("", -1))
             first = not state and event == "leased" and key not in self._finished

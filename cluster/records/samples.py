@@ -12,7 +12,7 @@ from statistics import fmean
 from cluster.records.metrics import read_jsonl
 from learner.algorithms.credit import has_spread
 from reward.types import FAILURES, ScoredGroup, ScoredSample, samples_of
-from rollout.types import FinishReason, Sample
+from rollout.types import FinishReason, PolicyVersion, Sample
 
 COMPONENTS = {"correct": "accuracy", "format": "format", "model": "model_reward", "spread": "reward_spread"}
 """Components that are known by another name than `reward_<component>`."""
@@ -50,6 +50,12 @@ def batch_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     if times := sorted(s.verdict.seconds for s in batch if s.verdict.seconds is not None):
         out["judge_p50"], out["judge_p99"] = (times[int(share * (len(times) - 1))] for share in (0.5, 0.99))
     return out | _rewards(groups)
+
+
+def staleness(groups: Sequence[ScoredGroup], version: PolicyVersion) -> dict[str, float]:
+    """By how many steps the weights that began each output are older than those that it trains, `version`."""
+    behind = [version - s.sample.versions[0][0] for s in samples_of(groups)]
+    return {"staleness_mean": fmean(behind), "staleness_max": max(behind)}
 
 
 def _rewards(groups: Sequence[ScoredGroup]) -> dict[str, float]:

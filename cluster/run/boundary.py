@@ -1,13 +1,24 @@
 """The state between two steps of a run: what a checkpoint holds, and what a stop may still save."""
 
 import copy
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from cluster.records.ledger import Ledger
 from cluster.records.state import State
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.progress import Progress
+from rollout.types import Group
+
+_GROUPS = TypeAdapter(Sequence[Group])
+
+
+def sampled_ahead(state: State) -> Sequence[Group]:
+    """What a checkpoint's run had sampled for steps after it."""
+    return _GROUPS.validate_json(json.dumps(state["ahead"]))
 
 
 class Boundary:
@@ -26,13 +37,14 @@ class Boundary:
         self._save, self._state = save, state
         self._here: State | None = None
         """What sampling goes on to change, as it was; None while the learner is past it."""
+        self._ahead: Sequence[Group] = ()
         self._saved = 0
         """The step of the newest checkpoint."""
 
-    def mark(self) -> None:
-        """A step is finished."""
+    def mark(self, ahead: Sequence[Group]) -> None:
+        """A step is finished; `ahead`: what is sampled for later ones."""
         here = {**self._progress.state(), "step": self._progress.step, "ledger_offset": self._ledger.offset()}
-        self._here = copy.deepcopy(here)
+        self._here, self._ahead = copy.deepcopy(here), ahead
 
     def leave(self) -> None:
         """The learner, or what reward models are trained on, is about to change."""
@@ -42,14 +54,15 @@ class Boundary:
         """Write the boundary's checkpoint. Raises RuntimeError where the learner is past it."""
         if self._here is None:
             raise RuntimeError("no checkpoint can be made between two boundaries")
-        state = {**self._here, "incarnation": self._ledger.incarnation, **self._state()}
+        ahead = _GROUPS.dump_python(self._ahead, mode="json")
+        state = {**self._here, "incarnation": self._ledger.incarnation, "ahead": ahead, **self._state()}
         self._checkpoints.save(state["step"], self._save, state)
         self._saved = state["step"]
 
-    def restored(self) -> None:
+    def restored(self, ahead: Sequence[Group]) -> None:
         """The run is where a checkpoint was taken."""
         self._saved = self._progress.step
-        self.mark()
+        self.mark(ahead)
 
     def keep(self, *, in_time: bool) -> str:
         """After a stop: save the boundary if it can be and is not yet; where the run goes on, for people."""

@@ -1,17 +1,47 @@
 """Outputs to train on: sampled by the serving version at the run's temperature, judged, and booked in the ledger."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+from cluster.fibers import HUB
 from cluster.fleet.sampler import Sampler
 from cluster.fleet.versions import Serving
-from cluster.records.clock import Clock
+from cluster.records.clock import PHASES, Clock
 from cluster.records.ledger import Ledger
 from cluster.records.samples import attempts
 from cluster.run.progress import Progress
 from cluster.stopping import RunFailed
 from learner.algorithms.table import RewardSource
-from reward.types import ScoredGroup
+from reward.types import ScoredGroup, samples_of
 from rollout.types import Group, Lease, Sample, Sampling
+
+BUSY = {"rollout": "generate", "reward": "score", "learner": "train"}
+"""Roles by the phase in which they work."""
+
+
+class Took:
+    """What a step spends its time on."""
+
+    def __init__(self, clock: Clock, collector: "Collector"):
+        self._clock, self._collector = clock, collector
+        self._spent, self._began, self._tokens, self._waited = clock.spent(), clock.at, collector.tokens, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The learner has nothing to do in the block but to wait."""
+        began = HUB.world.now()
+        yield
+        self._waited += HUB.world.now() - began
+
+    def metrics(self) -> dict[str, float]:
+        """The step's times and speed (see METRICS)."""
+        now, step = self._clock.spent(), self._clock.at - self._began
+        took = {phase: now[phase] - self._spent[phase] for phase in (*PHASES, "other")}
+        out = {f"seconds_{phase}": seconds for phase, seconds in (took | {"step": step, "waiting": self._waited}).items()}
+        out |= {f"{role}_busy": took[phase] / step for role, phase in BUSY.items()}
+        if tokens := self._collector.tokens - self._tokens:
+            out["tokens_per_second"] = tokens / took["generate"]
+        return out
 
 
 class Collector:
@@ -25,21 +55,56 @@ class Collector:
         self.tokens = 0
         """Sampled to train on, evaluations left out."""
 
-    def sample(self, leases: Sequence[Lease], what: str, *, booked: bool = True) -> list[Group]:
-        """All outputs of the leases, sampled by the serving version, which must be the learner's."""
+    def sample(
+        self, leases: Sequence[Lease], what: str, *, booked: bool = True, each: Callable[[Group], None] = lambda group: None
+    ) -> list[Group]:
+        """All outputs of the leases, sampled by the serving version; `each` hears of every group when it comes.
+
+        Raises RunFailed where the learner has gone on from that version, except in a stage that follows the policy: its buffer
+        says which version may sample.
+        """
         version = self._serving.version
-        if not self._serving.published:
+        if not self._serving.published and not self._progress.stage.follows_policy:
             raise RunFailed(f"{what}: the engines hold version {version}, and the learner has gone on from it")
-        name = f"{what} step {self._progress.step + 1} v{version}"
         with self._clock.timed("generate"):
-            groups = self._sampler.sample(leases, self._sampling, name, self._ledger if booked else None)
+            ledger = self._ledger if booked else None
+            groups = self._sampler.sample(leases, self._sampling, f"{what} v{version}", ledger, each)
         self.tokens += sum(sum(s.sampled_mask) for group in groups for s in group.samples)
         return groups
 
-    def judge(self, groups: Sequence[Group], reward: RewardSource, *, whole: bool = True) -> list[ScoredGroup]:
-        """The groups scored, in order; `whole`: all that the step asks for."""
+    def judge(self, groups: Sequence[Group], reward: RewardSource, what: str, *, whole: bool = True) -> list[ScoredGroup]:
+        """The groups scored, in order; `whole`: all that a step asks for."""
         with self._clock.timed("score"):
-            return self._sampler.judge(groups, f"score step {self._progress.step + 1}", reward, whole=whole)
+            return self._sampler.judge(groups, what, reward, whole=whole)
+
+    def collect(
+        self,
+        leases: Sequence[Lease],
+        reward: RewardSource,
+        what: str,
+        *,
+        whole: bool = True,
+        sampled: Callable[[Sequence[Group]], None] = lambda groups: None,
+    ) -> list[ScoredGroup]:
+        """Sampled and scored, in order, each group as soon as it is there; `sampled` hears of all when nothing is sampled any
+        more."""
+        arrived: list[Group] = []
+
+        def after(known: int) -> list[Group]:
+            with self._clock.timed(""):
+                HUB.until(lambda: len(arrived) > known)
+            return arrived[known:]
+
+        def judge() -> list[ScoredGroup]:
+            with self._clock.timed("score"):
+                order = [lease.group_id for lease in leases]
+                return self._sampler.judge_as_they_come(after, order, f"score {what}", reward, whole=whole)
+
+        judging = HUB.spawn(judge, f"score {what}")
+        sampled(self.sample(leases, f"generate {what}", each=arrived.append))
+        groups = judging.result()
+        self.book("scored", (s.sample for s in samples_of(groups) if not s.verdict.failed))
+        return groups
 
     def restore(self, tokens: int) -> None:
         """Go on from those that an earlier life of the run sampled."""

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import distributions
@@ -50,7 +49,7 @@ def run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Pa
 
 def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Path, dict] | None) -> dict:
     run_dir, state = held.path, resume_from[1] if resume_from else {}
-    began, clock = time.monotonic(), Clock(stop)
+    clock = Clock(stop)
     ledger = sinks = None
     try:
         (run_dir / "summary.json").unlink(missing_ok=True)
@@ -73,7 +72,6 @@ def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[P
             )
             log.info("reading the data")
             data, tokenizer = load_data(config)
-            clock.add("start", time.monotonic() - began)
             held.begun()
             records = Records(dir=run_dir.resolve(), ledger=ledger, sinks=sinks)
             loop = Loop(config, data, tokenizer, actors, records, clock)
@@ -181,13 +179,13 @@ def summarise(loop: Loop) -> dict:
         n for n in after if n.startswith(("maj_at_", "pass_at_"))
     ]
     scores = {f"{name}_{when}": row[name] for name in names for when, row in (("before", before), ("after", after)) if row}
-    sampling = loop.clock.seconds["generate"]
+    spent = loop.clock.spent()
     return {
         "name": config.name, "seed": config.seed, "config_hash": config_hash(config),
         "stages": stage_facts(config),
         **scores,
-        "seconds": {phase: round(s, 2) for phase, s in loop.clock.seconds.items()},
-        "tokens_per_second": round(loop.collector.tokens / sampling, 1) if sampling else None,
+        "seconds": {phase: round(s, 2) for phase, s in spent.items()},
+        "tokens_per_second": round(loop.collector.tokens / sampling, 1) if (sampling := spent["generate"]) else None,
         "reward_models": loop.held_out.reward_models,
         "versions": loop.serving.digests, "actors": loop.roles.info, "replaced_workers": loop.roles.deaths,
         "software": installed("cohort-rl", "torch", "transformers", "ray"),

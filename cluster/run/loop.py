@@ -5,20 +5,19 @@
         |                                                                                                     v
         +-- version v+1 serves <-- canary <-- commit <-- prepare <-- new weights <-- updates <-- credit <-- learner group
 
-    lease     takes ordinals that the buffer admits (a step's), orders G outputs each; waits for nothing
-    rollout   consumes a wave of leases in order, one wave a slot; a slot that dies is replaced and its wave ordered again
-    reward    consumes whole groups; an output that cannot be judged has no score, never 0
-    buffer    holds groups until a whole step's are there, and hands them out in the order of their ordinals
+    lease     takes the ordinals of a wave (a step's) that the buffer admits, orders G outputs each
+    rollout   consumes a wave of leases in order, a part a slot; a slot that dies is replaced and its part ordered again
+    reward    consumes whole groups as they come; an output that cannot be judged has no score, never 0
+    buffer    begins waves as the bound on staleness allows, and hands each out whole, in the order of their steps
     learner   consumes the step's batch on all ranks: credit once, packing once, `updates_per_batch` updates
-    sync      sends the weights as one transaction; nothing is sampled until every engine holds the new version
-    ledger    records every sample's way through the above; a checkpoint is taken between steps, when nothing is under way
+    sync      sends the weights as one transaction; nothing is leased until every engine holds the new version
+    ledger    records every sample's way through the above; a checkpoint is taken between steps, with what is sampled ahead
 
 A stage whose outputs do not follow the policy takes the same way; its weights go out at its end. A stage that trains a reward
 model labels the groups instead of crediting them, and its weights go to the reward actors. Iterative training is stages
 repeated: a stage's reference is the policy that it starts from.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,26 +25,27 @@ from typing import TYPE_CHECKING
 from cluster.config.run_config import RunConfig
 from cluster.config.stages import StageConfig
 from cluster.evaluation.held_out import HeldOut
+from cluster.fibers import HUB
 from cluster.fleet.roles import Roles
 from cluster.fleet.sampler import Bound, Sampler, Unscored
 from cluster.fleet.versions import Serving
-from cluster.records.clock import PHASES, Clock
+from cluster.records.clock import Clock
 from cluster.records.records import Records
-from cluster.records.samples import batch_metrics, by_reason, sample_rows, whole_directory
+from cluster.records.samples import batch_metrics, by_reason, sample_rows, staleness, whole_directory
 from cluster.records.state import State
-from cluster.run.boundary import Boundary
+from cluster.run.boundary import Boundary, sampled_ahead
 from cluster.run.buffer import Buffer
 from cluster.run.checkpoints import Checkpoints
-from cluster.run.collector import Collector
+from cluster.run.collector import Collector, Took
 from cluster.run.labelling import Labeller, used
 from cluster.run.progress import Progress
-from cluster.run.sources import Source, source_of
+from cluster.run.sources import source_of
 from cluster.stopping import RunFailed, Stopped
 from learner.algorithms.cells import Need
 from learner.types import StepReport
 from reward.types import LabelledGroup, ScoredGroup, samples_of
 from rollout.data.datasets import Data
-from rollout.types import Sampling
+from rollout.types import Group, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,16 +70,21 @@ class Loop:
         self.held_out = HeldOut(config, data.evaluation, sampler, self.serving, records)
         checkpoints = Checkpoints(self.dir, keep=config.keep_checkpoints)
         self.boundary = Boundary(checkpoints, self.progress, records.ledger, roles.learner.save, self._state)
+        self._kept: Sequence[Group] = ()
+        """Sampled ahead by an earlier life of the run."""
 
     def run(self, resume_from: tuple[Path, dict] | None = None) -> None:
         """Take up the state, then run every stage to its end, evaluating between. Raises Stopped after a signal."""
         self.stop.hold()
+        self.clock.started()
         try:
             self._run(resume_from)
         except KeyboardInterrupt:
             if not self.stop.asked:
                 raise
             raise Stopped(self.boundary.keep(in_time=not self.stop.over)) from None
+        finally:
+            HUB.close()
 
     def _run(self, resume_from: tuple[Path, dict] | None) -> None:
         if resume_from is not None:
@@ -103,25 +108,27 @@ class Loop:
     def _run_stage(self, stage: StageConfig) -> None:
         self._unless_stopped()
         source = source_of(self.config, self.data, self.collector, self.progress, self.serving.identity)
-        buffer = Buffer(stage.questions_per_step, self.progress)
+        buffer = Buffer(stage, source, self.progress, self.serving)
         self._evaluate_between(stage)
+        buffer.admit(self._kept)
+        self._kept = ()
         while self.progress.done < stage.steps:
             try:
-                self._step(stage, source, buffer)
+                self._step(stage, buffer)
             except Unscored as failed:
                 step, metrics = self.progress.step + 1, {"stage": stage.name, "version": self.serving.version}
                 self.records.leave(f"samples/step_{step}.jsonl", sample_rows(failed.groups))
                 self.records.sinks.write(step, metrics | batch_metrics(failed.groups))
                 raise
-            self._after_step(stage)
+            self._after_step(stage, buffer)
 
-    def _step(self, stage: StageConfig, source: Source, buffer: Buffer) -> None:
+    def _step(self, stage: StageConfig, buffer: Buffer) -> None:
         """One step, from its questions to its line of metrics. Raises Unscored when too little of it can be judged."""
-        began, before, sampled = time.monotonic(), dict(self.clock.seconds), self.collector.tokens
-        version = self.serving.version
-        while (groups := buffer.take()) is None:
-            for group in source.groups(buffer.admit()):
-                buffer.put(group)
+        took, version = Took(self.clock, self.collector), self.serving.version
+        buffer.admit()
+        metrics = {"stage": stage.name, "version": version, "waves_waiting": buffer.waiting}
+        with self.stop.breakable(), took.waiting():
+            groups = buffer.take()
         self.boundary.leave()
         if stage.trains_policy:
             report = self._learn(stage, groups)
@@ -134,18 +141,15 @@ class Loop:
             advantages = [0.0 if trained else None for trained in used(examples, report.advantages, groups)]
         self._settle(groups, advantages)
         self.progress.finish_step()
-        metrics = {"stage": stage.name, "version": version} | batch_metrics(groups) | report.metrics
+        metrics |= batch_metrics(groups) | report.metrics
         if stage.follows_policy:
+            metrics |= staleness(groups, version)
+            with took.waiting():
+                buffer.quiet()
             metrics["canary_mean"] = self.serving.publish()
-        step, seconds = self.progress.step, self.clock.seconds
+        step = self.progress.step
         self.records.leave(f"samples/step_{step}.jsonl", sample_rows(groups, advantages))
-        took = {phase: seconds[phase] - before[phase] for phase in PHASES}
-        took["step"] = time.monotonic() - began
-        took["other"] = took["step"] - sum(took[phase] for phase in PHASES)
-        self.clock.add("other", took["other"])
-        if tokens := self.collector.tokens - sampled:
-            metrics["tokens_per_second"] = tokens / took["generate"]
-        self.records.sinks.write(step, metrics | {f"seconds_{phase}": s for phase, s in took.items()})
+        self.records.sinks.write(step, metrics | took.metrics())
 
     def _learn(self, stage: StageConfig, batch: Sequence[ScoredGroup] | Sequence[LabelledGroup]) -> StepReport:
         """A step of the learner."""
@@ -173,8 +177,8 @@ class Loop:
             self.roles.learner.export_reward_model(place)
             self.labeller.write(place)
 
-    def _after_step(self, stage: StageConfig) -> None:
-        self.boundary.mark()
+    def _after_step(self, stage: StageConfig, buffer: Buffer) -> None:
+        self.boundary.mark(buffer.sampled_ahead())
         self._evaluate_between(stage)
         if self.progress.done == stage.steps or self.progress.step % self.config.checkpoint_every == 0:
             with self.clock.timed("other"):
@@ -207,7 +211,7 @@ class Loop:
     def _state(self) -> State:
         """For a checkpoint: what only a step of the learner changes, and what may be later than the boundary."""
         return {
-            "serving": self.serving.state(), "labels": self.labeller.state(), "seconds": self.clock.seconds,
+            "serving": self.serving.state(), "labels": self.labeller.state(), "seconds": self.clock.spent(),
             "sampled_tokens": self.collector.tokens,
         }  # fmt: skip
 
@@ -221,4 +225,6 @@ class Loop:
         self.roles.learner.load(place / "learner", stage.spec(self.config.reward.model, self.config.seed))
         # While a reward model is trained, nobody is judged by it.
         self.serving.restore(state["serving"], judged=stage.trains_policy)
-        self.boundary.restored()
+        self._kept = sampled_ahead(state)
+        self.records.ledger.take_up(s for group in self._kept for s in group.samples)
+        self.boundary.restored(self._kept)

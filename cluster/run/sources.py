@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,34 +28,81 @@ from reward.types import RewardEvent, ScoredGroup, ScoredSample, Verdict, as_giv
 from rollout.data.datasets import Data, DemonstrationSet
 from rollout.data.ordering import Ordered
 from rollout.data.recorded import LabelledSet, PreferenceSet
-from rollout.data.selection import ByDifficulty, Prioritised, Selector, Uniform
-from rollout.types import Question, Sample
+from rollout.data.selection import Selector, Uniform
+from rollout.types import Group, Question, Sample
 
 log = logging.getLogger("cohort")
 
 CHUNK = 64
 """Questions that are asked together where a stage's outputs are all made before its first step."""
 _GROUP = TypeAdapter(ScoredGroup)
+Sampled = Callable[[Sequence[Group]], None]
+Job = Callable[[Sampled], list[ScoredGroup]]
+"""The scored groups of a step; it tells its argument of the sampled ones as soon as nothing of it is left to be sampled."""
+
+
+class Source:
+    """What the buffer asks for groups."""
+
+    def job(self, ordinals: Sequence[int]) -> Job:
+        """To get the groups of these ordinals."""
+        raise NotImplementedError
+
+    def again(self, groups: Sequence[Group]) -> Job:
+        """To get them where an earlier life of the run has sampled them."""
+        raise NotImplementedError
+
+    def trained(self, groups: Sequence[ScoredGroup]) -> None:
+        """The groups are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicySamples:
+class PolicySamples(Source):
     """Outputs of the serving policy for questions in the fixed order, or as a selection chooses them."""
 
     collector: Collector
     stage: StageConfig
     data: Data
     seed: int
+    before: int
+    """Steps of the run before the stage."""
     memory: State
     """What a selection has learnt of the questions."""
 
-    def groups(self, ordinals: Sequence[int]) -> list[ScoredGroup]:
-        """Sample and judge; a group without spread is replaced by another question's, `max_refills` times at most."""
-        train, selection = self.data.train, self.stage.selection
-        if isinstance(selection, Uniform):
-            groups = self._ask([train.question(n) for n in ordinals], "")
+    def job(self, ordinals: Sequence[int]) -> Job:
+        """Chooses the questions at once; their outputs are sampled and judged when it is called."""
+        train = self.data.train
+        if selector := self._selector:
+            rows = selector.rows(ordinals[0] // self.stage.questions_per_step, len(ordinals))
+            questions = [train.question(n, row) for n, row in zip(ordinals, rows, strict=True)]
         else:
-            groups = self._selected(selection, ordinals)
+            questions = [train.question(n) for n in ordinals]
+        return lambda sampled: self._groups(questions, sampled)
+
+    def again(self, groups: Sequence[Group]) -> Job:
+        def judged(sampled: Sampled) -> list[ScoredGroup]:
+            sampled(groups)
+            what = f"score step {self._step(groups[0].question.ordinal)}"
+            scored = self.collector.judge(groups, self.stage.reward_source, what)
+            self.collector.book("scored", (s.sample for s in samples_of(scored) if not s.verdict.failed))
+            return scored
+
+        return judged
+
+    def trained(self, groups: Sequence[ScoredGroup]) -> None:
+        """A selection takes note of the groups that are trained: what it chooses from then on does not depend on who was
+        quick."""
+        if selector := self._selector:
+            rows = {question.id: row for row, question in enumerate(self.data.train.rows)}
+            for group in groups:
+                verdicts = [s.verdict for s in group.scored]
+                right = [v.components["correct"] for v in verdicts if "correct" in v.components]
+                selector.observe(rows[group.question.id], right, [v.reward for v in verdicts if v.reward is not None])
+
+    def _groups(self, questions: Sequence[Question], sampled: Sampled) -> list[ScoredGroup]:
+        """A group without spread is replaced by another question's, `max_refills` times at most."""
+        train, ordinals = self.data.train, [question.ordinal for question in questions]
+        groups = self._ask(questions, "", sampled if not self.stage.max_refills else lambda groups: None)
         for refill in range(1, self.stage.max_refills + 1):
             flat = [i for i, group in enumerate(groups) if not has_spread(group.scored)]
             if not flat:
@@ -65,39 +112,38 @@ class PolicySamples:
                 self.collector.book("dropped", samples, reason=reason)
             draws = [random.Random(f"{self.seed}/{self.stage.name}/{ordinals[i]}/refill {refill}") for i in flat]
             again = [train.question(ordinals[i], rng.randrange(len(train))) for i, rng in zip(flat, draws, strict=True)]
-            for i, group in zip(flat, self._ask(again, f".{refill}"), strict=True):
+            for i, group in zip(flat, self._ask(again, f".{refill}", lambda groups: None), strict=True):
                 groups[i] = group
         return groups
 
-    def _ask(self, questions: Sequence[Question], suffix: str) -> list[ScoredGroup]:
+    def _ask(self, questions: Sequence[Question], suffix: str, sampled: Sampled) -> list[ScoredGroup]:
         asked = leases(questions, self.stage.name, self.stage.samples_per_question, suffix)
-        made = self.collector.sample(asked, "generate")
-        groups = self.collector.judge(made, self.stage.reward_source, whole=not suffix)
-        self.collector.book("scored", (s.sample for s in samples_of(groups) if not s.verdict.failed))
-        return groups
+        what = f"step {self._step(questions[0].ordinal)}"
+        return self.collector.collect(asked, self.stage.reward_source, what, whole=not suffix, sampled=sampled)
 
-    def _selected(self, selection: ByDifficulty | Prioritised, ordinals: Sequence[int]) -> list[ScoredGroup]:
-        """Groups of the questions that the selection chooses, which takes note of them."""
-        train = self.data.train
-        selector = Selector(selection, len(train), f"{self.seed}/{self.stage.name}", self.memory)
-        rows = selector.rows(ordinals[0] // self.stage.questions_per_step, len(ordinals))
-        groups = self._ask([train.question(n, row) for n, row in zip(ordinals, rows, strict=True)], "")
-        for row, group in zip(rows, groups, strict=True):
-            verdicts = [s.verdict for s in group.scored]
-            right = [v.components["correct"] for v in verdicts if "correct" in v.components]
-            selector.observe(row, right, [v.reward for v in verdicts if v.reward is not None])
-        return groups
+    def _step(self, ordinal: int) -> int:
+        return self.before + ordinal // self.stage.questions_per_step + 1
+
+    @property
+    def _selector(self) -> Selector | None:
+        selection = self.stage.selection
+        if isinstance(selection, Uniform):
+            return None
+        return Selector(selection, len(self.data.train), f"{self.seed}/{self.stage.name}", self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class Given(Source):
     """Demonstrations, preferences or labelled steps, read from the run's data; nobody judges them."""
 
     collector: Collector
     stage: str
     rows: DemonstrationSet | PreferenceSet | LabelledSet
 
-    def groups(self, ordinals: Sequence[int]) -> list[ScoredGroup]:
+    def job(self, ordinals: Sequence[int]) -> Job:
+        return lambda sampled: self._groups(ordinals)
+
+    def _groups(self, ordinals: Sequence[int]) -> list[ScoredGroup]:
         questions = [replace(self.rows.at(n).question, ordinal=n) for n in ordinals]
         return _booked(self.collector, [ScoredGroup(question=q, scored=self._scored(q.ordinal)) for q in questions])
 
@@ -114,7 +160,7 @@ class Given:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitialSamples:
+class InitialSamples(Source):
     """Outputs of the policy that the stage starts from, made once and judged; pairs of them where pairs are trained.
 
     They are kept in the run directory: a resumed stage trains on the same, whatever has been published meanwhile.
@@ -128,8 +174,8 @@ class InitialSamples:
     begun: bool
     """Whether the stage has made them before."""
 
-    def groups(self, ordinals: Sequence[int]) -> list[ScoredGroup]:
-        return _booked(self.collector, [self._renamed(self._made.at(n), n) for n in ordinals])
+    def job(self, ordinals: Sequence[int]) -> Job:
+        return lambda sampled: _booked(self.collector, [self._renamed(self._made.at(n), n) for n in ordinals])
 
     def _renamed(self, group: ScoredGroup, ordinal: int) -> ScoredGroup:
         """A group as that of the stage's ordinal: epochs take the same outputs again."""
@@ -157,8 +203,8 @@ class InitialSamples:
         for start in range(0, count, CHUNK):
             questions = [train.question(n) for n in range(start, min(start + CHUNK, count))]
             asked = leases(questions, f"{stage.name}/initial", stage.samples_per_question)
-            sampled = self.collector.sample(asked, "generate", booked=False)
-            groups = self.collector.judge(sampled, stage.reward_source, whole=count <= CHUNK)
+            sampled = self.collector.sample(asked, f"generate for {stage.name}", booked=False)
+            groups = self.collector.judge(sampled, stage.reward_source, f"score for {stage.name}", whole=count <= CHUNK)
             made += [pair for group in groups for pair in self._pairs(group)] if stage.pairs else groups
             log.info("stage %s: sampled outputs for %d of %d questions", stage.name, start + len(questions), count)
         write_rows(self.path, (_GROUP.dump_python(group, mode="json") for group in made))
@@ -183,16 +229,14 @@ def _as_judged(sample: Sample, events: Iterable[tuple[int, float]], reward: floa
     return ScoredSample(sample=sample, events=tuple(RewardEvent(position=p, value=v) for p, v in events), verdict=verdict)
 
 
-Source = PolicySamples | Given | InitialSamples
-
-
 def source_of(config: RunConfig, data: Data, collector: Collector, progress: Progress, policy: str) -> Source:
     """The source that the row and the `from_file` of the stage under way ask for. `policy` identifies the serving weights."""
     stage, memory = progress.stage, progress.memory
     if stage.given:
         return Given(collector=collector, stage=stage.name, rows=getattr(data, stage.given))
     if stage.resolved().data_source is DataSource.POLICY_SAMPLES:
-        return PolicySamples(collector=collector, stage=stage, data=data, seed=config.seed, memory=memory)
+        before = progress.step - progress.done
+        return PolicySamples(collector=collector, stage=stage, data=data, seed=config.seed, before=before, memory=memory)
     begun = "file" in memory
     file = memory.setdefault("file", f"{stage.name}-{_origin(stage, config, policy)}.jsonl")
     path = config.output.resolve() / "offline" / file

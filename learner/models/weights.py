@@ -30,6 +30,11 @@ class ModelWeights:
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         self._model = model
         self._dtype = dtype
+        self._kept: dict[str, Tensor] | None = None
+
+    def keep(self) -> None:
+        """From here on iterate the weights as they are now, whatever becomes of the model's; in host memory, a shard a rank."""
+        self._kept = {name: _local(p).to("cpu", self._dtype, copy=True) for name, p in self._parameters()}
 
     def metadata(self) -> list[TensorMeta]:
         """What iteration will yield; gathers nothing."""
@@ -37,8 +42,22 @@ class ModelWeights:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._parameters():
-            narrow = parameter.detach().to(self._dtype)
+            narrow = parameter.detach().to(self._dtype) if self._kept is None else _like(parameter, self._kept[name])
             yield name, narrow.full_tensor() if isinstance(narrow, DTensor) else narrow
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self._model.named_parameters(remove_duplicate=False)
+
+
+def _local(parameter: nn.Parameter) -> Tensor:
+    """This rank's part."""
+    value = parameter.detach()
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _like(parameter: nn.Parameter, local: Tensor) -> Tensor:
+    """This rank's part as a tensor that is placed as the parameter is."""
+    here, value = local.to(parameter.device), parameter.detach()
+    if not isinstance(value, DTensor):
+        return here
+    return DTensor.from_local(here, value.device_mesh, value.placements, shape=value.shape, stride=value.stride())

@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,26 @@ class Engine(UpdatableEngine):
         device, dtype = config.device_config.device_type, str(config.model_config.dtype).removeprefix("torch.")
         return {"vllm": vllm.__version__, "device": device, "dtype": dtype, "transport": self._transport, "pids": self._pids}
 
-    async def generate(self, requests: Sequence[TokenRequest], *, deadline_s: float = DEADLINE_S) -> list[Completion]:
-        """Sample one output per request: a wave. Raises EngineError; cancelling it aborts the wave."""
+    async def generate(
+        self,
+        requests: Sequence[TokenRequest],
+        *,
+        deadline_s: float = DEADLINE_S,
+        each: Callable[[int, Completion], None] = lambda place, completion: None,
+    ) -> list[Completion]:
+        """Sample one output per request: a wave. `each` hears of every output and its place as soon as it has ended.
+
+        Raises EngineError; cancelling it aborts the wave.
+        """
         jobs = [(request.prompt_ids, sampling_params(request, self._stop_token_ids)) for request in requests]
-        outputs = await self._wave(jobs, deadline_s)
-        try:
-            return [completion(output, self._version) for output in outputs]
-        except ValueError as error:
-            raise EngineError(str(error)) from error
+        completions: dict[int, Completion] = {}
+
+        def ended(place: int, output: RequestOutput) -> None:
+            completions[place] = completion(output, self._version)
+            each(place, completions[place])
+
+        await self._wave(jobs, deadline_s, ended)
+        return [completions[place] for place in range(len(requests))]
 
     async def score(self, sequences: Sequence[Sequence[int]], *, deadline_s: float = DEADLINE_S) -> list[list[float]]:
         """Log-probability, at temperature 1, of each token after the first. Sequences are shorter than `max_model_len`.
@@ -117,9 +129,20 @@ class Engine(UpdatableEngine):
         if self._folder:
             remove_folder(self._folder)
 
-    async def _wave(self, jobs: Sequence[tuple[Sequence[int], SamplingParams]], deadline_s: float) -> list[RequestOutput]:
-        """Enqueue in order on the paused engine, resume, collect in the same order."""
+    async def _wave(
+        self,
+        jobs: Sequence[tuple[Sequence[int], SamplingParams]],
+        deadline_s: float,
+        ended: Callable[[int, RequestOutput], None] = lambda place, output: None,
+    ) -> list[RequestOutput]:
+        """Enqueue in order on the paused engine, resume, collect in the same order; `ended` hears of each as it ends."""
         waiting = []
+
+        async def collect(place: int) -> RequestOutput:
+            output = await waiting[place].get()
+            ended(place, output)
+            return output
+
         try:
             async with self._failures(f"a wave of {len(jobs)} requests", deadline_s):
                 async with self._gate:
@@ -136,6 +159,11 @@ class Engine(UpdatableEngine):
                             waiting.append(await self._llm.add_request(f"{self._prefix}-{self._requests}", *request))
                     finally:
                         await self._llm.resume_generation()
-                return [await queue.get() for queue in waiting]
+                collecting = [asyncio.create_task(collect(place)) for place in range(len(waiting))]
+                try:
+                    return await asyncio.gather(*collecting)
+                finally:
+                    for task in collecting:
+                        task.cancel()
         finally:
             await self._llm.abort([queue.request_id for queue in waiting], internal=True)

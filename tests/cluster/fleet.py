@@ -23,6 +23,7 @@ class Engine:
 
     def __init__(self, spoil=lambda wave, n, made: made, gold=lambda wave, gold: gold):
         self.tokenizer, self.spoil, self.gold, self.count, self.wave = None, spoil, gold, 0, 0
+        self.version = 0
 
     async def __call__(self, requests):
         self.wave += 1
@@ -37,7 +38,9 @@ class Engine:
             value += int(term)
         said = "".join([*lines[begun.count("\n") :], f"#### {value}"])
         ids = (*self.tokenizer.encode(said, add_special_tokens=False), self.tokenizer.eos_token_id)
-        made = Completion(output_ids=ids, logprobs=(-0.5,) * len(ids), versions=((0, 0),), finish_reason=FinishReason.STOP)
+        made = Completion(
+            output_ids=ids, logprobs=(-0.5,) * len(ids), versions=((self.version, 0),), finish_reason=FinishReason.STOP
+        )
         self.count += 1
         return self.spoil(self.wave, self.count, made)
 
@@ -99,8 +102,10 @@ class Fleet:
     def slots(self):
         return [0]
 
-    def generate(self, waves, sampling, name):
-        return {0: asyncio.run(self.rollout.generate(waves[0], sampling, 60))}, {}
+    def generate(self, waves, sampling, name, each):
+        for lease, group in zip(waves[0], asyncio.run(self.rollout.generate(waves[0], sampling, 60)), strict=True):
+            each(lease, group)
+        return {}
 
     def judge(self, parts, by, name):
         groups = [replace(g, question=self._asked(g.question)) for g in parts[0]]
@@ -120,6 +125,7 @@ class Fleet:
         return {0: self.learner.logprobs(sequences)}, {}
 
     def publish(self, version, slots):
+        self.engine.version = version
         return f"digest {version}", {}, False
 
     def reward_slots(self):

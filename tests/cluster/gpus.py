@@ -13,6 +13,7 @@ import torch
 from vllm.distributed.weight_transfer import ipc_engine, nccl_common, nccl_engine, packed_tensor
 from vllm.model_executor.model_loader import reload
 
+from cluster import fibers
 from cluster.config.run_config import RunConfig
 from cluster.fleet import actors, calls, publisher, receivers, roles, spawner
 from cluster.fleet.placement import bundles
@@ -129,7 +130,7 @@ class Fleet:
             rollout_worker: {"RolloutWorker": RolloutWorker}, learner_worker: {"LearnerWorker": LearnerWorker},
             actors: {"ray": FakeRay, "arrived": lambda: "node", "whereabouts": dict,
                      "take_threads": lambda *_: None},
-            roles: {"ray": FakeRay}, calls: {"ray": FakeRay}, spawner: {"ray": FakeRay, "place": lambda *_: (None, wanted)},
+            roles: {"ray": FakeRay}, calls: {"ray": FakeRay}, fibers: {"ray": FakeRay}, spawner: {"ray": FakeRay, "place": lambda *_: (None, wanted)},
             publisher: {"ray": FakeRay}, receivers: {"ray": FakeRay, "node_id": lambda: "node"},
         }  # fmt: skip
         for module, names in (fakes | without_gpus(fleet, ranks)).items():

@@ -159,9 +159,9 @@ class Dies(Judged):
         if (seam, self.calls_of[seam]) == (self.seam, self.nth):
             raise RuntimeError("killed")
 
-    def generate(self, waves, sampling, name):
+    def generate(self, *args):
         self._at("generate")
-        return super().generate(waves, sampling, name)
+        return super().generate(*args)
 
     def judge(self, parts, by, name):
         self._at("judge")

@@ -19,7 +19,7 @@ class Handle:
         self.asked = []
         self.generate = self.score = self
 
-    def options(self, name):
+    def options(self, name, num_returns=1):
         return self
 
     def remote(self, *arguments):
@@ -38,7 +38,12 @@ def driver(monkeypatch):
         made.waited.append(deadline_s)
         return {slot: call[0] for slot, call in calls.items()}, {}
 
+    def follow(calls, deadline_s, each, what):
+        made.waited.append(deadline_s)
+        return {}
+
     monkeypatch.setattr(roles, "gather", gather)
+    monkeypatch.setattr(roles, "follow", follow)
 
     def configured(**changes):
         cluster = SimpleNamespace(generate_deadline_s=100.0)
@@ -56,9 +61,9 @@ def leases(*sizes):
 def test_a_wave_is_awaited_as_long_as_its_programs_may_take(driver):
     sampling = Sampling(temperature=1.0, max_new_tokens=8)
     made = driver()
-    made.generate({0: leases(8, 8), 1: leases(4)}, sampling, "generate")
+    made.generate({0: leases(8, 8), 1: leases(4)}, sampling, "generate", print)
     with_tools = driver(rollout=RolloutConfig(tools={"seconds": 5, "at_once": 2, "max_programs": 3}))
-    with_tools.generate({0: leases(8, 8), 1: leases(4)}, sampling, "generate")
+    with_tools.generate({0: leases(8, 8), 1: leases(4)}, sampling, "generate", print)
     assert made.waited == [110, 110 + 16 * 3 / 2 * (5 + 2)]
     assert [call[2] for call in made.rollout[0].asked] == [100, 100], "the engine's own deadline"
 

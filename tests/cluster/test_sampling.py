@@ -27,8 +27,11 @@ class Slots:
     def slots(self):
         return [0, 1]
 
-    def generate(self, waves, sampling, name):
-        return {slot: self._wave(waves[slot]) for slot in sorted(waves, reverse=True)}, {}
+    def generate(self, waves, sampling, name, each):
+        for slot in sorted(waves, reverse=True):
+            for lease, group in zip(waves[slot], self._wave(waves[slot]), strict=True):
+                each(lease, group)
+        return {}
 
     def reward_slots(self):
         return [0, 1]
@@ -132,13 +135,11 @@ class Failing(Slots):
         super().__init__()
         self.why, self.asked, self.replaced = why, [], []
 
-    def generate(self, waves, sampling, name):
+    def generate(self, waves, sampling, name, each):
         self.asked.append(waves)
-        answers, errors = super().generate(waves, sampling, name)
-        if len(self.asked) == 1:
-            del answers[0]
-            errors = {0: self.why}
-        return answers, errors
+        failing = {0} if len(self.asked) == 1 else set()
+        super().generate({slot: wave for slot, wave in waves.items() if slot not in failing}, sampling, name, each)
+        return dict.fromkeys(failing, self.why)
 
     def replace(self, slot, why):
         self.replaced.append(slot)

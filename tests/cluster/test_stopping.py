@@ -13,6 +13,7 @@ import pytest
 
 import cluster.run.launch
 import cluster.run.preflight
+from cluster.fibers import HUB
 from cluster.fleet.placement import PlacementError
 from cluster.records.metrics import read_jsonl
 from cluster.run.checkpoints import Checkpoints
@@ -44,7 +45,7 @@ class Signalled(FakeRoles):
         self.at -= method == self.method
         if method == self.method and self.at == 0:
             kill()
-            time.sleep(self.takes)
+            HUB.wait((), HUB.world.now() + self.takes)
 
     def generate(self, *args):
         self._count("generate")

@@ -1,0 +1,104 @@
+"""Waits of several fibers, in a world whose clock is a number and whose answers come when the test says."""
+
+import signal
+import threading
+import time
+
+import pytest
+
+from cluster.fibers import Hub, RayWorld
+
+
+class Clockwork:
+    """Answers that are ready at given seconds."""
+
+    def __init__(self):
+        self.seconds, self.at = 0.0, {}
+
+    def now(self):
+        return self.seconds
+
+    def answer(self, name, after):
+        self.at[name] = self.seconds + after
+        return name
+
+    def wait(self, refs, seconds):
+        first = min((self.at[ref] for ref in refs), default=float("inf"))
+        self.seconds = min(max(first, self.seconds), self.seconds + seconds)
+        return [ref for ref in refs if self.at[ref] <= self.seconds]
+
+
+@pytest.fixture
+def hub():
+    hub = Hub(Clockwork())
+    yield hub
+    hub.close()
+
+
+def test_waits_pass_side_by_side_and_each_gets_its_own_answer(hub):
+    seen = []
+
+    def work(name, after):
+        assert hub.wait([hub.world.answer(name, after)]) == {name}
+        seen.append((name, hub.world.now()))
+        return name
+
+    fibers = [hub.spawn(lambda n=n, s=s: work(n, s), n) for n, s in (("slow", 5), ("quick", 2), ("middle", 3))]
+    assert seen == [], "nothing runs before the caller waits"
+    assert [fiber.result() for fiber in fibers] == ["slow", "quick", "middle"]
+    assert seen == [("quick", 2), ("middle", 3), ("slow", 5)]
+
+
+def test_a_wait_ends_at_its_time_or_with_its_condition(hub):
+    never = hub.world.answer("never", 100)
+    assert hub.wait([never], until=4) == set() and hub.world.now() == 4
+    done = []
+    hub.spawn(lambda: (hub.wait([hub.world.answer("soon", 3)]), done.append(1)), "other")
+    assert hub.wait([never], condition=lambda: bool(done)) == set() and hub.world.now() == 7
+
+
+def test_an_error_is_raised_where_the_result_is_asked_for(hub):
+    fiber = hub.spawn(lambda: 1 / 0, "failing")
+    hub.wait((), until=1)
+    assert fiber.done
+    with pytest.raises(ZeroDivisionError):
+        fiber.result()
+
+
+def test_fibers_that_wait_for_each_other_are_an_error(hub):
+    with pytest.raises(RuntimeError, match="2 waits wait for each other"):
+        hub.spawn(lambda: hub.until(lambda: False), "one").result()
+
+
+def test_closing_ends_a_fiber_in_its_wait_and_its_thread():
+    hub, left = Hub(Clockwork()), []
+
+    def work():
+        try:
+            hub.until(lambda: False)
+        finally:
+            left.append("cleaned up")
+
+    fiber = hub.spawn(work, "waiting")
+    hub.wait((), until=1)
+    hub.close()
+    fiber.thread.join(5)
+    assert left == ["cleaned up"] and not fiber.thread.is_alive()
+
+
+def test_a_signal_is_felt_while_a_fiber_runs_and_leaves_it_at_its_next_wait():
+    hub, went = Hub(RayWorld()), []
+
+    def work():
+        threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+        time.sleep(0.5)
+        went.append("to its wait")
+        hub.wait((), until=hub.world.now() + 60)
+
+    fiber = hub.spawn(work, "busy")
+    with pytest.raises(KeyboardInterrupt):
+        hub.wait((), until=hub.world.now() + 60)
+    assert went == ["to its wait"]
+    hub.close()
+    fiber.thread.join(5)
+    assert not fiber.thread.is_alive()
