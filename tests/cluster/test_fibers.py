@@ -7,25 +7,7 @@ import time
 import pytest
 
 from cluster.fibers import Hub, RayWorld
-
-
-class Clockwork:
-    """Answers that are ready at given seconds."""
-
-    def __init__(self):
-        self.seconds, self.at = 0.0, {}
-
-    def now(self):
-        return self.seconds
-
-    def answer(self, name, after):
-        self.at[name] = self.seconds + after
-        return name
-
-    def wait(self, refs, seconds):
-        first = min((self.at[ref] for ref in refs), default=float("inf"))
-        self.seconds = min(max(first, self.seconds), self.seconds + seconds)
-        return [ref for ref in refs if self.at[ref] <= self.seconds]
+from tests.cluster.simulated import Clockwork
 
 
 @pytest.fixture
