@@ -120,7 +120,7 @@ class RolloutWorker:
             for i, episode in enumerate(episodes):
                 keep(i, episode.completion(), tuple(episode.sampled_mask), episode.failure)
         elif self._generate_fn is not None:
-            for i, completion in enumerate(await self._generate_fn(requests)):
+            for i, completion in zip(range(len(requests)), await self._generate_fn(requests), strict=True):
                 keep(i, completion)
         else:
             await self.engine.generate(requests, deadline_s=deadline_s, each=keep)

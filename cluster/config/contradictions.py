@@ -31,6 +31,10 @@ def contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
     if (sharing.sleep or sharing.transport == "ipc") and config.learner.ranks not in (0, engines):
         found = f"{config.learner.ranks}, and the engines that share GPUs with the ranks have {engines}"
         out.append((("learner", "ranks"), f"found {found}; expected as many ranks"))
+    for i, stage in enumerate(config.stages):
+        if stage.max_staleness and sharing.sleep:
+            why = "given, but with rollout.sleep engines rest while the learner trains; expected 0"
+            out.append((("stages", i, "max_staleness"), why))
     if data.prompt.system is not None and data.prompt.template == "plain":
         out.append((("data", "prompt", "system"), "given, but template: plain has no system message; expected template: chat"))
     if config.model.init:

@@ -151,6 +151,7 @@ def contradictions(stage: StageConfig, data: DataConfig, reward: RewardConfig) -
             group_size=2 if row.paired else group,
             updates_per_batch=stage.updates_per_batch,
             on_policy=stage.follows_policy,
+            max_staleness=stage.max_staleness,
             reward=reward,
         )
         out += row.contradictions(plan)

@@ -49,9 +49,7 @@ def stream(actor: ActorHandle[A], method: Callable[Concatenate[A, P], AsyncItera
     return getattr(actor, method.__name__).options(name=name, num_returns="streaming").remote
 
 
-def follow(
-    pending: Mapping[int, Stream[R]], deadline_s: float, each: Callable[[int, R], None], *, what: str
-) -> dict[int, str]:
+def follow(pending: Mapping[int, Stream[R]], deadline_s: float, each: Callable[[int, R], None], *, what: str) -> dict[int, str]:
     """Hand on what every slot yields as it comes, until all have ended; errors by slot, and `what`, as of `gather`."""
     errors: dict[int, str] = {}
     waiting = _Waiting(pending, deadline_s, what)

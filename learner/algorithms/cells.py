@@ -47,6 +47,8 @@ class Plan:
     on_policy: bool
     """Each step's outputs are sampled from the policy that the last step made."""
     reward: RewardConfig
+    max_staleness: int = 0
+    """Or from one that so many steps more made."""
 
 
 Objection = tuple[tuple[str, ...], str]

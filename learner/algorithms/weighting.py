@@ -41,14 +41,13 @@ class Weighting(Cell):
         raise NotImplementedError
 
     def contradictions(self, plan: Plan) -> list[Objection]:
-        """Without the ratio, a second update takes outputs of an older policy as if they were new."""
-        if plan.updates_per_batch == 1 or not plan.on_policy or self.needs & {Need.OLD_LOGPROBS, Need.BEHAVIOUR_LOGPROBS}:
+        """Without the ratio, outputs of an older policy are taken as if they were new."""
+        if not plan.on_policy or self.needs & {Need.OLD_LOGPROBS, Need.BEHAVIOUR_LOGPROBS}:
             return []
-        found = (
-            f"found {plan.updates_per_batch}; expected 1, or a weighting with the ratio pi/pi_old such as {{cell: clipped}}:"
-        )
-        why = f"'{type(self).model_fields['cell'].default}' takes a second update as if its outputs were new"
-        return [(("updates_per_batch",), f"{found} {why}")]
+        asked = {"updates_per_batch": (plan.updates_per_batch, 1), "max_staleness": (plan.max_staleness, 0)}
+        expected = "or a weighting with the ratio pi/pi_old such as {cell: clipped}"
+        why = f"'{type(self).model_fields['cell'].default}' takes outputs of an older policy as if they were new"
+        return [((key,), f"found {n}; expected {most}, {expected}: {why}") for key, (n, most) in asked.items() if n > most]
 
 
 class Averaged(Weighting):

@@ -130,7 +130,8 @@ class Fleet:
             rollout_worker: {"RolloutWorker": RolloutWorker}, learner_worker: {"LearnerWorker": LearnerWorker},
             actors: {"ray": FakeRay, "arrived": lambda: "node", "whereabouts": dict,
                      "take_threads": lambda *_: None},
-            roles: {"ray": FakeRay}, calls: {"ray": FakeRay}, fibers: {"ray": FakeRay}, spawner: {"ray": FakeRay, "place": lambda *_: (None, wanted)},
+            roles: {"ray": FakeRay}, calls: {"ray": FakeRay}, fibers: {"ray": FakeRay},
+            spawner: {"ray": FakeRay, "place": lambda *_: (None, wanted)},
             publisher: {"ray": FakeRay}, receivers: {"ray": FakeRay, "node_id": lambda: "node"},
         }  # fmt: skip
         for module, names in (fakes | without_gpus(fleet, ranks)).items():

@@ -83,9 +83,10 @@ class Slots:
     def slots(self):
         return [0]
 
-    def generate(self, waves, sampling, name):
-        bad = dict.fromkeys(self.rejected, "NaN")
-        return {0: [self._group(x, bad.get(x.question.ordinal, "")) for x in waves[0]]}, {}
+    def generate(self, waves, sampling, name, each):
+        for x in waves[0]:
+            each(x, self._group(x, "NaN" if x.question.ordinal in self.rejected else ""))
+        return {}
 
     def _group(self, lease, why):
         return Group(question=lease.question, samples=tuple(sample(lease, i, "#### 1", why) for i in lease.indices))

@@ -151,7 +151,7 @@ def test_the_learners_collectives_wait_as_long_as_the_driver_does(recipe, tmp_pa
     monkeypatch.setattr(actors, "whereabouts", dict)
     cls, args = spawned[0]
     actor = cls(*args)
-    actor.start(f"file://{tmp_path}/rendezvous", 0, 1, RolloutConfig(), "shm")
+    actor.start(f"file://{tmp_path}/rendezvous", 0, 1, RolloutConfig(), "shm", False)
     try:
         assert dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=1234)
     finally:

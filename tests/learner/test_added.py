@@ -85,5 +85,5 @@ def test_it_prints_its_coefficient_says_what_it_needs_and_objects_to_what_it_can
     assert added.formula == "A / 2; A = r - mean log(pi_old/pi_ref)" and added.needs == {"reference"}
     plan = Plan(group_size=1, updates_per_batch=2, on_policy=True, reward=RewardConfig())
     ((key, why),) = added.contradictions(plan)
-    assert key == ("updates_per_batch",) and "'halved' takes a second update as if its outputs were new" in why
+    assert key == ("updates_per_batch",) and "'halved' takes outputs of an older policy as if they were new" in why
     assert added.contradictions(replace(plan, updates_per_batch=1)) == []
