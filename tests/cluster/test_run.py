@@ -4,9 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,7 +43,7 @@ def unbroken(here, head):
 def broken(here, head):
     """The same run, whose driver is killed; it goes on as a submitted job, of which a reward actor is killed."""
     env, dashboard, metrics = head
-    run_dir, seen = here / "broken", SimpleNamespace(gauge=False)
+    run_dir, seen = here / "broken", SimpleNamespace()
     command = [COHORT, "train", here / "recipe.yaml", f"output={run_dir}"]
     driver = subprocess.Popen(command, env=env, cwd=here, stdout=subprocess.DEVNULL)
     until(lambda: len(steps(run_dir)) >= 42 or driver.poll() is not None, 300, "step 42")
@@ -53,8 +52,7 @@ def broken(here, head):
     assert not (run_dir / "summary.json").exists()
 
     submitted(env, dashboard, "small", COHORT, "resume", run_dir)
-    watch = threading.Thread(target=_watch, args=(metrics, seen), daemon=True)
-    watch.start()
+    gauge = ThreadPoolExecutor(1).submit(until, lambda: _shown(metrics), 180, "the reward on the metrics port")
 
     def actors():
         alive = {a["name"]: a for a in listed("actors", env, dashboard) if a["state"] == "ALIVE"}
@@ -67,18 +65,15 @@ def broken(here, head):
     os.kill(seen.actors["small-1/reward-1"]["pid"], signal.SIGKILL)
     seen.job = until(lambda: ended(env, dashboard, "small"), 300, "the job's end")
     assert seen.job["status"] == "SUCCEEDED", (run_dir / "ledger.jsonl").read_text()[-500:]
-    watch.join(60)
+    seen.gauge = gauge.result(180)
     seen.tasks = {t["name"] for t in listed("tasks", env, dashboard)}
     return SimpleNamespace(dir=run_dir, **vars(seen))
 
 
-def _watch(metrics, seen):
-    """Look for the reward on the metrics port, to which Ray hands what it has every few seconds."""
-    until = time.monotonic() + 180
-    while not seen.gauge and time.monotonic() < until:
-        lines = urllib.request.urlopen(metrics, timeout=20).read().decode().splitlines()
-        seen.gauge = any(line.startswith("ray_cohort_reward{") and 'run="small"' in line for line in lines)
-        time.sleep(0.5)
+def _shown(metrics):
+    """Whether the reward is on the metrics port, to which Ray hands what it has every few seconds."""
+    lines = urllib.request.urlopen(metrics, timeout=20).read().decode().splitlines()
+    return any(line.startswith("ray_cohort_reward{") and 'run="small"' in line for line in lines)
 
 
 def test_the_run_publishes_new_weights_every_step_and_its_samples_carry_their_version(unbroken):
