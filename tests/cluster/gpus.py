@@ -1,8 +1,8 @@
 """A fleet of production's own Roles, actors, senders, engines and vLLM's receivers in one process, without Ray and GPUs.
 
-Replaced are Ray's calls (an actor is an object on a thread), vLLM's loading of a model, and the calls that reach a GPU: the
-NCCL communicator, the handles of GPU memory, streams. A sharded weight source is a barrier for every
-tensor, as FSDP's gathers are.
+Replaced are Ray's calls (an actor is an object on a thread), the judges, vLLM's loading of a model, and the calls that reach a
+GPU: the NCCL communicator, the handles of GPU memory, streams. A sharded weight source is a barrier for every tensor, as
+FSDP's gathers are.
 """
 
 import threading
@@ -18,6 +18,7 @@ from cluster.config.run_config import RunConfig
 from cluster.fleet import actors, calls, publisher, receivers, roles, spawner
 from cluster.fleet.placement import bundles
 from learner import worker as learner_worker
+from reward import worker as reward_worker
 from rollout import worker as rollout_worker
 from rollout.engine.engine import Engine
 from tests.cluster.local_engines import LLM, TENSORS, Worker, current
@@ -128,6 +129,7 @@ class Fleet:
 
         fakes = {
             rollout_worker: {"RolloutWorker": RolloutWorker}, learner_worker: {"LearnerWorker": LearnerWorker},
+            reward_worker: {"RewardWorker": lambda *_: SimpleNamespace(describe=dict)},
             actors: {"ray": FakeRay, "arrived": lambda: "node", "whereabouts": dict,
                      "take_threads": lambda *_: None},
             roles: {"ray": FakeRay}, calls: {"ray": FakeRay}, fibers: {"ray": FakeRay},

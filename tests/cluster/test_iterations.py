@@ -100,7 +100,7 @@ def data(tokenizer):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, data, tokenizer):
-    return drive(configuration(tmp_path_factory.mktemp("runs") / "run", ITERATIVE), data, Judged(tokenizer))
+    return drive(configuration(tmp_path_factory.mktemp("runs") / "run", ITERATIVE), data, Dies(tokenizer))
 
 
 def test_the_reference_comes_at_the_start_of_an_iteration_and_the_reward_model_at_its_end(unbroken):
@@ -186,8 +186,7 @@ SEAMS = ("generate", "judge", "publish", "send_reward_model", "begin_stage", "sa
 @pytest.mark.parametrize("seam", SEAMS)
 @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
 def test_a_run_killed_at_any_seam_resumes_to_the_same_end(tmp_path, data, tokenizer, unbroken, seam, place):
-    whole = drive(configuration(tmp_path / "whole", ITERATIVE), data, Dies(tokenizer)).roles.calls_of[seam]
-    config = configuration(tmp_path / "run", ITERATIVE)
+    whole, config = unbroken.roles.calls_of[seam], configuration(tmp_path / "run", ITERATIVE)
     with pytest.raises(RuntimeError, match="killed"):
         drive(config, data, Dies(tokenizer, seam, 1 + round(place * (whole - 1))))
     loop = drive(config, data, Dies(tokenizer))

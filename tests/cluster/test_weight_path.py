@@ -72,7 +72,9 @@ def test_a_dead_engine_is_told_before_the_ranks_gather_and_the_next_update_reach
 @pytest.mark.parametrize("method", ["init_weight_transfer_engine", "update_weights", "finish_weight_update"])
 @pytest.mark.parametrize(("transport", "ranks"), [("shm", 3), ("nccl", 3), ("ipc", 2)])
 def test_an_engine_that_fails_on_the_way_ends_the_update_on_all_ranks_together(fleet, transport, ranks, method, monkeypatch):
-    monkeypatch.setattr("tests.cluster.gpus.WAIT_S", 8)
+    waits = {"tests.cluster.gpus.WAIT_S": 8, "cluster.fleet.publisher.NCCL_GRACE_S": 1, "rollout.weights.senders.GRACE_S": 1}
+    for place, seconds in waits.items():
+        monkeypatch.setattr(place, seconds)
     fleet = fleet(transport, 2, 1, ranks)
     if method != "init_weight_transfer_engine":
         published(fleet, 1)

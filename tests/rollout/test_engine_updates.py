@@ -33,7 +33,7 @@ def test_a_commit_reaches_requests_in_flight_and_the_prefixes_they_cached(engine
     prompt, new, old_version = PROMPTS[3], other(updates.weights), engine.version
     updates.prepare(new)
     # Several waves of what fits at once, so that some are in flight at the commit however fast the machine is.
-    flying = engine_loop.submit(engine.generate(requests([prompt] * 256, temperature=0.0, max_new_tokens=340)))
+    flying = engine_loop.submit(engine.generate(requests([prompt] * 96, temperature=0.0, max_new_tokens=340)))
     engine_loop.run(asyncio.sleep(0.4))
     engine_loop.run(engine.finish_weight_update(old_version + 1, sums_of(new)))
     late = flying.result(300)[-1]
