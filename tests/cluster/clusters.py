@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 from cluster.records.metrics import read_jsonl
@@ -29,7 +30,7 @@ reward: {format: 1.0, workers: 2}
 evaluation: {samples_per_question: 2}
 checkpoint_every: 2
 stages:
-  - {algorithm: sft, steps: 40, questions_per_step: 64, optimizer: {learning_rate: 2.0e-3, warmup_updates: 5}}
+  - {algorithm: sft, steps: 40, questions_per_step: 32, optimizer: {learning_rate: 3.0e-3, warmup_updates: 5}}
   - {algorithm: grpo, name: ruled, reward: rule, steps: 3, questions_per_step: 8, samples_per_question: 8,
      optimizer: {learning_rate: 2.0e-4}}
   - {algorithm: outcome_model, steps: 2, questions_per_step: 8, samples_per_question: 8, optimizer: {learning_rate: 5.0e-4}}
@@ -50,19 +51,22 @@ def free_port():
 
 
 @contextlib.contextmanager
-def raylets(tmp_path, nodes=1, cpus=2):
-    """A cluster of this machine's own: a head with dashboard and token authentication, and further raylets."""
+def raylets(tmp_path, nodes=1, cpus=2, watched=True):
+    """A cluster of this machine's own: a head with token authentication and, where it is watched, a dashboard; more raylets."""
     port, dashboard, metrics = free_port(), free_port(), free_port()
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}"]
-    commands = [head] + [[f"--address=127.0.0.1:{port}"]] * (nodes - 1)
+    commands = [[*head, f"--include-dashboard={str(watched).lower()}"]] + [[f"--address=127.0.0.1:{port}"]] * (nodes - 1)
     started = []
     try:
         for i, arguments in enumerate(commands):
             command = [RAY, "start", *arguments, "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--block"]
-            with (tmp_path / f"raylet-{i}.log").open("w") as log:
+            said = tmp_path / f"raylet-{i}.log"
+            with said.open("w") as log:
                 started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True))
-            until(lambda i=i: alive_nodes(env, dashboard) == i + 1, 90, f"raylet {i}")
+            until(lambda said=said: "Ray runtime started" in said.read_text(), 90, f"raylet {i}")
+        if watched:
+            until(lambda: answers(env, f"http://127.0.0.1:{dashboard}"), 90, "the dashboard")
         address = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
         yield {**env, **address}, f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics"
     finally:
@@ -77,24 +81,24 @@ def raylets(tmp_path, nodes=1, cpus=2):
                 process.wait(10)
 
 
-def alive_nodes(env, dashboard):
-    try:
-        return sum(n["state"] == "ALIVE" for n in listed("nodes", env, f"http://127.0.0.1:{dashboard}"))
-    except (subprocess.CalledProcessError, json.JSONDecodeError):  # the dashboard is not up yet
-        return 0
+def answers(env, dashboard):
+    with contextlib.suppress(OSError):
+        return listed("nodes", env, dashboard)
 
 
-def listed(kind, env, dashboard, *options):
-    command = [RAY, "list", kind, "--format=json", "--limit=1000", "--detail", f"--address={dashboard}", *options]
-    clean = {k: v for k, v in env.items() if k != "RAY_ADDRESS"}
-    return json.loads(subprocess.run(command, env=clean, capture_output=True, text=True, check=True, timeout=60).stdout)
+def listed(kind, env, dashboard):
+    """The cluster's actors, jobs, nodes or tasks, as its dashboard tells them."""
+    token = {"Authorization": f"Bearer {env['RAY_AUTH_TOKEN']}"}
+    asked = urllib.request.Request(f"{dashboard}/api/v0/{kind}?limit=1000&detail=true", headers=token)
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        return json.load(answer)["data"]["result"]["result"]
 
 
-def until(condition, seconds, what):
+def until(condition, seconds, what, every=0.5):
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.5)
+        time.sleep(every)
     return value
 
 

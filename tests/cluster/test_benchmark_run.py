@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import time
 from contextlib import nullcontext
 
 import pytest
@@ -16,7 +15,7 @@ from reward.scorer import RuleScorer
 from rollout.data.benchmarks import BENCHMARKS
 from rollout.tasks.arithmetic import items, make_small_llama
 from rollout.types import Group
-from tests.cluster.clusters import COHORT
+from tests.cluster.clusters import COHORT, until
 from tests.cluster.test_cli import invoke
 from tests.cluster.test_evaluation import sample
 from tests.reward.builders import judge_here
@@ -156,37 +155,35 @@ def place(tmp_path_factory):
     return here
 
 
-def command(place, *more):
+def asked(place):
     settings = ['data.prompt.suffix=""', "rollout.max_new_tokens=16", "data.max_prompt_tokens=32", "rollout.kv_cache_gb=0.25"]
     options = ["--benchmark", "gsm8k", "--data", place / "data.jsonl", "--k", "1,2", "--out", place / "out", "--json"]
-    return [str(x) for x in (COHORT, "evaluate", place / "model", *settings, *options, *more)]
+    return [str(x) for x in ("evaluate", place / "model", *settings, *options)]
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_a_killed_evaluation_goes_on_and_ends_with_what_an_unbroken_one_has(place, monkeypatch):
-    driver = subprocess.Popen(command(place), start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 240
-    stored = place / "out" / "generations.jsonl"
-    while not (stored.exists() and stored.read_text()) and driver.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
+    command, stored = [COHORT, *asked(place)], place / "out" / "generations.jsonl"
+    driver = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until(lambda: (stored.exists() and stored.read_text()) or driver.poll() is not None, 240, "a generation", every=0.05)
     driver.send_signal(signal.SIGTERM)
     driver.wait(timeout=120)
     # As a kill in the middle of a write leaves it: some whole rows, and a part of one.
     rows = read_jsonl(stored)
     kept = "".join(json.dumps(r) + "\n" for r in rows[:12])
     stored.write_text(kept + json.dumps(rows[12])[:50])
-    done = subprocess.run(command(place), capture_output=True, text=True, timeout=400, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=True)
     found = json.loads(done.stdout)
     rows = read_jsonl(stored)
     assert sorted(r["ordinal"] for r in rows) == list(range(40)) and all(len(r["outputs"]) == 2 for r in rows)
     assert stored.read_text().startswith(kept) and found["rows"] == 40 and found["responses"] == 80
     assert (place / "out" / "at_k.png").stat().st_size > 1000
     assert json.loads((place / "out" / "results.json").read_text()) == found
-    again = subprocess.run(command(place), capture_output=True, text=True, timeout=100, check=True)
-    assert json.loads(again.stdout) == found, "nothing is left to do"
-    other = subprocess.run(command(place, "--temperature", "0.3"), capture_output=True, text=True, timeout=100)
-    assert other.returncode == 2 and "evaluation.temperature: 0.7 -> 0.3" in other.stderr
+    again = invoke(*asked(place))
+    assert again.exit_code == 0 and json.loads(again.stdout) == found, "nothing is left to do"
+    other = invoke(*asked(place), "--temperature", "0.3")
+    assert other.exit_code == 2 and "evaluation.temperature: 0.7 -> 0.3" in other.stderr
 
 
 @pytest.mark.slow

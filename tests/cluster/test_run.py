@@ -1,5 +1,6 @@
 """The whole loop on real parts: Ray processes, vLLM engines, an FSDP learner; small, and watched from outside."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -141,12 +142,15 @@ def test_a_submitted_job_is_seen_in_the_dashboard(head, broken):
     assert any(m.get("cohort_run") == "small" for m in metadata), metadata
 
 
-def test_a_run_whose_every_output_is_rejected_ends_with_the_cause_and_3(here, head):
-    script = Path(__file__).parents[2] / "benchmarks/claims.py"
-    command = [sys.executable, script, "failures", "--causes", "rejected", "--runs", here]
-    done = subprocess.run(command, env=head[0], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0 and "failures: PASS" in done.stdout, done.stdout + done.stderr
-    assert "2 of 2 outputs have no score (2 rejected)" in done.stdout and "outside the tokenizer's vocabulary" in done.stdout
+def test_a_run_whose_every_output_is_rejected_ends_with_the_cause_and_3(here, head, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    claims = importlib.import_module("claims")
+    monkeypatch.setattr(sys, "argv", ["claims.py", "failures", "--causes", "rejected", "--runs", str(here)])
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, head[0][name])
+    code, said = claims.main(), capfd.readouterr().out
+    assert code == 0 and "failures: PASS" in said, said
+    assert "2 of 2 outputs have no score (2 rejected)" in said and "outside the tokenizer's vocabulary" in said
 
 
 def test_nothing_is_left_of_finished_runs(head, unbroken, broken):
@@ -163,7 +167,7 @@ def test_two_workers_and_two_ranks_on_four_nodes_share_the_work(tmp_path):
     size = "steps: 3, questions_per_step: 8, samples_per_question: 8"
     grpo = f"{{algorithm: grpo, reward: rule, {size}, optimizer: {{learning_rate: 0}}}}"
     wide = ["rollout.workers=2", "learner.ranks=2", "reward.workers=1", "data.demonstrations=null", f"stages=[{grpo}]"]
-    with raylets(tmp_path, nodes=5, cpus=1) as (env, _, _):
+    with raylets(tmp_path, nodes=5, cpus=1, watched=False) as (env, _, _):
         cohort(env, "train", tmp_path / "recipe.yaml", f"output={tmp_path / 'run'}", *wide)
     facts = summary(tmp_path / "run")
     assert len({info["node_id"] for info in facts["actors"].values()}) == 5
