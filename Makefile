@@ -19,7 +19,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --no-annotate --custom-compi
 	--python-version 3.11 --python-platform x86_64-manylinux_2_31 $(INDEXES)
 LOCK-CPU = $(LOCK) --extra cpu $(addprefix --find-links ,$(WHEELS)) --output-file deploy/constraints-cpu.txt
 
-.PHONY: setup quickstart test test-fast lint lock clean
+.PHONY: setup quickstart test test-cluster test-alone test-fast lint lock clean
 
 setup: .venv/ready-$(HARDWARE)
 
@@ -41,8 +41,15 @@ quickstart: setup
 	if [ -f runs/quickstart/config.yaml ]; then $(BIN)/cohort resume runs/quickstart; \
 	else $(BIN)/cohort train deploy/recipes/quickstart.yaml; fi
 
+# Runs on a Ray cluster wait much, for each other and for imports: the other tests run beside them.
 test: setup
-	$(BIN)/python -m pytest
+	@$(MAKE) --jobs=2 --keep-going test-cluster test-alone
+
+test-cluster:
+	$(BIN)/python -m pytest -m cluster
+
+test-alone:
+	$(BIN)/python -m pytest -m "not cluster"
 
 # No engine, no cluster, nothing slow: under 90 seconds on two cores.
 test-fast: setup
