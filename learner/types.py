@@ -60,7 +60,7 @@ class PolicyBatch(MicroBatch):
 
     advantage_N: Tensor
     behaviour_logprob_N: Tensor
-    """As recorded while sampling; NaN for demonstrations, which were not sampled."""
+    """log mu, as recorded while sampling; NaN for demonstrations, which were not sampled."""
     old_logprob_N: Tensor
     """log pi_old, the denominator of the ratio: as recorded, or recomputed by the learner before the first update."""
     reference_logprob_N: Tensor

@@ -33,6 +33,7 @@ ELSEWHERE = {
         "clip_range cliprange clip_ratio clip_ratio_low epsilon epsilon_low eps_clip clip_eps clip_epsilon"
     ),
     "stages.N.weighting.clip_high": "epsilon_high clip_ratio_high eps_clip_high clip_higher",
+    "stages.N.weighting.behaviour": "tis_imp_ratio_cap rollout_is rollout_is_threshold vllm_importance_sampling_correction",
     "stages.N.credit.normalize_std": "scale_rewards norm_adv_by_std_in_grpo normalize_advantages std_normalization",
     "stages.N.credit.gamma": "discount discount_factor",
     "stages.N.credit.lam": "lambda gae_lambda lambd",
@@ -108,7 +109,7 @@ def _unknown(loc: Loc, model: type[BaseModel]) -> str:
         tagged = [s for s in sections if len(sections) > 1 and any(f.default == part for f in s.model_fields.values())]
         sections = tagged or _sections(sections[0].model_fields[part].annotation)
     beside = nearest(key, sections[0].model_fields)
-    elsewhere = [path for path in _paths(model) if path.rpartition(".")[2] == key.replace("-", "_")]
+    elsewhere = [path for path in dict.fromkeys(_paths(model)) if path.rpartition(".")[2] == key.replace("-", "_")]
     if not beside and elsewhere:
         beside = f"; it belongs at {' or '.join(elsewhere)}"
     return f"unknown key{beside or '; expected one of ' + ', '.join(sections[0].model_fields)}"

@@ -172,10 +172,8 @@ class RewardModelRow(Strict):
         if problem := self.labels.misfit(self.supervision, self.objective):
             raise ValueError(problem)
         if given != self.labels.from_file:
-            raise ValueError(
-                f"labels file come with outputs from a file (data source demonstrations or pairs), other labels with sampled "
-                f"ones; found {self.labels.cell} and {self.data_source}"
-            )
+            found = f"found {self.labels.cell} and {self.data_source}"
+            raise ValueError(f"labels file come with demonstrations or pairs from a file, other labels with samples; {found}")
         if self.data_source is PAIRS and not self.objective.compares_pairs:
             raise ValueError(f"a pair only says which is better; expected objective ranking, found {self.objective.cell}")
         return self
@@ -192,10 +190,14 @@ REWARD_MODELS: Mapping[str, RewardModelRow] = MappingProxyType(
 )
 
 
+Override = Mapping[str, Any]
+NOTHING: Override = MappingProxyType({})
+
+
 def resolve(
     name: str,
-    credit: Mapping[str, Any] = MappingProxyType({}),
-    weighting: Mapping[str, Any] = MappingProxyType({}),
+    credit: Override = NOTHING,
+    weighting: Override = NOTHING,
     *,
     reward: RewardSource | None = None,
     data_source: DataSource | None = None,
@@ -205,39 +207,25 @@ def resolve(
     An override changes fields of the row's own cell, or, when its `cell` names another one, builds that one.
     Raises ValueError (pydantic's for a field, with its name) and suggests the nearest row.
     """
-    row = _row(TABLE, name)
-    return Algorithm(
-        data_source=data_source or row.data_source,
-        reward=reward or row.reward,
-        credit=_merged(row.credit, credit),
-        weighting=_merged(row.weighting, weighting),
-    )
+    return _replaced(TABLE, name, {"credit": credit, "weighting": weighting}, reward=reward, data_source=data_source)
 
 
 def resolve_reward_model(
-    name: str,
-    labels: Mapping[str, Any] = MappingProxyType({}),
-    objective: Mapping[str, Any] = MappingProxyType({}),
-    *,
-    data_source: DataSource | None = None,
+    name: str, labels: Override = NOTHING, objective: Override = NOTHING, *, data_source: DataSource | None = None
 ) -> RewardModelRow:
     """The row `name` of REWARD_MODELS with cells replaced, as `resolve` does."""
-    row = _row(REWARD_MODELS, name)
-    return RewardModelRow(
-        supervision=row.supervision,
-        data_source=data_source or row.data_source,
-        labels=_merged(row.labels, labels),
-        objective=_merged(row.objective, objective),
-    )
+    return _replaced(REWARD_MODELS, name, {"labels": labels, "objective": objective}, data_source=data_source)
 
 
-def _row(table: Mapping[str, Any], name: str) -> Any:
+def _replaced(table: Mapping[str, Any], name: str, cells: Mapping[str, Override], **others: str | None) -> Any:
     if name not in table:
         raise ValueError(f"algorithm: found {name!r}, expected one of {', '.join(table)}{nearest(name, table)}")
-    return table[name]
+    row = table[name]
+    merged = {key: _merged(getattr(row, key), override) for key, override in cells.items()}
+    return type(row)(**dict(row) | merged | {key: value for key, value in others.items() if value})
 
 
-def _merged(cell: Strict, override: Mapping[str, Any]) -> Any:
+def _merged(cell: Strict, override: Override) -> Any:
     if not override:
         return cell
     default = cell.model_dump()

@@ -1,7 +1,8 @@
 """Weighting: from advantages and current log-probabilities to gradient coefficients GC(q, o, t), in every micro-batch.
 
 A weighting returns the coefficient, which carries no gradient and excludes the token's weight in the average, and sums for the
-log: `ratio`, `clipped` and `kl` are plain sums over tokens, to be divided by their number; all others add up to means.
+log: `ratio`, `clipped`, `kl` and those of a behaviour weight are plain sums over tokens, to be divided by their number; all
+others add up to means.
 Tensors pass through; torch itself is not imported, since parsing a configuration builds these cells.
 """
 
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from learner.algorithms.behaviour import Ratio, Weighted, total
 from learner.algorithms.cells import Cell, Need, Objection, Plan
 
 if TYPE_CHECKING:
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
 
 Unit = Literal["token", "sequence", "pair"]
 """The tokens whose coefficients depend on each other: alone, an output's, or both outputs' of a pair."""
-Weighted = tuple["Tensor", dict[str, "Tensor"]]
-"""(N,) coefficients, and sums for the log."""
 
 
 def output_mean(groups: int, group_size: int, length: int, total_tokens: int) -> float:
@@ -69,17 +69,6 @@ class Averaged(Weighting):
         if self.average == "token":
             return 1.0 / total_tokens
         return 1.0 / (groups * group_size * {"output": length, "constant": self.constant_length, "sum": 1}[self.average])
-
-
-class Ratio(Weighting):
-    """A weighting that reads the ratio pi/pi_old."""
-
-    old: Literal["engine", "learner"] = "engine"
-    """pi_old: recorded by the engine while sampling, or recomputed by the learner before the batch's first update."""
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Need.OLD_LOGPROBS if self.old == "learner" else Need.BEHAVIOUR_LOGPROBS})
 
 
 class Plain(Averaged):
@@ -132,7 +121,7 @@ class Preference(Weighting):
         return coefficient_N, {name: (share_N * value_N).sum() for name, value_N in means.items()}
 
 
-class Clipped(Averaged, Ratio):
+class Clipped(Ratio, Averaged):
     """The clipped ratio of PPO and GRPO, with GRPO's KL term in the loss.
 
     The objective per token is min(rho A, clip(rho, 1 - clip, 1 + clip_high) A) - kl D, with rho = pi/pi_old and
@@ -163,11 +152,11 @@ class Clipped(Averaged, Ratio):
 
     @property
     def formula(self) -> str:
-        surrogate = f"{_where(self.clip, self.clip_high)} (pi/pi_old) A"
+        surrogate = f"{_where(self.clip, self.clip_high)} (pi/pi_old) {self.weighted}"
         pull = "(pi/pi_old) log(pi_ref/pi)" if self.kl_ratio else "(pi_ref/pi - 1)"
         return f"{surrogate} + {self.kl:g} {pull}" if self.kl > 0 else surrogate
 
-    def __call__(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
+    def of_old(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
         """The coefficient, and sums: objective, ratio, clipped and, with kl > 0, kl (D)."""
         ratio_N = (logprob_N - micro.old_logprob_N).exp()
         coefficient_N, objective_N, clipped_N = clipped_gain(ratio_N, micro.advantage_N, self.clip, self.clip_high)
@@ -182,7 +171,7 @@ class Clipped(Averaged, Ratio):
         return coefficient_N, {"objective": (micro.token_weight_N * objective_N).sum(), **sums}
 
 
-class SequenceClipped(Ratio):
+class SequenceClipped(Ratio, Weighting):
     """GSPO (arXiv 2507.18071): one ratio for an output, s = exp(mean_t log(pi/pi_old)), clipped as a whole; no KL term.
 
     The objective is the mean over outputs of min(s A, clip(s) A); the derivative of s by each of its log-probabilities is
@@ -197,9 +186,9 @@ class SequenceClipped(Ratio):
 
     @property
     def formula(self) -> str:
-        return f"{_where(self.clip, self.clip_high)} s A, s = exp(mean log(pi/pi_old))"
+        return f"{_where(self.clip, self.clip_high)} s {self.weighted}, s = exp(mean log(pi/pi_old))"
 
-    def __call__(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
+    def of_old(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
         """The coefficient, and sums: objective, ratio and clipped (each output's, at every token of it)."""
         length_N = total(logprob_N.new_ones(len(logprob_N)), micro.sample_N)
         ratio_N = (total(logprob_N - micro.old_logprob_N, micro.sample_N) / length_N).exp()
@@ -208,7 +197,7 @@ class SequenceClipped(Ratio):
         return coefficient_N, {"objective": objective, "ratio": ratio_N.sum(), "clipped": clipped_N.sum()}
 
 
-class Cispo(Averaged, Ratio):
+class Cispo(Ratio, Averaged):
     """CISPO (MiniMax-M1, arXiv 2506.13585): REINFORCE with a clipped importance weight, so that no token is left out.
 
     The objective is sg(min(pi/pi_old, 1 + clip_high)) A log pi, sg carrying no gradient; no lower bound and no KL term.
@@ -221,9 +210,9 @@ class Cispo(Averaged, Ratio):
 
     @property
     def formula(self) -> str:
-        return f"min(pi/pi_old, {1 + self.clip_high:g}) A"
+        return f"min(pi/pi_old, {1 + self.clip_high:g}) {self.weighted}"
 
-    def __call__(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
+    def of_old(self, logprob_N: "Tensor", micro: "PolicyBatch") -> Weighted:
         """The coefficient, and sums: objective, ratio, clipped."""
         ratio_N, most = (logprob_N - micro.old_logprob_N).exp(), 1 + self.clip_high
         coefficient_N = ratio_N.clamp(max=most) * micro.advantage_N
@@ -237,12 +226,6 @@ def clipped_gain(ratio_N: "Tensor", advantage_N: "Tensor", low: float, high: flo
     bound_N = ratio_N.clamp(1 - low, 1 + (low if high is None else high)) * advantage_N
     clipped_N = bound_N < free_N
     return free_N.masked_fill(clipped_N, 0.0), free_N.minimum(bound_N), clipped_N
-
-
-def total(value_N: "Tensor", unit_N: "Tensor") -> "Tensor":
-    """(N,) at each token, the sum over all tokens of its unit (an output, a pair), which lie in the same micro-batch."""
-    _, place_N = unit_N.unique(return_inverse=True)
-    return value_N.new_zeros(len(value_N)).index_add(0, place_N, value_N)[place_N]
 
 
 def _where(low: float, high: float | None) -> str:

@@ -61,7 +61,10 @@ class PolicyObjective:
     def metrics(self, sums: dict[str, float], packed: PackedBatch[PolicyBatch], read: list[Tensor]) -> dict[str, float]:
         """Means over tokens of what weightings sum plainly; what they weight is a mean already."""
         names = {"entropy": "entropy", "kl": "kl", "clipped": "clip_fraction", "ratio": "ratio_mean"}
+        names |= {"behaviour": "behaviour_mean", "behaviour_square": "effective_share", "cut": "cut_share"}
         means = {names[name]: x / packed.trained_tokens for name, x in sums.items() if name in names}
+        if square := means.get("effective_share"):
+            means["effective_share"] = means["behaviour_mean"] ** 2 / square
         weighted = {name: x for name, x in sums.items() if name not in names}
         return means | weighted | (self._mismatch(packed, read) if self.compare_behaviour else {})
 

@@ -123,6 +123,8 @@ def uneven(worker) -> dict:
     return {"token": token, "nothing": nothing, "skipped": skipped, "unchanged_by_skips": same}
 
 
+MASKED = {"cell": "masked", "unit": "sequence", "low": 0.2, "high": 5.0}
+ROWS = TABLE | {"masked": resolve("grpo", {}, {"old": "learner", "behaviour": MASKED})}
 OPTIMIZER = {"learning_rate": 0.0, "max_grad_norm": 1e9}
 """Gradients as they are, and models that stay for the next row."""
 MEMBERS = 3
@@ -132,7 +134,7 @@ def all_gradients(worker, out: Path, reference_dir: Path) -> dict:
     """The first gradient of every row and model, and of reward models with either objective, of one and of several members."""
     found = {}
     reference = AutoModelForCausalLM.from_pretrained(reference_dir, dtype=torch.float32)
-    for name, row in TABLE.items():
+    for name, row in ROWS.items():
         critic = {"critic_optimizer": adamw(**OPTIMIZER)} if Need.CRITIC in row.needs else {}
         worker.begin_stage(stage(row, adamw(**OPTIMIZER), 1, **critic))
         held = worker._stage.models

@@ -62,9 +62,9 @@ def policy_gradients(name: str, directory: Path, reference_dir: Path, batch: lis
         values.append(slow_scalars(critic, item, list(range(-1, len(item.sample.output_ids) - 1)))[0])
         with torch.no_grad():
             reference = plain_logprobs(frozen, item.sample, 1.0)
-        old = torch.tensor(item.sample.logprobs, dtype=torch.float64)
-        logprob = plain_logprobs(policy, item.sample, 1.0)
-        outputs.append(Output(item=item, logprob=logprob, old=old, reference=reference, value=values[-1].detach()))
+        mu, logprob = torch.tensor(item.sample.logprobs, dtype=torch.float64), plain_logprobs(policy, item.sample, 1.0)
+        others = {"old": logprob.detach() if name == "masked" else mu, "mu": mu, "reference": reference}
+        outputs.append(Output(item=item, logprob=logprob, value=values[-1].detach(), **others))
     textbook.LOSSES[name](outputs).backward()
 
     def value_loss(output, _):

@@ -5,11 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from learner.algorithms.table import TABLE
 from learner.training.reward_model_stage import bootstrap, outputs, pairs
 from reward.models.scalar_model import build
 from tests.learner.builders import new_worker
-from tests.learner.ranks import MEMBERS, REWARD_MODEL_BATCHES, all_gradients, run_ranks
+from tests.learner.ranks import MEMBERS, REWARD_MODEL_BATCHES, ROWS, all_gradients, run_ranks
 from tests.learner.slow import HEAD_SEED, batch_of, label_gradients, policy_gradients, ranking_gradients
 from tests.learner.stages import assert_close
 
@@ -27,9 +26,9 @@ def found(model_dir, other_dir, tmp_path_factory):
     return [one, *run_ranks(partial(all_gradients, reference_dir=other_dir), model_dir, tmp_path_factory.mktemp("two"))]
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", ROWS)
 def test_the_gradient_of_a_row_is_that_of_its_textbook_loss(found, model_dir, other_dir, name):
-    batch = batch_of(TABLE[name].weighting.unit, process=TABLE[name].reward == "process_model")
+    batch = batch_of(ROWS[name].weighting.unit, process=ROWS[name].reward == "process_model")
     policy, critic = policy_gradients(name, model_dir, other_dir, batch)
     for each in found:
         assert_close(each[name, "policy"], policy)

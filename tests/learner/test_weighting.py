@@ -1,6 +1,7 @@
 """Gradient coefficients of every row against the derivative of its textbook loss, by autograd in float64."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -23,13 +24,33 @@ VARIANTS = [
 ]
 CASES = [pytest.param(name, {}, LOSSES[name], id=name) for name in TABLE]
 CASES += [pytest.param(*variant, id=f"{variant[0]}-{i}") for i, variant in enumerate(VARIANTS)]
-STOPPED = ("cispo", "grpo_process-4")
+
+
+def corrected(name: str, loss, bound, cell: str, *, of="token", bounds=(), **options):
+    """A case with a behaviour weight, whose textbook bound is given."""
+    how = {"old": "learner", "behaviour": {"cell": cell, "unit": of, **dict(bounds)}, **options}
+    weight = partial(textbook.behaviour, unit=of, bound=bound)
+    return pytest.param(name, {"weighting": how}, partial(loss, weight=weight, **options), id=f"{name}-{cell}-{of}")
+
+
+ICEPOP = {"low": 0.5, "high": 5.0}
+CASES += [
+    corrected("grpo", textbook.grpo, lambda w: w.clip(max=2.0), "truncated"),
+    corrected("grpo", textbook.grpo, lambda w: w * ((w >= 0.5) & (w <= 5.0)), "masked", of="sequence", bounds=ICEPOP),
+    corrected("grpo_process", textbook.grpo, lambda w: w, "truncated", bounds={"high": None}, kl_ratio=True),
+    corrected("dapo", textbook.dapo, lambda w: w, "truncated", of="sequence", bounds={"high": None}),
+    corrected("dapo", textbook.dapo, lambda w: w * ((w >= 0.8) & (w <= 1.2)), "masked", bounds={"low": 0.8, "high": 1.2}),
+    corrected("gspo", textbook.gspo, lambda w: w.clip(max=2.0), "truncated", of="sequence"),
+    corrected("gspo", textbook.gspo_token, lambda w: w * ((w >= 0.5) & (w <= 5.0)), "masked", bounds=ICEPOP),
+    corrected("cispo", textbook.cispo, lambda w: w * (w <= 2.0), "masked", of="sequence"),
+]
+STOPPED = ("cispo", "grpo_process-4", "gspo-masked-token", "cispo-masked-sequence")
 """Their textbook losses stop a gradient, so a difference quotient of the loss is not its derivative."""
 
 
 def outputs_of(row: Algorithm, seed: int) -> list[Output]:
     """Ragged outputs, one-token ones and tool tokens among them; one is unscorable, one group has equal rewards."""
-    draw = torch.Generator().manual_seed(seed)
+    draw, beside = (torch.Generator().manual_seed(seed + more) for more in (0, 1000))
     size, found = (2 if row.weighting.unit == "pair" else 5), []
     for g in range(6):
         for index in range(size):
@@ -48,6 +69,7 @@ def outputs_of(row: Algorithm, seed: int) -> list[Output]:
             item = scored(f"g/{g}", index, [5, 6], [7] * length, events=steps, mask=mask)
             logprob, apart, further, value = torch.randn(4, length, generator=draw, dtype=torch.float64)
             numbers = {"old": logprob - 2, "logprob": logprob - 2 + apart, "reference": logprob - 2 + 0.5 * further}
+            numbers["mu"] = numbers["old"] + 0.6 * torch.randn(length, generator=beside, dtype=torch.float64)
             found.append(Output(item=item, value=value, **numbers))
     return found
 
@@ -61,7 +83,7 @@ def micro_of(row: Algorithm, outputs: list[Output]) -> tuple[PolicyBatch, torch.
     groups = [o.item.sample.group_id for _, o, _ in kept]
     lengths = [int(o.mask.sum()) for _, o, _ in kept]
     counts = [(len(set(groups)), groups.count(g), length, sum(lengths)) for g, length in zip(groups, lengths, strict=True)]
-    joined = {name: torch.cat([getattr(o, name)[o.mask] for _, o, _ in kept]) for name in ("old", "reference")}
+    joined = {name: torch.cat([getattr(o, name)[o.mask] for _, o, _ in kept]) for name in ("old", "mu", "reference")}
 
     def spread(values, dtype=torch.int64):
         return torch.repeat_interleave(torch.tensor(values, dtype=dtype), torch.tensor(lengths))
@@ -71,7 +93,7 @@ def micro_of(row: Algorithm, outputs: list[Output]) -> tuple[PolicyBatch, torch.
         **unread,
         advantage_N=torch.cat([torch.tensor(advantage, dtype=torch.float64)[o.mask] for _, o, advantage in kept]),
         token_weight_N=spread([row.weighting.token_weight(*count) for count in counts], torch.float64),
-        behaviour_logprob_N=joined["old"],
+        behaviour_logprob_N=joined["mu"],
         old_logprob_N=joined["old"],
         reference_logprob_N=joined["reference"],
         sample_N=spread([i for i, _, _ in kept]),

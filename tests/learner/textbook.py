@@ -1,6 +1,7 @@
 """The textbook loss of every row, from rewards to a scalar, one output at a time, written from the papers' formulas."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ class Output:
     item: ScoredSample
     logprob: Tensor
     old: Tensor
+    mu: Tensor
+    """What sampled, where that is not the old policy."""
     reference: Tensor
     value: Tensor
 
@@ -77,17 +80,30 @@ def gae(output: Output, gamma=1.0, lam=0.95, beta=0.04) -> Tensor:
     return torch.stack([sum((gamma * lam) ** (m - k) * deltas[m] for m in range(k, len(deltas))) for k in range(len(deltas))])
 
 
-def clipped(output: Output, advantage: Tensor, low=0.2, high=0.2, beta=0.0, kl_ratio=False) -> Tensor:
-    """min(rho A, clip(rho) A) - beta D at every sampled token (eq. 1 to 4)."""
+def sampled_by_old(output: Output) -> Tensor:
+    return torch.ones(int(output.mask.sum()), dtype=torch.float64)
+
+
+def behaviour(output: Output, unit: str, bound) -> Tensor:
+    """bound(pi_old/mu) at every sampled token; of a sequence pi_old and mu are the products of its tokens' probabilities."""
+    old, mu = torch.exp(output.old[output.mask]), torch.exp(output.mu[output.mask])
+    return bound(old / mu if unit == "token" else (old.prod() / mu.prod()).expand(len(old)))
+
+
+def clipped(output: Output, advantage: Tensor, low=0.2, high=0.2, beta=0.0, kl_ratio=False, weight=1.0) -> Tensor:
+    """weight min(rho A, clip(rho) A) - beta D at every sampled token (eq. 1 to 4)."""
     ratio = torch.exp(output.logprob) / torch.exp(output.old)
     apart = torch.exp(output.reference) / torch.exp(output.logprob)
     divergence = (apart - torch.log(apart) - 1) * (ratio if kl_ratio else 1.0)
     ratio, divergence = ratio[output.mask], divergence[output.mask]
-    return torch.min(ratio * advantage, torch.clip(ratio, 1 - low, 1 + high) * advantage) - beta * divergence
+    return weight * torch.min(ratio * advantage, torch.clip(ratio, 1 - low, 1 + high) * advantage) - beta * divergence
 
 
-def grpo(outputs, **options):
-    return -over_outputs(outputs, lambda o, group: clipped(o, group_relative(o, group), beta=0.04, **options).mean())
+def grpo(outputs, weight=sampled_by_old, **options):
+    def output_mean(o, group):
+        return clipped(o, group_relative(o, group), beta=0.04, weight=weight(o), **options).mean()
+
+    return -over_outputs(outputs, output_mean)
 
 
 def sft(outputs):
@@ -126,8 +142,8 @@ def dr_grpo(outputs):
     return -over_outputs(outputs, lambda o, group: clipped(o, group_relative(o, group, divide=False)).sum() / 1024)
 
 
-def dapo(outputs):
-    return -over_tokens(outputs, lambda o, group: clipped(o, group_relative(o, group), high=0.28))
+def dapo(outputs, weight=sampled_by_old):
+    return -over_tokens(outputs, lambda o, group: clipped(o, group_relative(o, group), high=0.28, weight=weight(o)))
 
 
 def rloo(outputs):
@@ -138,9 +154,9 @@ def rloo(outputs):
     return -over_outputs(outputs, reinforce)
 
 
-def gspo(outputs):
+def gspo(outputs, weight=sampled_by_old):
     def sequence(output, group):
-        chosen, advantage = output.mask, group_relative(output, group)[0]
+        chosen, advantage = output.mask, (weight(output) * group_relative(output, group))[0]
         ratio = torch.exp(output.logprob[chosen].sum()) / torch.exp(output.old[chosen].sum())
         ratio = ratio ** (1 / int(chosen.sum()))
         return torch.min(ratio * advantage, torch.clip(ratio, 1 - 3e-4, 1 + 4e-4) * advantage)
@@ -148,9 +164,9 @@ def gspo(outputs):
     return -over_outputs(outputs, sequence)
 
 
-def gspo_token(outputs):
+def gspo_token(outputs, weight=sampled_by_old):
     def tokens(output, group):
-        advantage, logprob = group_relative(output, group), output.logprob[output.mask]
+        advantage, logprob = weight(output) * group_relative(output, group), output.logprob[output.mask]
         ratio = (
             torch.exp((logprob - output.old[output.mask]).mean()).detach() * torch.exp(logprob) / torch.exp(logprob).detach()
         )
@@ -159,10 +175,10 @@ def gspo_token(outputs):
     return -over_outputs(outputs, tokens)
 
 
-def cispo(outputs):
+def cispo(outputs, weight=sampled_by_old):
     def weighted(output, group):
-        ratio = torch.exp(output.logprob) / torch.exp(output.old)
-        return torch.clip(ratio, max=5.0).detach()[output.mask] * group_relative(output, group) * output.logprob[output.mask]
+        ratio = torch.clip(torch.exp(output.logprob) / torch.exp(output.old), max=5.0).detach()[output.mask]
+        return weight(output) * ratio * group_relative(output, group) * output.logprob[output.mask]
 
     return -over_tokens(outputs, weighted)
 
@@ -180,4 +196,5 @@ LOSSES = {
     "rloo": rloo,
     "gspo": gspo,
     "cispo": cispo,
+    "masked": partial(grpo, weight=partial(behaviour, unit="sequence", bound=lambda w: w * ((w >= 0.2) & (w <= 5.0)))),
 }
