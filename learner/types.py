@@ -116,3 +116,10 @@ class StepReport:
     """Per sample of the batch: the advantage of its first token; None when the sample was out of the loss."""
     tokens: int
     """Trained tokens of the batch."""
+
+    @classmethod
+    def of(cls, packed: PackedBatch, metrics: dict[str, float], advantages: list[float | None]) -> Self:
+        """With the metrics of the packing."""
+        tokens = packed.trained_tokens
+        more = {"trained_tokens": tokens, "padding_share": packed.padding_share}
+        return cls(metrics=metrics | more, advantages=advantages, tokens=tokens)

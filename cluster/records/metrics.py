@@ -38,9 +38,7 @@ METRICS: dict[str, Metric] = {
     "response_length": Metric("mean of |o| over outputs", "tokens", "rollout"),
     "programs": Metric("mean over outputs of the programs that ran, where tools are used", "programs", "rollout"),
     "truncated_share": Metric("outputs that ran out of tokens / outputs", "share", "rollout"),
-    "zero_variance_share": Metric(
-        "groups of two scored outputs or more whose rewards are equal but for rounding / such groups", "share", "learner"
-    ),
+    "zero_variance_share": Metric("groups of two scored outputs or more of equal reward / such groups", "share", "learner"),
     "thin_group_share": Metric("groups with fewer than two scored outputs / groups, where they are larger", "share", "learner"),
     "unscored_share": Metric("outputs without a score, for any of the next four reasons / outputs", "share", "cluster"),
     "rejected_share": Metric("outputs that may not be trained on and were not judged / outputs", "share", "rollout"),

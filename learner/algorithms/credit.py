@@ -221,12 +221,10 @@ def at_tokens(item: ScoredSample, values: Sequence[float]) -> list[float]:
     at = [0.0] * len(item.sample.output_ids)
     if not at:
         return at
-    for event, value in zip(item.events, values, strict=True):
-        if not 0 <= event.position < len(at):
-            raise ValueError(
-                f"{place(item.sample)}: a reward at position {event.position}, but the output has {len(at)} tokens"
-            )
-        at[event.position] += value
+    for position, value in zip((event.position for event in item.events), values, strict=True):
+        if not 0 <= position < len(at):
+            raise ValueError(f"{place(item.sample)}: a reward at position {position}, but the output has {len(at)} tokens")
+        at[position] += value
     return at
 
 

@@ -55,9 +55,7 @@ class DecoupledGroupRelative(WithinGroup):
 
 
 def _component(item: ScoredSample, name: str) -> float:
-    components = item.verdict.components
-    if name not in components:
-        raise ValueError(
-            f"{place(item.sample)}: found components {', '.join(components) or 'none'}, expected {name!r} among them"
-        )
-    return components[name]
+    parts = item.verdict.components
+    if name not in parts:
+        raise ValueError(f"{place(item.sample)}: found components {', '.join(parts) or 'none'}, expected {name!r} among them")
+    return parts[name]

@@ -155,8 +155,8 @@ class RewardModelRow(Strict):
     needs: ClassVar[frozenset[Need]] = frozenset()
     supervision: Supervision
     """One score for an output, at its last token; or one for every step, at the step's last token."""
-    data_source: DataSource
-    labels: Annotated[RuleLabels | MonteCarloLabels | FileLabels, Field(discriminator="cell")]
+    data_source: DataSource = POLICY_SAMPLES
+    labels: Annotated[RuleLabels | MonteCarloLabels | FileLabels, Field(discriminator="cell")] = RuleLabels()
     objective: Annotated[Ranking | CrossEntropy, Field(discriminator="cell")]
 
     @property
@@ -181,11 +181,8 @@ class RewardModelRow(Strict):
 
 REWARD_MODELS: Mapping[str, RewardModelRow] = MappingProxyType(
     {
-        name: RewardModelRow(supervision=supervision, data_source=source, labels=labels, objective=objective)
-        for name, (supervision, source, labels, objective) in {
-            "outcome_model": ("outcome", POLICY_SAMPLES, RuleLabels(), Ranking()),
-            "process_model": ("process", POLICY_SAMPLES, RuleLabels(), CrossEntropy()),
-        }.items()
+        "outcome_model": RewardModelRow(supervision="outcome", objective=Ranking()),
+        "process_model": RewardModelRow(supervision="process", objective=CrossEntropy()),
     }
 )
 

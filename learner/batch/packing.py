@@ -85,11 +85,8 @@ def pack(
     plan = _deal(_rows(outputs, trained, max_tokens, together), max_tokens, of_rank[1])
     positions = sum(len(rows) * rows[0].width for mine in plan for rows in mine if rows)
     used = sum(row.width for mine in plan for rows in mine for row in rows)
-    return PackedBatch(
-        micro_batches=tuple(_micro_batch(rows, outputs, fields) for rows in plan[of_rank[0]]),
-        trained_tokens=tokens,
-        padding_share=1 - used / positions if positions else 0.0,
-    )
+    micros, padding = tuple(_micro_batch(rows, outputs, fields) for rows in plan[of_rank[0]]), positions - used
+    return PackedBatch(micro_batches=micros, trained_tokens=tokens, padding_share=padding / max(positions, 1))
 
 
 def columns(packed: PackedBatch, outputs: Sequence[Output], values: PerToken) -> list[Tensor]:

@@ -99,9 +99,7 @@ def load_causal_lm(directory: Path, **how: Any) -> PreTrainedModel:
     shapes = (f"{name} of shape {list(here)}, expected {list(there)}" for name, here, there in sorted(found["mismatched_keys"]))
     parts = {"missing": found["missing_keys"], "unexpected": found["unexpected_keys"], "otherwise shaped": set(shapes)}
     if wrong := [f"{what}: {_few(sorted(names))}" for what, names in parts.items() if names]:
-        raise ValueError(
-            f"{directory}: the .safetensors files do not hold the tensors of {type(causal_lm).__name__}: {'; '.join(wrong)}"
-        )
+        raise ValueError(f"{directory}: the files do not hold the tensors of {type(causal_lm).__name__}: {'; '.join(wrong)}")
     return causal_lm.eval()
 
 
@@ -116,9 +114,7 @@ def check_config(config: PreTrainedConfig, ignored: Iterable[str] = ()) -> None:
     fields = {key: value for key, value in config.to_dict().items() if key not in ignored}
     for key, value in fields.items():
         if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float) and value > 0:
-            raise ValueError(
-                f"config.json: {key} is {value}, expected 0: with dropout the trained policy is not the sampled one"
-            )
+            raise ValueError(f"config.json: {key} is {value}, expected 0: with it the trained policy is not the sampled one")
     if layers := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         raise ValueError(f"config.json: layer_types has {', '.join(sorted(layers))}; {SUPPORTED}")
     if experts := [key for key in EXPERTS if (fields.get(key) or 0) > 1]:

@@ -18,7 +18,7 @@ from learner.types import MicroBatch
 from reward.models.scalar_model import attention_of
 
 PACKING_TOLERANCE = 1e-3
-"""In nats; float32 noise is below 1e-4, and the errors looked for are above 1e-2."""
+"""In nats, or of a score near 1; float32 noise is below 1e-4, and the errors looked for are above 1e-2."""
 WINDOW = 3
 """Of windowed layers while a model is tried, so that a few tokens are beyond it."""
 SMALL = {"num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 64}
@@ -39,13 +39,14 @@ def check_packing(policy: PolicyModel) -> None:
             ids = torch.tensor([prompt + output])
             logprobs = policy.causal_lm(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             alone.append(logprobs.gather(-1, ids[0, len(prompt) :, None])[:, 0])
-    gap = (packed_N - torch.cat(alone)).abs().max().item()
+    agree(f"{type(policy.causal_lm).__name__}: log-probabilities", (packed_N - torch.cat(alone)).abs().max().item())
+
+
+def agree(what: str, gap: float) -> None:
+    """Raises ValueError for a gap, NaN among them, between what the model says of outputs in one row and of each alone."""
     if not gap <= PACKING_TOLERANCE:
-        name = type(policy.causal_lm).__name__
-        raise ValueError(
-            f"{name}: log-probabilities of outputs that share a row differ by {gap:.2g} from the model's own, expected below "
-            f"{PACKING_TOLERANCE}; {SUPPORTED}"
-        )
+        found = f"{what} of outputs that share a row differ by {gap:.2g} from the model's own"
+        raise ValueError(f"{found}, expected below {PACKING_TOLERANCE}; {SUPPORTED}")
 
 
 def check_architecture(directory: Path) -> None:

@@ -66,12 +66,7 @@ class PolicyStage:
         metrics = self._row.credit.metrics(batch, credited.signals)
         for name in self.trainers:
             metrics |= self._train[name](credited, updates, temperature)
-        packed = credited.packed
-        return StepReport(
-            metrics=metrics | {"trained_tokens": packed.trained_tokens, "padding_share": packed.padding_share},
-            advantages=[row[0] if row else None for row in credited.advantages],
-            tokens=packed.trained_tokens,
-        )
+        return StepReport.of(credited.packed, metrics, [row[0] if row else None for row in credited.advantages])
 
     def credit(self, batch: Batch, temperature: float) -> Credited:
         """What a credit hears of models is carried on, so that it is read once; the rest is read where it is trained.

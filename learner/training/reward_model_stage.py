@@ -45,11 +45,7 @@ class RewardModelStage:
         counts = bootstrap(self._loss.examples(batch), len(self._model.members), self._seed)
         weight_KS = torch.tensor(counts, dtype=torch.float32, device=self._model.heads[0].weight.device)
         metrics = self.trainers["reward_model"].train(labels, [self._loss.objective(weight_KS=weight_KS)] * updates)
-        return StepReport(
-            metrics=metrics | {"trained_tokens": packed.trained_tokens, "padding_share": packed.padding_share},
-            advantages=[0.0 if output.in_loss else None for output in outputs],
-            tokens=packed.trained_tokens,
-        )
+        return StepReport.of(packed, metrics, [0.0 if output.in_loss else None for output in outputs])
 
 
 def scores(model: ScalarModel, pack: Pack, batch: Batch) -> list[tuple[tuple[float, ...], ...]]:
@@ -91,13 +87,9 @@ def ranked(batch: Batch) -> list[bool]:
         for item in group.labelled:
             positions = [target.position for target in item.targets]
             if positions and positions != [len(item.sample.output_ids) - 1]:
-                raise ValueError(
-                    f"{place(item.sample)}: labels at tokens {positions}, expected one at the last token, to rank it by"
-                )
-        if len(group.labelled) != 2:
-            raise ValueError(
-                f"{place(group.labelled[0].sample)}: found {len(group.labelled)} outputs in its group, expected a pair"
-            )
+                raise ValueError(f"{place(item.sample)}: labels at tokens {positions}, expected one at the last token")
+        if (count := len(group.labelled)) != 2:
+            raise ValueError(f"{place(group.labelled[0].sample)}: found {count} outputs in its group, expected a pair")
         labels = [target.value for item in group.labelled for target in item.targets]
         found += [len(labels) == 2 and apart(labels)] * 2
     return found
