@@ -41,11 +41,15 @@ class Weighting(Cell):
         raise NotImplementedError
 
     def contradictions(self, plan: Plan) -> list[Objection]:
-        """Without the ratio, outputs of an older policy are taken as if they were new."""
-        if not plan.on_policy or self.needs & {Need.OLD_LOGPROBS, Need.BEHAVIOUR_LOGPROBS}:
+        """Without the ratio, outputs of an older policy are taken as if they were new; a pi_old that the learner recomputes is
+        that of later updates of a batch, and not what sampled."""
+        if not plan.on_policy or Need.BEHAVIOUR_LOGPROBS in self.needs:
             return []
         asked = {"updates_per_batch": (plan.updates_per_batch, 1), "max_staleness": (plan.max_staleness, 0)}
         expected = "or a weighting with the ratio pi/pi_old such as {cell: clipped}"
+        if Need.OLD_LOGPROBS in self.needs:
+            del asked["updates_per_batch"]
+            expected = "or old: engine, or a behaviour weight such as {cell: truncated}"
         why = f"'{type(self).model_fields['cell'].default}' takes outputs of an older policy as if they were new"
         return [((key,), f"found {n}; expected {most}, {expected}: {why}") for key, (n, most) in asked.items() if n > most]
 

@@ -8,11 +8,12 @@ import torch
 from pydantic import ValidationError
 
 from learner.algorithms.behaviour import Behaviour
-from learner.algorithms.cells import Need
+from learner.algorithms.cells import Need, Plan
 from learner.algorithms.table import resolve
 from learner.algorithms.weighting import Cispo, Clipped, SequenceClipped
 from learner.training.objectives import PolicyObjective
 from learner.types import PackedBatch, PolicyBatch
+from reward.config import RewardConfig
 from tests.learner.builders import adamw, groups, random_batch
 from tests.learner.stages import assert_close, gradients, stage
 
@@ -171,6 +172,14 @@ def test_it_needs_what_the_engine_recorded_and_pi_old_from_the_learner():
     for wrong in ({"high": 2.0}, {"cell": "truncated", "high": 0.9}, {"cell": "masked", "low": 1.1}):
         with pytest.raises(ValidationError):
             resolve("grpo", {}, {"old": "learner", "behaviour": wrong})
+
+
+def test_a_pi_old_of_the_learner_alone_does_not_know_of_older_outputs():
+    plan = Plan(group_size=4, updates_per_batch=2, on_policy=True, reward=RewardConfig(), max_staleness=1)
+    ((key, why),) = resolve("grpo", {}, {"old": "learner"}).contradictions(plan)
+    assert key == ("max_staleness",) and why.startswith("found 1; expected 0, or old: engine, or a behaviour weight such as")
+    assert resolve("grpo", {}, {"old": "learner"}).contradictions(replace(plan, max_staleness=0)) == []
+    assert resolve("grpo").contradictions(plan) == corrected().contradictions(plan) == []
 
 
 @pytest.mark.parametrize(
