@@ -29,12 +29,17 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean '{plain[match[0]]}'?" if match else ""
 
 
-def absolute(path: Path) -> Path:
-    """`~` expanded, and relative to the current directory. Raises ValueError for the home of a user who is not known."""
+def expanded(path: Path) -> Path:
+    """`~` expanded. Raises ValueError for the home of a user who is not known."""
     try:
-        return Path(os.path.abspath(path.expanduser()))
+        return path.expanduser()
     except RuntimeError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def absolute(path: Path) -> Path:
+    """`~` expanded, and relative to the current directory. Raises ValueError for the home of a user who is not known."""
+    return Path(os.path.abspath(expanded(path)))
 
 
 AbsolutePath = Annotated[Path, AfterValidator(absolute)]

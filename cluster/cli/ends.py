@@ -14,10 +14,10 @@ WRONG_INPUT, FAILED = 2, 3
 
 def home(value: Path | list[Path] | None) -> Path | list[Path] | None:
     """Paths with `~` expanded, which a shell does only where one begins a word: not in `--out=~/x`."""
-    try:
-        return [path.expanduser() for path in value] if isinstance(value, list) else value and value.expanduser()
-    except RuntimeError as error:
-        raise typer.BadParameter(f"{value}: {error}") from None
+    from rollout.config import expanded
+
+    with wrong_input():
+        return [expanded(path) for path in value] if isinstance(value, list) else value and expanded(value)
 
 
 @contextmanager

@@ -8,9 +8,11 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from cluster.config.run_config import ConfigError, RunConfig, config_hash, resolved_yaml
+from cluster.evaluation.held_out import HeldOut
 from cluster.fleet.connection import cluster
 from cluster.fleet.placement import PlacementError
 from cluster.fleet.roles import RoleFailed, Roles
+from cluster.fleet.versions import Serving
 from cluster.fleet.weight_update import UpdateFailed
 from cluster.records.clock import Clock
 from cluster.records.console import ConsoleSink
@@ -76,7 +78,7 @@ def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[P
             records = Records(dir=run_dir.resolve(), ledger=ledger, sinks=sinks)
             loop = Loop(config, data, tokenizer, actors, records, clock)
             loop.run(resume_from)
-            summary = summarise(loop)
+            summary = summarise(config, loop.held_out, loop.serving, actors, clock, loop.collector.tokens)
             with sinks.dispensable(run_dir / "summary.json"):
                 write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
         with sinks.dispensable(run_dir / "run.png"):
@@ -162,34 +164,38 @@ def roles(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[Roles]:
         actors.stop(min(STOP_S, stop.left_s() / 2))
 
 
-def summarise(loop: Loop) -> dict:
-    """summary.json: accuracy before and after, time and speed, who did it, and what was published.
+def summarise(config: RunConfig, held_out: HeldOut, serving: Serving, actors: Roles, clock: Clock, sampled_tokens: int) -> dict:
+    """summary.json of a run at its end: accuracy before and after, time and speed, who did it, and what was published.
 
     "Before" is the last evaluation that no outputs of the policy had been trained on.
     """
-    config, rows, step = loop.config, loop.held_out.rows, loop.progress.step
-    warm = 0
+    rows, warm = held_out.rows, 0
     for stage in config.stages:
         if stage.trains_policy and stage.given != "demonstrations":
             break
         warm += stage.steps
-    before = max((r for r in rows if r["step"] <= warm and r["step"] < step), key=lambda r: r["step"], default=None)
+    last = sum(stage.steps for stage in config.stages)
+    before = max((r for r in rows if r["step"] <= warm and r["step"] < last), key=lambda r: r["step"], default=None)
     after = rows[-1]
     names = ["accuracy", "greedy_accuracy", "well_formed", "unjudged"] + [
         n for n in after if n.startswith(("maj_at_", "pass_at_"))
     ]
     scores = {f"{name}_{when}": row[name] for name in names for when, row in (("before", before), ("after", after)) if row}
-    spent = loop.clock.spent()
+    spent = clock.spent()
     return {
-        "name": config.name, "seed": config.seed, "config_hash": config_hash(config),
+        "name": config.name,
+        "seed": config.seed,
+        "config_hash": config_hash(config),
         "stages": stage_facts(config),
         **scores,
         "seconds": {phase: round(s, 2) for phase, s in spent.items()},
-        "tokens_per_second": round(loop.collector.tokens / sampling, 1) if (sampling := spent["generate"]) else None,
-        "reward_models": loop.held_out.reward_models,
-        "versions": loop.serving.digests, "actors": loop.roles.info, "replaced_workers": loop.roles.deaths,
+        "tokens_per_second": round(sampled_tokens / sampling, 1) if (sampling := spent["generate"]) else None,
+        "reward_models": held_out.reward_models,
+        "versions": serving.digests,
+        "actors": actors.info,
+        "replaced_workers": actors.deaths,
         "software": installed("cohort-rl", "torch", "transformers", "ray"),
-    }  # fmt: skip
+    }
 
 
 def installed(*names: str) -> dict[str, str]:
