@@ -95,14 +95,13 @@ def evaluate(
         "name": f"evaluate-{benchmark}",
         "output": str(out or Path("runs") / f"evaluate-{benchmark}-{model.name}"),
         "model": {"path": str(model)},
-        "data": {
-            "questions": source, "prompt": {"suffix": asked.instruction[cast(Mode, mode)]}, "max_prompt_tokens": 1024,
-        },
+        "data": {"questions": source, "prompt": {"suffix": asked.instruction[cast(Mode, mode)]}, "max_prompt_tokens": 1024},
         "rollout": {"max_new_tokens": 1024} | ({"tools": {}} if mode == "tool" else {}),
         "reward": {"answer_format": "auto"},
         "evaluation": {"samples_per_question": max(ks), "temperature": temperature},
-        "learner": {"ranks": 0}, "stages": [],
-    }  # fmt: skip
+        "learner": {"ranks": 0},
+        "stages": [],
+    }
     config = _loaded(settings, overrides or [])
 
     def work(stop: Stop) -> dict:
@@ -187,10 +186,12 @@ def _progress(rows):
 
 def _record(row, found) -> dict:
     return {
-        "question": row.question, "gold": row.gold,
+        "question": row.question,
+        "gold": row.gold,
         "scores": [None if j.correct is None else int(j.correct) for j in found],
-        "extracted": [j.extracted for j in found], "reasons": [j.reason for j in found],
-    }  # fmt: skip
+        "extracted": [j.extracted for j in found],
+        "reasons": [j.reason for j in found],
+    }
 
 
 def _show(found: dict) -> None:

@@ -106,16 +106,17 @@ def _unread_rewards(config: RunSettings) -> list[tuple[Loc, str]]:
     of_flips = [s for s in by_rule if s.trains_policy or s.resolved().supervision == "outcome"]
     trained = [s for s in config.stages if not s.trains_policy]
     read = {
-        ("correct",): bool(of_reward), ("format",): bool(of_reward), ("flip_share",): bool(of_flips),
+        ("correct",): bool(of_reward),
+        ("format",): bool(of_reward),
+        ("flip_share",): bool(of_flips),
         ("model", "replay_share"): len(trained) + len(model.path) > 1 and bool(trained),
         ("model", "replay_groups"): len(trained) + len(model.path) > 1 and bool(trained),
         ("model", "step_boundary"): supervision(config) == "process",
-    }  # fmt: skip
-    why = {
-        "correct": "no stage is rewarded by the rule", "format": "no stage is rewarded by the rule",
+    }
+    why = dict.fromkeys(("correct", "format"), "no stage is rewarded by the rule") | {
         "flip_share": "no stage is rewarded by the rule or learns from its rewards",
         "step_boundary": "the reward model does not judge steps",
-    }  # fmt: skip
+    }
     out: list[tuple[Loc, str]] = []
     for key, used in read.items():
         if not used and _given(reward if len(key) == 1 else model, key[-1]):

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import distributions
+from itertools import takewhile
 from pathlib import Path
 
 from cluster.config.run_config import ConfigError, RunConfig, config_hash, resolved_yaml
@@ -169,17 +170,12 @@ def summarise(config: RunConfig, held_out: HeldOut, serving: Serving, actors: Ro
 
     "Before" is the last evaluation that no outputs of the policy had been trained on.
     """
-    rows, warm = held_out.rows, 0
-    for stage in config.stages:
-        if stage.trains_policy and stage.given != "demonstrations":
-            break
-        warm += stage.steps
-    last = sum(stage.steps for stage in config.stages)
+    rows, last = held_out.rows, sum(stage.steps for stage in config.stages)
+    warm = sum(s.steps for s in takewhile(lambda s: not s.trains_policy or s.given == "demonstrations", config.stages))
     before = max((r for r in rows if r["step"] <= warm and r["step"] < last), key=lambda r: r["step"], default=None)
     after = rows[-1]
-    names = ["accuracy", "greedy_accuracy", "well_formed", "unjudged"] + [
-        n for n in after if n.startswith(("maj_at_", "pass_at_"))
-    ]
+    at_k = [name for name in after if name.startswith(("maj_at_", "pass_at_"))]
+    names = ["accuracy", "greedy_accuracy", "well_formed", "unjudged", *at_k]
     scores = {f"{name}_{when}": row[name] for name in names for when, row in (("before", before), ("after", after)) if row}
     spent = clock.spent()
     return {

@@ -57,9 +57,7 @@ _BELOW_1000 = rf"{_BELOW_100}(?:\s+hundred(?:\s+(?:and\s+)?{_BELOW_100})?)?"
 _WORDS = rf"{_BELOW_1000}(?:\s+(?:thousand|million|billion)(?:,?\s+(?:and\s+)?{_BELOW_1000})?)*"
 NUMBER_WORD = rf"(?:{'|'.join([*_SMALL[2:], *_TENS])})"
 """Without "one", which may stand for anything."""
-_ORDINALS = {
-    "second": 2, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10,
-}  # fmt: skip
+_ORDINALS = {"second": 2, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}
 _PARTS = {**_ORDINALS, "half": 2, "halve": 2, "quarter": 4, "hundredth": 100, "thousandth": 1000}
 _PART = rf"({'|'.join([*list(_PARTS)[1:]])})s?\b"
 _SCALE = r"(?=(?:dozen|hundred|thousand|million|billion)\b)"

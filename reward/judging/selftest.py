@@ -76,7 +76,7 @@ def try_rule(questions: Sequence[Question], config: RewardConfig, judge: Judge, 
         "the right answer in the reasoning, another one stated": [
             (questions[i], f"It might be {golds[i]}.\n{stated(others[i], form)}") for i in tried
         ],
-    }  # fmt: skip
+    }
     _report(found, right, outcomes, lambda o: _correct(o) is True, "the reference answer itself is not judged right")
     _report(found, silent, read, lambda o: _correct(o) is not True, "no output is not judged wrong")
     for what, rows in wrong.items():

@@ -46,9 +46,11 @@ class Episode:
     def completion(self) -> Completion:
         assert self.finish_reason is not None, "it goes on"
         return Completion(
-            output_ids=tuple(self.output_ids), logprobs=tuple(self.logprobs), versions=tuple(self.versions),
+            output_ids=tuple(self.output_ids),
+            logprobs=tuple(self.logprobs),
+            versions=tuple(self.versions),
             finish_reason=self.finish_reason,
-        )  # fmt: skip
+        )
 
 
 def without_tool_output(text: str) -> str:

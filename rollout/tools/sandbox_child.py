@@ -34,7 +34,7 @@ def main() -> None:
         "files": confine.files(readable, [folder, Path(os.devnull)]) and confine.no_capabilities() and confine.no_metadata(),
         "network": confine.no_network(),
         "processes": confine.no_new_processes() and confine.no_interference(),
-    }  # fmt: skip
+    }
     os.write(asked["status"], json.dumps([name for name, there in took.items() if not there]).encode())
     os.close(asked["status"])
     sys.argv = ["program.py"]
