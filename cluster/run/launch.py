@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import distributions
 from itertools import takewhile
 from pathlib import Path
@@ -53,13 +53,13 @@ def run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Pa
 def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Path, dict] | None) -> dict:
     run_dir, state = held.path, resume_from[1] if resume_from else {}
     clock = Clock(stop)
-    ledger = sinks = None
-    try:
+    with ExitStack() as files:
         (run_dir / "summary.json").unlink(missing_ok=True)
         inputs.record(config)
         swept()
         incarnation = incarnations(run_dir / "ledger.jsonl")
         ledger = Ledger(run_dir / "ledger.jsonl", incarnation=incarnation, offset=state.get("ledger_offset", 0))
+        files.callback(ledger.close)
         step = state.get("step", 0)
         for name in ("evaluations.jsonl", "reward_model.jsonl"):
             if (run_dir / name).exists():
@@ -73,6 +73,7 @@ def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[P
                     "Ray's metrics": lambda: RayMetricsSink(config.name, run_dir.resolve()),
                 }
             )
+            files.callback(sinks.close)
             log.info("reading the data")
             data, tokenizer = load_data(config)
             held.begun()
@@ -85,10 +86,6 @@ def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[P
         with sinks.dispensable(run_dir / "run.png"):
             plot(run_dir)
         return summary
-    finally:
-        for each in (sinks, ledger):
-            if each is not None:
-                each.close()
 
 
 @contextmanager
