@@ -124,7 +124,7 @@ def test_a_run_of_which_driver_and_reward_actor_are_killed_ends_with_the_same_sa
     assert summary(broken.dir)["versions"] == summary(unbroken)["versions"]
     assert read_jsonl(broken.dir / "reward_model.jsonl") == read_jsonl(unbroken / "reward_model.jsonl")
     assert summary(broken.dir)["replaced_workers"] == 1 and len(steps(broken.dir)) == STEPS
-    lines = history(broken.dir / "ledger.jsonl")
+    lines = list(history(broken.dir / "ledger.jsonl"))
     assert {x["incarnation"] for x in lines} == {0, 1}
     trained = [_trained(x) for x in (lines, history(unbroken / "ledger.jsonl"))]
     assert len(trained[0]) == len(set(trained[0])) and trained[0] == trained[1]
