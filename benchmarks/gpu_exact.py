@@ -109,6 +109,7 @@ def _continued(place: Path, folder: Path) -> Line:
     first.begin_stage(plan)
     first.step(groups(random_batch(0)), updates=1, temperature=1.0)
     first.save(folder)
+    first.writing(wait=True)
     saved, report = weights(first), first.step(groups(random_batch(1)), updates=1, temperature=1.0)
     first.close()
     second = new_worker(place)

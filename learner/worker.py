@@ -77,6 +77,7 @@ class LearnerWorker:
         self._policy = shard(model, self._mesh, self._compute_dtype)
         self._reward_model: ScalarModel | None = None
         self._stage: Stage | None = None
+        self._saver = checkpoint.Saver(world_size, timeout_seconds)
 
     def begin_stage(self, spec: StageSpec) -> None:
         """Fresh optimizers and schedules. A collective.
@@ -116,12 +117,15 @@ class LearnerWorker:
         module = {"policy": lambda: self._policy.causal_lm, "reward_model": self._held_reward_model}[model]()
         return ModelWeights(module, DTYPES[dtype])
 
-    def save(self, directory: Path) -> dict[str, int]:
-        """Checkpoint all models, optimizers and schedules. A collective; returns {file: its least size in bytes} of what
-        that takes, the files of all ranks."""
+    def save(self, directory: Path, written: checkpoint.Written = lambda files: None) -> None:
+        """Checkpoint all models, optimizers and schedules, which may change when this returns; the files are written behind.
+        A collective. Rank 0 calls `written` when all ranks' files are there."""
         stage = self._begun()
-        shape = {} if self._reward_model is None else checkpoint.save_shape(directory, self._reward_model)
-        return shape | checkpoint.save(directory, self._models(stage), stage.trainers)
+        self._saver.save(directory, self._models(stage), stage.trainers, self._reward_model, written)
+
+    def writing(self, wait: bool) -> bool:
+        """Whether a save is being written; `wait` until there is none. Raises what one failed of, once."""
+        return self._saver.writing(wait)
 
     def load(self, directory: Path, spec: StageSpec) -> None:
         """Continue a stage from `save`, on any number of ranks, with the reward model that was held. A collective."""
@@ -157,7 +161,8 @@ class LearnerWorker:
         }
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, when what is being written is written."""
+        self._saver.close()
         dist.destroy_process_group()
 
     def _policy_stage(self, spec: StageSpec, row: Algorithm) -> PolicyStage:

@@ -55,5 +55,5 @@ class RunSettings(Strict):
     checkpoint_every: int = Field(default=20, gt=0)
     """Steps between checkpoints; the last step of a stage always makes one."""
     keep_checkpoints: int = Field(default=2, ge=2)
-    """The newest ones to keep: at least two, so that a damaged one leaves another."""
+    """The newest ones to keep, beside the best by held-out accuracy: at least two, so that a damaged one leaves another."""
     stages: tuple[StageConfig, ...]

@@ -5,7 +5,7 @@ death means. Every answer is awaited through `calls.gather`, which has a deadlin
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -179,8 +179,11 @@ class LearnerActor:
     def scores(self, examples: Sequence[LabelledGroup]) -> list[tuple[tuple[float, ...], ...]]:
         return self.worker.scores(examples)
 
-    def save(self, directory: Path) -> dict[str, int]:
-        return self.worker.save(directory)
+    def save(self, directory: Path, written: Callable[[Mapping[str, int]], None]) -> None:
+        self.worker.save(directory, written)
+
+    def writing(self, wait: bool) -> bool:
+        return self.worker.writing(wait)
 
     def load(self, directory: Path, spec: StageSpec) -> None:
         self.worker.load(directory, spec)

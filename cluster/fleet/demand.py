@@ -2,8 +2,8 @@
 
 Measured with vLLM 0.32 and torch 2.13 on two cores, as proportional set sizes, with models of 2 M and 100 M parameters: an
 engine held 1.5 GB (actor 0.5, EngineCore 0.45, worker 0.6) and three copies of the weights beside its key-value cache, a
-learner rank 0.5 GB and 22 bytes a parameter alone in its group, a reward actor 0.1 GB, driver and Ray 1 GB. Activations are
-not counted.
+learner rank 0.5 GB and 22 bytes a parameter alone in its group (and 12 more while a checkpoint is written), a reward actor
+0.1 GB, driver and Ray 1 GB. Activations are not counted.
 """
 
 import os
@@ -51,8 +51,9 @@ def demands(config: RunConfig, parameters: int) -> list[Demand]:
     rollout, learner, ranks = config.rollout, config.learner, config.rollout.tensor_parallel_size
     cache = (rollout.kv_cache_gb or KV_CACHE_GB) * 2**30
     engine = ENGINE + ranks * (ENGINE_RANK + cache) + ENGINE_COPIES * WIDTH[rollout.dtype] * parameters
-    # Weights, gradients and Adam's moments are sharded; every rank reads the whole model once.
-    sharded = (16 * trained + WIDTH[learner.compute_dtype] * reference) * parameters / max(1, learner.ranks)
+    # Weights, gradients and Adam's moments are sharded, and so is the copy of all but the gradients from which a checkpoint is
+    # written; every rank reads the whole model once.
+    sharded = ((16 + 12) * trained + 2 * WIDTH[learner.compute_dtype] * reference) * parameters / max(1, learner.ranks)
     members = _members(config)
     judge = REWARD + (TORCH + 4 * members * parameters if members else 0)
     rank = LEARNER + sharded + WIDTH["float32"] * parameters

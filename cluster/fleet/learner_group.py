@@ -26,6 +26,7 @@ class LearnerGroup:
         self.logprobs = self._all(LearnerActor.logprobs)
         self.scores = self._all(LearnerActor.scores)
         self.save = self._all(LearnerActor.save)
+        self.writing = self._all(LearnerActor.writing)
         self.load = self._all(LearnerActor.load)
         self.export_reward_model = self._all(LearnerActor.export_reward_model)
         self.leave_gpu = self._all(LearnerActor.leave_gpu)

@@ -2,14 +2,13 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from pydantic import TypeAdapter
 
 from cluster.records.ledger import Ledger
 from cluster.records.state import State
-from cluster.run.checkpoints import Checkpoints
+from cluster.run.checkpoints import Checkpoints, Writer
 from cluster.run.progress import Progress
 from rollout.types import Group
 
@@ -25,24 +24,18 @@ class Boundary:
     """The last boundary of a run: it can be saved until the learner goes on from it, whatever is sampled meanwhile."""
 
     def __init__(
-        self,
-        checkpoints: Checkpoints,
-        progress: Progress,
-        ledger: Ledger,
-        save: Callable[[Path], Mapping[str, int]],
-        state: Callable[[], State],
+        self, checkpoints: Checkpoints, progress: Progress, ledger: Ledger, learner: Writer, state: Callable[[], State]
     ):
-        """`save` stores the learner (see `Checkpoints.save`); `state` is whatever else only a step of the learner changes."""
+        """`state` is whatever else only a step of the learner changes."""
         self._checkpoints, self._progress, self._ledger = checkpoints, progress, ledger
-        self._save, self._state = save, state
+        self._learner, self._state = learner, state
         self._here: State | None = None
         """What sampling goes on to change, as it was; None while the learner is past it."""
         self._ahead: Sequence[Group] = ()
-        self._saved = 0
-        """The step of the newest checkpoint."""
 
     def mark(self, ahead: Sequence[Group]) -> None:
-        """A step is finished; `ahead`: what is sampled for later ones."""
+        """A step is finished; `ahead`: what is sampled for later ones. Raises CheckpointFailed if that under way has failed."""
+        self._checkpoints.finish(wait=False)
         here = {**self._progress.state(), "step": self._progress.step, "ledger_offset": self._ledger.offset()}
         self._here, self._ahead = copy.deepcopy(here), ahead
 
@@ -51,27 +44,35 @@ class Boundary:
         self._here = None
 
     def save(self) -> None:
-        """Write the boundary's checkpoint. Raises RuntimeError where the learner is past it."""
+        """Begin the boundary's checkpoint, written while the run goes on. Raises RuntimeError where the learner is past it, and
+        CheckpointFailed."""
         if self._here is None:
             raise RuntimeError("no checkpoint can be made between two boundaries")
         ahead = _GROUPS.dump_python(self._ahead, mode="json")
         state = {**self._here, "incarnation": self._ledger.incarnation, "ahead": ahead, **self._state()}
-        self._checkpoints.save(state["step"], self._save, state)
-        self._saved = state["step"]
+        self._checkpoints.save(state["step"], self._learner, state)
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written. Raises CheckpointFailed."""
+        self._checkpoints.finish()
 
     def restored(self, ahead: Sequence[Group]) -> None:
         """The run is where a checkpoint was taken."""
-        self._saved = self._progress.step
+        self._checkpoints.begun_from(self._progress.step)
         self.mark(ahead)
 
     def keep(self, *, in_time: bool) -> str:
         """After a stop: save the boundary if it can be and is not yet; where the run goes on, for people."""
+        checkpoints = self._checkpoints
         try:
-            if self._here is not None and self._here["step"] > self._saved and in_time:
-                self.save()
+            if in_time:
+                checkpoints.finish()
+                if self._here is not None and self._here["step"] > checkpoints.newest_step:
+                    self.save()
+                    checkpoints.finish()
         except KeyboardInterrupt:  # the grace period is over; what was written is incomplete, and gone
             pass
-        lost = self._progress.step - self._saved
+        saved = checkpoints.newest_step
+        lost = self._progress.step - saved
         missing = f" (finished steps lost: {lost}; no checkpoint could be made of them in time)" if lost else ""
-        run_dir = self._checkpoints.root.parent
-        return f"stopped by a signal after step {self._saved}{missing}; `cohort resume {run_dir}` goes on from here"
+        return f"stopped by a signal after step {saved}{missing}; `cohort resume {checkpoints.run_dir}` goes on from here"

@@ -1,23 +1,25 @@
 """Checkpoints: every state of a run gathered under one manifest.
 
 A checkpoint is written beside its place, its files are hashed into `manifest.json`, and one rename makes it exist; so a
-crash at any moment leaves those before it intact. The manifest lists what its writers say that it takes, not what was found.
+crash at any moment leaves those before it intact. Training waits only until the learner has copied what is to be saved; the
+rest is done where it is written. The manifest lists what its writers say that it takes, not what was found.
 On several nodes the run directory must be on a file system that all of them share.
 """
 
 import errno
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
+from typing import NoReturn, Protocol
 
 from cluster.config.recipe import ConfigError
+from cluster.records.samples import evaluation_rows
+from cluster.run.manifest import damage, number, seal, sync
 
 log = logging.getLogger("cohort")
 
@@ -25,74 +27,122 @@ NAME = re.compile(r"step_(\d+)")
 FULL = {errno.ENOSPC, errno.EDQUOT}
 LITTLE_BYTES = 16 * 2**20
 """With less room than this, a failed write is put down to the disk: torch's own errors do not say."""
-SETTLED_SECONDS = 1.0
-"""A file that has not changed for so long shows a later change in its times."""
 
 
 class CheckpointFailed(RuntimeError):
     """A checkpoint could not be written; those before it are intact."""
 
 
+class Writer(Protocol):
+    """The learner, as checkpoints see it."""
+
+    def save(self, directory: Path, written: Callable[[Mapping[str, int]], None], /) -> None:
+        """Store it. It may change when this returns; `written` is called, wherever it is stored, when all is there, with
+        {file: least size in bytes}."""
+        ...
+
+    def writing(self, wait: bool, /) -> bool:
+        """Whether it is still being stored; `wait` until it is not. Raises what that failed of."""
+        ...
+
+
 class Checkpoints:
-    """The checkpoints of a run directory, `checkpoints/step_N`."""
+    """The checkpoints of a run directory, `checkpoints/step_N`: the `keep` newest, and the best one of those measured."""
 
     def __init__(self, run_dir: Path, *, keep: int):
-        self.root, self.keep = run_dir / "checkpoints", keep
+        self.run_dir, self.root, self.keep = run_dir, run_dir / "checkpoints", keep
+        self._newest = 0
+        self._under_way: tuple[int, Writer] | None = None
 
-    def save(self, step: int, write: Callable[[Path], Mapping[str, int]], state: dict) -> Path:
-        """`write(directory)` stores the learner and returns {file: least size in bytes} of what that takes; `state` is
-        everything else, JSON-able. Complete or absent, never half; then only the `keep` newest good ones stay.
+    def save(self, step: int, learner: Writer, state: dict) -> None:
+        """Begin a checkpoint of the learner and of `state`, which is everything else, JSON-able. It will be complete or absent.
 
-        Raises CheckpointFailed where a file is missing or the disk is full.
+        Raises CheckpointFailed where that can be told already, or where the one before it failed.
         """
-        place, beside = self.root / f"step_{step}", self.root / f".step_{step}.tmp"
+        self.finish()
         for left in self.root.glob(".step_*.tmp"):
             shutil.rmtree(left)
+        self._under_way, beside = (step, learner), self._beside(step)
         try:
             beside.mkdir(parents=True)
-            promised = write(beside / "learner")
             (beside / "state.json").write_text(json.dumps(state))
-            self._seal(beside, step, {"state.json": 0} | {f"learner/{name}": size for name, size in promised.items()})
+            learner.save(beside / "learner", partial(Checkpoints(self.run_dir, keep=self.keep).complete, step))
         except BaseException as error:
-            full = disk_full(beside, error)
-            shutil.rmtree(beside, ignore_errors=True)
-            if full:
-                raise CheckpointFailed(f"checkpoint of step {step}: {full}; {self._intact()}") from error
-            raise
+            self._fail(error)
+        self.finish(wait=False)
+
+    def finish(self, *, wait: bool = True) -> None:
+        """See to the checkpoint under way, if there is one; `wait` until there is none. Raises CheckpointFailed."""
+        if self._under_way is None:
+            return
+        step, learner = self._under_way
+        try:
+            if self._beside(step).exists() and learner.writing(wait):
+                return
+        except Exception as error:
+            self._fail(error)
+        self._under_way, self._newest = None, step
+
+    @property
+    def newest_step(self) -> int:
+        """Of the newest whole one that this driver began from or wrote; 0 where there is none."""
+        step = self._under_way and self._under_way[0]
+        return step if step and not self._beside(step).exists() else self._newest
+
+    def begun_from(self, step: int) -> None:
+        self._newest = step
+
+    def complete(self, step: int, promised: Mapping[str, int]) -> None:
+        """All being there, make the checkpoint exist, and remove those that it replaces."""
+        place, beside = self.root / f"step_{step}", self._beside(step)
+        accuracies, best = self._accuracies(), self._best()
+        known = [s for s in (step, *([_step(best)] if best else ())) if s in accuracies]
+        head = {"step": step, "number": 1 + max(map(number, self._places()), default=0), "accuracy": accuracies.get(step)}
+        head["best"] = max(known, key=lambda s: accuracies[s], default=None)
+        seal(beside, head, {"state.json": 0} | {f"learner/{name}": size for name, size in promised.items()})
         if place.exists():
             shutil.rmtree(place)
         beside.rename(place)
         sync(self.root)
         self._prune()
-        return place
 
-    def _seal(self, folder: Path, step: int, promised: Mapping[str, int]) -> None:
-        """Write the manifest, everything being there and on disk."""
-        for name, least in promised.items():
-            found = (folder / name).stat().st_size if (folder / name).is_file() else None
-            if found is None or found < least:
-                why = f"{name} is missing" if found is None else f"{name} has {found} of at least {least} bytes"
-                shared = "on several nodes the run directory must be on a file system that all of them share"
-                raise CheckpointFailed(f"checkpoint of step {step}: {why} ({shared}); {self._intact()}")
-        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in promised}
-        number = 1 + max(map(_number, self._places()), default=0)
-        (folder / "manifest.json").write_text(_manifest({"step": step, "number": number, "files": files}))
-        for path in (*(folder / name for name in promised), folder / "manifest.json", folder / "learner", folder):
-            sync(path)
+    def _beside(self, step: int) -> Path:
+        return self.root / f".step_{step}.tmp"
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        assert self._under_way
+        step, self._under_way = self._under_way[0], None
+        full = disk_full(self._beside(step), error)
+        shutil.rmtree(self._beside(step), ignore_errors=True)
+        if not full and not isinstance(error, Exception):
+            raise error
+        raise CheckpointFailed(f"checkpoint of step {step}: {full or error}; {self._intact()}") from error
 
     def _prune(self) -> None:
-        """Remove what is older than the newest `keep` good ones."""
-        good = 0
+        """Remove what is older than the newest `keep` good ones, but for the best one."""
+        good, best = 0, self._best()
         for place in self._places():
-            if good == self.keep:
+            if good < self.keep:
+                good += not damage(place)
+            elif place != best:
                 shutil.rmtree(place)
-            elif not damage(place):
-                good += 1
+
+    def _best(self) -> Path | None:
+        """Of the good ones, that with the best held-out accuracy; of several, the newest."""
+        accuracies = self._accuracies()
+        measured = [place for place in self._places() if _step(place) in accuracies]
+        ranked = sorted(measured, key=lambda place: -accuracies[_step(place)])
+        return next((place for place in ranked if not damage(place)), None)
+
+    def _accuracies(self) -> dict[int, float]:
+        """Held-out accuracy by step. That of a stage's last step is measured when its checkpoint is made already."""
+        rows = evaluation_rows(self.run_dir)
+        return {row["step"]: row["accuracy"] for row in rows if row["accuracy"] is not None}
 
     def _places(self) -> list[Path]:
         """Newest first, by when they were written: a resumed run may have gone back to an earlier step."""
         places = [p for p in self.root.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()]
-        return sorted(places, key=lambda p: (_number(p), _step(p)), reverse=True)
+        return sorted(places, key=lambda p: (number(p), _step(p)), reverse=True)
 
     def _intact(self) -> str:
         kept = self.steps()
@@ -113,34 +163,21 @@ class Checkpoints:
             if step is not None and _step(place) != step:
                 continue
             if not (why := damage(place)):
-                return place, json.loads((place / "state.json").read_text())
+                return place, state_of(place)
             log.warning("checkpoint %s is skipped: %s", place, why)
             damages.append(f"{place}: {why}")
         if damages:
             raise ConfigError(["no checkpoint can be used", *damages])
         return None
 
+    def best(self) -> tuple[Path, dict] | None:
+        """The same of the good one with the best held-out accuracy; None where none was measured."""
+        place = self._best()
+        return place and (place, state_of(place))
 
-def damage(place: Path) -> str:
-    """What is wrong with a checkpoint, naming the file; empty when all of it is as its manifest says."""
-    try:
-        text = (place / "manifest.json").read_text()
-        manifest = json.loads(text)
-        if text != _manifest(manifest):
-            return "manifest.json does not have the content that was saved"
-        for name, entry in manifest["files"].items():
-            path = place / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-                return f"{name} does not have the content that was saved"
-    except FileNotFoundError:
-        return "manifest.json is missing"
-    except OSError as error:
-        return f"cannot be read: {error}"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "manifest.json is not a checkpoint's"
-    return ""
+
+def state_of(place: Path) -> dict:
+    return json.loads((place / "state.json").read_text())
 
 
 def disk_full(place: Path, error: BaseException) -> str:
@@ -157,39 +194,5 @@ def disk_full(place: Path, error: BaseException) -> str:
     return f"disk full: {place}: {free / 1e6:.1f} MB free"
 
 
-def _manifest(body: Mapping) -> str:
-    """The manifest's text, which holds its own digest."""
-    body = {name: value for name, value in body.items() if name != "sha256"}
-    return json.dumps(body | {"sha256": hashlib.sha256(json.dumps(body).encode()).hexdigest()}, indent=1)
-
-
-def _number(place: Path) -> int:
-    """The place among all checkpoints written in the run, from 1; 0 where the manifest does not say."""
-    try:
-        return int(json.loads((place / "manifest.json").read_text())["number"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-
-
 def _step(place: Path) -> int:
     return int(place.name.removeprefix("step_"))
-
-
-def sha256(path: Path) -> str:
-    """Digest of a file's content; remembered while the file does not change."""
-    found = path.stat()
-    if time.time() - found.st_mtime < SETTLED_SECONDS:
-        return _digest.__wrapped__(path, None)
-    return _digest(path, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-
-
-@lru_cache(maxsize=4096)
-def _digest(path: Path, version: object) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

@@ -69,7 +69,7 @@ class Loop:
         self.labeller = Labeller(config.reward, config.seed, tokenizer, self.collector, bound)
         self.held_out = HeldOut(config, data.evaluation, sampler, self.serving, records)
         checkpoints = Checkpoints(self.dir, keep=config.keep_checkpoints)
-        self.boundary = Boundary(checkpoints, self.progress, records.ledger, roles.learner.save, self._state)
+        self.boundary = Boundary(checkpoints, self.progress, records.ledger, roles.learner, self._state)
         self._kept: Sequence[Group] = ()
         """Sampled ahead by an earlier life of the run."""
 
@@ -79,10 +79,14 @@ class Loop:
         self.clock.started()
         try:
             self._run(resume_from)
+            self.boundary.finish()
         except KeyboardInterrupt:
             if not self.stop.asked:
                 raise
             raise Stopped(self.boundary.keep(in_time=not self.stop.over)) from None
+        except RunFailed:
+            self.boundary.finish()
+            raise
         finally:
             HUB.close()
 

@@ -192,7 +192,7 @@ def _check_demonstrations(config: RunConfig, rows: DemonstrationSet, model: Mode
 def _check_disk(config: RunConfig, model: Model, report: Report) -> None:
     trained, reference = trained_models(config)
     size = model.parameters * (BYTES_PER_PARAMETER * trained + 4 * reference)
-    needed = size * (config.keep_checkpoints + 1)  # one more while it is written
+    needed = size * (config.keep_checkpoints + 2)  # the best one, and one more while it is written
     free = shutil.disk_usage(_existing(config.output)).free
     sizes = f"checkpoints: {size / 1e9:.2g} GB each, {needed / 1e9:.2g} GB at most, {free / 1e9:.3g} GB free"
     (report.facts if needed < free else report.problems).append(sizes + ("" if needed < free else "; expected room for them"))

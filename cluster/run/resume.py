@@ -70,15 +70,18 @@ def _refused_steps(config: RunConfig, changed: RunConfig, state: dict) -> list[s
     return out
 
 
-def export(run_dir: Path, out: Path, step: int | None = None, dtype: str = "float32") -> Path:
-    """Write a checkpoint's policy as a Hugging Face directory. Needs neither Ray nor a GPU."""
+def export(run_dir: Path, out: Path, step: int | None = None, dtype: str = "float32", *, best: bool = False) -> Path:
+    """Write a checkpoint's policy as a Hugging Face directory: the newest's, that of a step, or the best one's by held-out
+    accuracy. Needs neither Ray nor a GPU."""
     from cluster.run.launch import model_directory
     from learner.worker import LearnerWorker
 
     config = run_config(run_dir)
-    found = Checkpoints(run_dir, keep=config.keep_checkpoints).newest(step)
+    checkpoints = Checkpoints(run_dir, keep=config.keep_checkpoints)
+    found = checkpoints.best() if best else checkpoints.newest(step)
     if found is None:
-        raise ConfigError([f"{run_dir}: found no checkpoint" + (f" of step {step}" if step else "")])
+        which = " with a held-out accuracy" if best else f" of step {step}" if step else ""
+        raise ConfigError([f"{run_dir}: found no checkpoint{which}"])
     if out.exists() and any(out.iterdir()):
         raise ConfigError([f"{out} is not empty"])
     place, state = found

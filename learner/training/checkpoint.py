@@ -6,15 +6,21 @@ directories for transformers. Integrity of the files (digests, completeness) is 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as read
 from torch.distributed.checkpoint.state_dict_saver import save as write
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig
 
 from learner.models.policy import PolicyModel
@@ -26,6 +32,58 @@ from reward.models.tokenizer import copy_tokenizer
 from rollout.files import as_umask_says
 
 SHAPE_FILE = "reward_model.json"
+Written = Callable[[Mapping[str, int]], None]
+"""Told that a checkpoint is written, with {file: its least size in bytes} of all ranks' files."""
+
+
+class Saver:
+    """One rank's part in saves, of which there is one at a time: the files are written while the models go on."""
+
+    def __init__(self, world_size: int, timeout_seconds: float):
+        """A collective. The ranks talk about files in a group of its own, beside what training has to say."""
+        self._mesh = init_device_mesh("cpu", (world_size,))
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)))
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(
+        self,
+        directory: Path,
+        models: Mapping[str, nn.Module],
+        trainers: Mapping[str, Trainer],
+        reward_model: ScalarModel | None,
+        written: Written,
+    ) -> None:
+        """Copy models and trainers into this host's memory, to be written into `directory`. A collective.
+
+        Rank 0 calls `written` when all ranks' files are there.
+        """
+        self.writing(wait=True)
+        state, rank = _copied(_state(models, trainers), self._mesh), dist.get_rank()
+
+        def write_all() -> None:
+            shape = {} if reward_model is None or rank else save_shape(directory, reward_model)
+            write(state, checkpoint_id=directory, process_group=self._group)
+            if rank == 0:
+                written(_files(directory) | shape)
+
+        self._pending = self._thread.submit(write_all)
+
+    def writing(self, wait: bool) -> bool:
+        """Whether a save is being written; `wait` until there is none. Raises what one failed of, once."""
+        if self._pending is None or not wait and not self._pending.done():
+            return self._pending is not None
+        pending, self._pending = self._pending, None
+        try:
+            pending.result()
+        except CheckpointException as error:  # no Exception, so that an actor would die of it
+            rank, (cause, _) = min(error.failures.items())
+            raise RuntimeError(f"rank {rank}: {type(cause).__name__}: {cause}") from cause
+        return False
+
+    def close(self) -> None:
+        """Whatever is being written is written."""
+        self._thread.shutdown()
 
 
 def _state(models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> dict:
@@ -41,13 +99,22 @@ def _state(models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> 
     return state | {"rng": torch.get_rng_state()}
 
 
-def save(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> dict[str, int]:
-    """Write models and trainers into `directory`. A collective; returns {file: its least size in bytes} of all ranks' files."""
-    write(_state(models, trainers), checkpoint_id=directory)
-    # What `save` returns names no files before torch 2.13.
-    written = FileSystemReader(directory).read_metadata().storage_data.values()
-    ends = sorted((part.relative_path, part.offset + part.length) for part in written)
-    return {".metadata": 1, **dict(ends)}
+def _copied(state: dict, mesh: DeviceMesh) -> dict:
+    """A copy in this host's memory, sharded over the same ranks."""
+
+    def copy(x: Tensor) -> Tensor:
+        if not isinstance(x, DTensor):
+            return x.to("cpu", copy=True)
+        shard, how = x.to_local().to("cpu", copy=True), {"shape": x.shape, "stride": x.stride()}
+        return DTensor.from_local(shard, mesh, x.placements, run_check=False, **how)
+
+    return {key: _copied(x, mesh) if isinstance(x, dict) else copy(x) for key, x in state.items()}
+
+
+def _files(directory: Path) -> dict[str, int]:
+    """What a checkpoint takes: {file: its least size in bytes}. What `write` returns names no files before torch 2.13."""
+    stored = FileSystemReader(directory).read_metadata().storage_data.values()
+    return {".metadata": 1, **dict(sorted((part.relative_path, part.offset + part.length) for part in stored))}
 
 
 def load(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> None:
@@ -61,11 +128,10 @@ def load(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str
 
 
 def save_shape(directory: Path, model: ScalarModel) -> dict[str, int]:
-    """Write how the reward model is built. Rank 0 does, before the collective `save`; returns the same as that."""
-    if dist.get_rank() == 0:
-        configs = [json.loads(member.config.to_json_string(use_diff=False)) for member in model.members]
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / SHAPE_FILE).write_text(json.dumps({"kind": model.kind, "members": configs}), encoding="utf-8")
+    """Write how the reward model is built; returns the same as `Saver.save` tells."""
+    configs = [json.loads(member.config.to_json_string(use_diff=False)) for member in model.members]
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / SHAPE_FILE).write_text(json.dumps({"kind": model.kind, "members": configs}), encoding="utf-8")
     return {SHAPE_FILE: 1}
 
 

@@ -76,11 +76,13 @@ class Judged(FakeRoles):
             self.batches.append(flat(args[0]))
             return answer
         answer = super().learn(method, *args)
-        if method == "save":
-            (args[0] / "judge").write_text(str(self.judge_weights))
         if method == "load":
             self.judge_weights = int((args[0] / "judge").read_text())
         return answer
+
+    def store(self, folder):
+        files = super().store(folder)
+        return files | {"judge": (folder / "judge").write_text(str(self.judge_weights))}
 
     def send_reward_model(self, version, slots):
         self.events.append(f"send reward model {version}")

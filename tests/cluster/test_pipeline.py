@@ -108,11 +108,14 @@ class FakeRoles:
             self.weights = (self.weights * 31 + hashlib.sha256(repr(batch).encode()).digest()[0]) % 1000
             return SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(batch), tokens=len(batch))
         if method == "save":
-            args[0].mkdir()
-            return {"weights": (args[0] / "weights").write_text(str(self.weights))}
+            args[1](self.store(args[0]))
         if method == "load":
             self.weights = int((args[0] / "weights").read_text())
         return None
+
+    def store(self, folder):
+        folder.mkdir()
+        return {"weights": (folder / "weights").write_text(str(self.weights))}
 
     def learner_logprobs(self, sequences):
         return [[-1.0 - self.weights / 1e6]]
@@ -137,9 +140,8 @@ def drive(config, data, roles, stop=None):
     run_dir.mkdir(exist_ok=True)
     found = Checkpoints(run_dir, keep=2).newest()
     state = found[1] if found else {}
-    ledger = Ledger(
-        run_dir / "ledger.jsonl", incarnation=incarnations(run_dir / "ledger.jsonl"), offset=state.get("ledger_offset", 0)
-    )
+    path = run_dir / "ledger.jsonl"
+    ledger = Ledger(path, incarnation=incarnations(path), offset=state.get("ledger_offset", 0))
     sinks = Sinks({"metrics": lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=state.get("step", 0))})
     records = Records(dir=run_dir, ledger=ledger, sinks=sinks)
     loop = Loop(config, data, roles.tokenizer, roles, records, Clock(stop or Stop()))

@@ -14,7 +14,7 @@ from cluster.run.checkpoints import Checkpoints
 from cluster.run.directory import RunDirectory, stage_facts
 from cluster.run.resume import resume
 from cluster.stopping import Stop
-from tests.cluster.test_checkpoints import break_file, learner
+from tests.cluster.test_checkpoints import Learner, break_file
 from tests.cluster.test_config import SMALL
 
 
@@ -33,7 +33,8 @@ def run_dir(tmp_path):
 
 def at(run_dir, stage, done):
     step = done + (0, 4)[stage]
-    return Checkpoints(run_dir, keep=2).save(step, learner(), {"stage": stage, "done": done, "step": step})
+    Checkpoints(run_dir, keep=2).save(step, Learner(), {"stage": stage, "done": done, "step": step})
+    return run_dir / f"checkpoints/step_{step}"
 
 
 @pytest.fixture

@@ -76,8 +76,14 @@ def train(worker, seed: int):
 
 def resume(worker, out: Path, norm: float) -> dict:
     """Continue from the checkpoint that `script` wrote."""
+    worker.writing(wait=True)
     worker.load(out / "checkpoint", stage(grpo(), smooth(0.5 * norm), 8))
     return {"report": train(worker, 2), "weights": weights(worker)}
+
+
+def resume_there(worker, out: Path) -> dict:
+    """The same on other ranks; the norm of the first gradient is left in a file."""
+    return resume(worker, out, float((out / "norm").read_text()))
 
 
 def ppo_stage():
@@ -92,8 +98,10 @@ def stages(worker, out: Path) -> dict:
     reports = [worker.step(labelled_batch(), updates=2, temperature=1.0)]
     worker.begin_stage(ppo_stage())
     reports.append(worker.step(groups(batch_of("token")), updates=2, temperature=1.0))
-    saved = worker.save(out / "stages")
+    saved: dict = {}
+    worker.save(out / "stages", saved.update)
     reports.append(worker.step(groups(batch_of("token", seed=1)), updates=2, temperature=1.0))
+    worker.writing(wait=True)
     result = {"reports": reports, "saved": saved, "scores": worker.scores(labelled_batch()), **held(worker)}
     worker.export_reward_model(out / "reward_model")
     return result | {"continued": continue_stages(worker, out)}

@@ -1,12 +1,15 @@
 """Save, load and export are exact."""
 
 import os
+import threading
+import time
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.algorithms.table import resolve, resolve_reward_model
+from learner.training import checkpoint
 from reward.models import scalar_model as scalar_models
 from tests.learner.builders import adamw, groups, grpo, random_batch
 from tests.learner.slow import batch_of, labelled_batch
@@ -29,16 +32,70 @@ def test_three_steps_equal_one_step_a_checkpoint_and_two_steps(start, model_dir,
     first.begin_stage(stage(grpo(), PLAN, 6))
     trained(first, [0])
     first.save(tmp_path)
+    first.writing(wait=True)
     second = start(model_dir)
     second.load(tmp_path, stage(grpo(), PLAN, 6))
     assert trained(second, [1, 2]) == expected[1:]
     assert_equal(weights(second), expected_weights)
 
 
+@pytest.fixture
+def held_back(monkeypatch):
+    """Files are written when the event is set, not before."""
+    may, write = threading.Event(), checkpoint.write
+
+    def late(*args, **options):
+        assert may.wait(60)
+        return write(*args, **options)
+
+    monkeypatch.setattr(checkpoint, "write", late)
+    return may
+
+
+def test_what_is_trained_while_the_files_are_written_is_not_in_them(start, model_dir, tmp_path, held_back):
+    worker, told = start(model_dir), []
+    worker.begin_stage(PPO)
+    steps(worker, [0])
+    worker.save(tmp_path, told.append)
+    reports, models = steps(worker, [1, 2])
+    assert worker.writing(wait=False) and told == []
+    held_back.set()
+    assert not worker.writing(wait=True)
+    assert [files.keys() for files in told] == [{"__0_0.distcp", ".metadata"}]
+    assert {name: (tmp_path / name).stat().st_size for name in told[0]}.items() >= {
+        "__0_0.distcp": told[0]["__0_0.distcp"]
+    }.items()
+
+    resumed = start(model_dir)
+    resumed.load(tmp_path, PPO)
+    found_reports, found_models = steps(resumed, [1, 2])
+    assert found_reports == reports
+    assert_equal(found_models, models)
+
+
+def test_a_save_waits_for_the_one_before_and_what_failed_is_raised_once(start, model_dir, tmp_path):
+    worker, order = start(model_dir), []
+    worker.begin_stage(stage(grpo(), PLAN, 6))
+
+    def slow(files):
+        time.sleep(0.3)
+        order.append("first")
+
+    worker.save(tmp_path / "first", slow)
+    worker.save(tmp_path / "second", lambda files: order.append("second"))
+    assert order[0] == "first" and not worker.writing(wait=True) and order == ["first", "second"]
+    (tmp_path / "file").touch()
+    worker.save(tmp_path / "file" / "third")
+    with pytest.raises(RuntimeError, match="rank 0: NotADirectoryError: .*third"):
+        worker.writing(wait=True)
+    assert not worker.writing(wait=True)
+
+
 def test_a_checkpoint_before_the_first_update_is_exact(start, tied_dir, tmp_path):
     worker = start(tied_dir)
     worker.begin_stage(stage(grpo(), PLAN, 6))
     worker.save(tmp_path)
+    worker.writing(wait=True)
     expected = trained(worker, [0])
     resumed = start(tied_dir)
     resumed.load(tmp_path, stage(grpo(), PLAN, 6))
@@ -50,6 +107,7 @@ def test_a_stage_without_reference_saves_none(start, model_dir, tmp_path):
     worker.begin_stage(stage(resolve("sft", {}, {}), PLAN, 6))
     trained(worker, [0])
     worker.save(tmp_path)
+    worker.writing(wait=True)
     expected = trained(worker, [1])
     resumed = start(model_dir)
     resumed.load(tmp_path, stage(resolve("sft", {}, {}), PLAN, 6))
@@ -108,6 +166,7 @@ def test_a_kill_in_any_stage_resumes_to_the_bit_with_every_model_that_was_held(s
         worker.begin_stage(spec)
         steps(worker, [0])
     worker.save(tmp_path)
+    worker.writing(wait=True)
     reports, models = steps(worker, [1, 2])
 
     resumed = start(model_dir)
@@ -123,6 +182,7 @@ def test_a_stage_before_the_first_reward_model_forgets_one_made_after_the_checkp
     worker = start(model_dir)
     worker.begin_stage(PPO)
     worker.save(tmp_path)
+    worker.writing(wait=True)
     worker.begin_stage(REWARD_MODEL)
     worker.load(tmp_path, PPO)
     with pytest.raises(RuntimeError, match="no reward model"):

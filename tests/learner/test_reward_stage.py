@@ -164,6 +164,7 @@ def test_a_given_reward_model_is_the_start_and_may_be_of_another_size_than_the_p
     trained = weights(worker, "reward_model")
     worker.begin_stage(stage(grpo(), adamw(), 3))
     worker.save(tmp_path / "later")
+    worker.writing(wait=True)
     for name, of in (("checkpoint", spec), ("later", stage(grpo(), adamw(), 3))):
         resumed = start(model_dir)
         resumed.load(tmp_path / name, of)

@@ -7,17 +7,22 @@ from safetensors.torch import load_file
 
 from learner.models import sharding
 from tests.learner.builders import new_worker
-from tests.learner.ranks import continue_stages, resume, run_ranks, script
+from tests.learner.ranks import continue_stages, resume, resume_there, run_ranks, script
 from tests.learner.stages import assert_close, assert_equal
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def one(tied_dir, tmp_path_factory):
+def out_of_one(tmp_path_factory):
+    return tmp_path_factory.mktemp("one")
+
+
+@pytest.fixture(scope="module")
+def one(tied_dir, out_of_one):
     """The script on one rank, in this process and with other micro-batches."""
     worker = new_worker(tied_dir, max_tokens_per_microbatch=4096)
-    result = script(worker, tmp_path_factory.mktemp("one"))
+    result = script(worker, out_of_one)
     worker.close()
     return result
 
@@ -96,9 +101,9 @@ def test_an_export_has_the_gathered_weights(out, two):
     assert len(exported) == len(two[0]["weights"]) - 1
 
 
-def test_every_rank_says_which_files_of_all_ranks_a_checkpoint_takes(two, out):
+def test_one_rank_says_which_files_of_all_ranks_a_checkpoint_takes(two, out):
     first, second = (result["stages"]["saved"] for result in two)
-    assert first == second and {"__0_0.distcp", "__1_0.distcp", ".metadata", "reward_model.json"} == first.keys()
+    assert second == {} and {"__0_0.distcp", "__1_0.distcp", ".metadata", "reward_model.json"} == first.keys()
     found = {p.name: p.stat().st_size for p in (out / "stages").iterdir()}
     assert first.keys() == found.keys()
     assert all(first[name] == found[name] > 1000 for name in first if name.endswith(".distcp"))
@@ -107,6 +112,12 @@ def test_every_rank_says_which_files_of_all_ranks_a_checkpoint_takes(two, out):
 def test_a_checkpoint_of_two_ranks_continues_on_one(tied_dir, out, two, start):
     norm = two[0]["reports"][0].metrics["grad_norm"]
     assert_close(resume(start(tied_dir), out, norm)["weights"], two[0]["weights"])
+
+
+def test_a_checkpoint_of_one_rank_continues_on_two(tied_dir, out_of_one, one):
+    (out_of_one / "norm").write_text(repr(one["reports"][0].metrics["grad_norm"]))
+    for each in run_ranks(resume_there, tied_dir, out_of_one):
+        assert_close(each["weights"], one["weights"])
 
 
 def flat(scores):
