@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from cluster.cli import installation, judging
-from cluster.cli.ends import WRONG_INPUT, home, perform, wrong_input
+from cluster.cli.ends import FAILED, WRONG_INPUT, home, perform, wrong_input
 from cluster.stopping import Stop
 
 ABOUT = str(__doc__).split("\n\n")[0]
@@ -111,19 +111,24 @@ def describe(as_json: AsJson = False) -> None:
 
 @app.command()
 def report(run: RunPath, as_json: AsJson = False) -> None:
-    """Draw RUN/run.png and print the run's summary."""
+    """Draw RUN/run.png and print the run's summary and the balance of its samples; exit code 3 where that does not hold."""
     from rich.console import Console
 
+    from cluster.records.balance import read_balance, show
     from cluster.records.report import plot, read_summary, summary_table
 
     with wrong_input():
-        picture = plot(run)
+        picture, balance = plot(run), read_balance(run)
         if as_json:
-            typer.echo(json.dumps(read_summary(run), indent=1))
-            return
-        if (run / "summary.json").is_file():
+            typer.echo(json.dumps(read_summary(run) | ({"ledger": balance.facts()} if balance else {}), indent=1))
+        elif (run / "summary.json").is_file():
             Console().print(summary_table(read_summary(run)))
-    typer.echo(picture)
+    if not as_json:
+        if balance:
+            show(balance)
+        typer.echo(picture)
+    if balance and balance.offenders:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -132,12 +137,15 @@ def export(
     out: Annotated[Path, typer.Argument(callback=home, metavar="OUT", help="A new directory.")],
     step: Annotated[int | None, typer.Option(help="The checkpoint's step; by default the newest.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights; the learner's own is float32.")] = "float32",
+    best: Annotated[bool, typer.Option("--best", help="The checkpoint with the best held-out accuracy.")] = False,
 ) -> None:
     """Write a checkpoint's policy as a Hugging Face directory."""
     from cluster.run.resume import export
 
     with wrong_input():
-        export(run, out, step, dtype)
+        if best and step is not None:
+            raise ValueError("--best: given with --step, expected one of them")
+        export(run, out, step, dtype, best=best)
     typer.echo(out)
 
 
