@@ -135,8 +135,12 @@ class Checkpoints:
         return next((place for place in ranked if not damage(place)), None)
 
     def _accuracies(self) -> dict[int, float]:
-        """Held-out accuracy by step. That of a stage's last step is measured when its checkpoint is made already."""
-        rows = evaluation_rows(self.run_dir)
+        """Held-out accuracy by step, none where its file cannot be read: a run goes on without that. Of a stage's last step it
+        is measured when the checkpoint is made already."""
+        try:
+            rows = evaluation_rows(self.run_dir)
+        except (OSError, ValueError):
+            return {}
         return {row["step"]: row["accuracy"] for row in rows if row["accuracy"] is not None}
 
     def _places(self) -> list[Path]:

@@ -174,6 +174,14 @@ def test_the_best_one_stays_beside_the_newest_and_the_manifests_name_it(store):
     assert store.steps() == [6, 7, 8]
 
 
+@pytest.mark.parametrize("content", [None, "not json\n"])
+def test_evaluations_that_cannot_be_read_are_no_reason_to_fail(store, content):
+    path = store.run_dir / "evaluations.jsonl"
+    path.mkdir() if content is None else path.write_text(content)
+    saved(store, 1, 2, 3)
+    assert store.steps() == [2, 3] and store.best() is None
+
+
 def test_what_is_written_behind_exists_when_all_of_it_is_there_and_the_next_waits_for_it(store):
     learner = Learner(behind=True)
     store.save(1, learner, {"step": 1})
