@@ -134,11 +134,14 @@ class Hub:
 
     def _take_turns(self) -> bool:
         """Every fiber that can go on does, to its next wait, the oldest first; whether there was one."""
-        due = [fiber for fiber in self._fibers if fiber.wait is None or self._due(fiber.wait)]
-        for fiber in due:
-            self._resume(fiber)
+        went = False
+        for fiber in list(self._fibers):
+            # Asked anew for each: one that went on may have taken what another waits for.
+            if fiber.wait is None or self._due(fiber.wait):
+                self._resume(fiber)
+                went = True
         self._fibers = [fiber for fiber in self._fibers if not fiber.done]
-        return bool(due)
+        return went
 
     def _sleep(self, here: _Wait) -> None:
         waits = [here, *(fiber.wait for fiber in self._fibers if fiber.wait)]
@@ -174,3 +177,21 @@ class Hub:
 
 HUB = Hub(RayWorld())
 """The driver's."""
+
+
+class Turn:
+    """What one fiber at a time does."""
+
+    def __init__(self) -> None:
+        self._taken = False
+
+    def free(self) -> None:
+        """Wait until nobody has it."""
+        HUB.until(lambda: not self._taken)
+
+    def __enter__(self) -> None:
+        self.free()
+        self._taken = True
+
+    def __exit__(self, *_) -> None:
+        self._taken = False

@@ -1,6 +1,7 @@
 """The driver's hold on the actors: starting them, calling them with deadlines, replacing those that fail, stopping them all."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
@@ -37,6 +38,8 @@ class Roles:
         self.config, self.model_dir, self.max_model_len = config, model_dir, max_model_len
         self.prefix = f"{config.name}-{incarnation}"
         self.deaths = 0
+        self.lives: Counter[tuple[str, int]] = Counter()
+        """By role and slot, how many workers have been buried there."""
         self.rollout: dict[int, ActorHandle[RolloutActor]] = {}
         self.reward: dict[int, ActorHandle[RewardActor]] = {}
         self.stale: set[int] = set()
@@ -189,6 +192,7 @@ class Roles:
 
     def _bury(self, role: str, slot: int, actor: ActorHandle, why: str) -> None:
         self.deaths += 1
+        self.lives[role, slot] += 1
         log.warning("%s-%d is taken out of service (%d of %d): %s", role, slot, self.deaths, self._budget, why)
         ray.kill(actor)
         if self.deaths > self._budget:

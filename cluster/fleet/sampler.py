@@ -1,7 +1,7 @@
 """Orders for outputs and judgements, carried out whatever workers die on the way, with every sample booked in the ledger."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from cluster.fleet.calls import LATE, RoleFailed
@@ -16,6 +16,8 @@ from rollout.types import Group, Lease, Question, Sampling
 
 RECENT = 64
 """Outputs that the bound on those without a score looks at, at least: one of a small step says little."""
+
+REPLACED = "its engine was replaced before all of its outputs were taken"
 
 
 class Unscored(RunFailed):
@@ -88,9 +90,13 @@ class Sampler:
         for lease in leases:
             waves.setdefault(slots[lease.question.ordinal % len(slots)], []).append(lease)
         made: dict[str, Group] = {}
+        begun: dict[int, int] = {}
 
         def arrived(lease: Lease, group: Group) -> None:
-            if lease.group_id in made:
+            # In the middle of an update nobody knows yet whether this engine holds what it should.
+            self._serving.changing.free()
+            slot = slots[lease.question.ordinal % len(slots)]
+            if lease.group_id in made or self._lives("rollout", [slot])[slot] != begun[slot]:
                 return
             made[lease.group_id] = group
             if ledger:
@@ -101,14 +107,20 @@ class Sampler:
         if ledger:
             self._book_lease(ledger, leases)
         while waves:
-            errors = self._roles.generate(waves, sampling, name, arrived)
+            self._serving.changing.free()
+            begun |= self._lives("rollout", waves)
+            failed = self._roles.generate(waves, sampling, name, arrived)
+            gone = {slot: REPLACED for slot, wave in waves.items() if any(lease.group_id not in made for lease in wave)}
+            errors = gone | failed
             waves = {
                 slot: [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in waves[slot]]
                 for slot, why in errors.items()
             }
             for slot, why in errors.items():
-                self._roles.replace(slot, why)
-                self._serving.bring_up(slot)
+                with self._serving.changing:
+                    if self._lives("rollout", [slot])[slot] == begun[slot]:
+                        self._roles.replace(slot, why)
+                        self._serving.bring_up(slot)
                 again = [lease for lease in waves[slot] if lease.group_id not in made]
                 if ledger and again:
                     self._book_lease(ledger, again, attempt=again[0].attempt, why=why[:200])
@@ -145,11 +157,14 @@ class Sampler:
                 self._serving.bring_up_judges()
             deal = {slot: [i for i in todo if slots[(i + turn) % len(slots)] == slot] for slot in slots}
             parts = {slot: [groups[i] for i in part] for slot, part in deal.items() if part}
+            begun = self._lives("reward", parts)
             answers, errors = self._roles.judge(parts, by, name)
             for slot, answer in answers.items():
                 scored |= zip(deal[slot], answer, strict=True)
             for slot, why in errors.items():
-                self._roles.replace_judge(slot, why)
+                with self._serving.changing:
+                    if self._lives("reward", [slot])[slot] == begun[slot]:
+                        self._roles.replace_judge(slot, why)
             turn += bool(errors)
         by_id = {_id(group): scored[i] for i, group in enumerate(groups)}
         found = [by_id[group_id] for group_id in order]
@@ -157,6 +172,10 @@ class Sampler:
             self._check_version(name, found)
         self._bound.check(name, found, whole=whole)
         return found
+
+    def _lives(self, role: str, slots: Iterable[int]) -> dict[int, int]:
+        """Which worker each slot has: another fiber may have replaced it."""
+        return {slot: self._roles.lives[role, slot] for slot in slots}
 
     def _check_version(self, name: str, groups: Sequence[ScoredGroup]) -> None:
         serves = self._serving.reward_version

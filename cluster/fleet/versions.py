@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from cluster.fibers import Turn
 from cluster.fleet.roles import Roles
 from cluster.fleet.weight_update import Canary, publish, publish_reward_model
 from cluster.records.clock import Clock
@@ -14,6 +15,7 @@ class OnDisk:
     """Nothing is ever published: everyone holds the weights on disk, a fresh engine or reward actor too."""
 
     version = reward_version = 0
+    changing = Turn()
 
     def bring_up(self, slot: int) -> None: ...
 
@@ -26,6 +28,8 @@ class Serving:
     def __init__(self, roles: Roles, questions: Sequence[Question], clock: Clock):
         """`questions` give the canary ordinary prompts. Raises RunFailed where the engines do not answer, and CanaryFailed."""
         self._roles, self._clock = roles, clock
+        self.changing = Turn()
+        """Of whoever replaces workers or sends weights."""
         self.version, self.published = 0, True
         """The version that serves, and whether it is the learner's weights."""
         self.reward_version = 0
@@ -55,7 +59,7 @@ class Serving:
         self._publish_reward_model(self.reward_version + 1)
 
     def bring_up(self, slot: int) -> None:
-        """Give a fresh engine the serving version."""
+        """Give a fresh engine the serving version; the caller has the turn of `changing`."""
         if self.version:
             with self._clock.timed("sync"):
                 publish(self._roles, self.version, self._canary, self._logprobs, [slot])
@@ -63,7 +67,7 @@ class Serving:
     def bring_up_judges(self) -> None:
         """Give fresh reward actors the serving reward model, which must be the learner's."""
         if self._roles.stale and self.reward_version:
-            with self._clock.timed("sync"):
+            with self._clock.timed("sync"), self.changing:
                 publish_reward_model(self._roles, self.reward_version, sorted(self._roles.stale))
 
     def state(self) -> State:
@@ -87,7 +91,7 @@ class Serving:
         self.digests = dict(state["digests"])
 
     def _publish(self, version: int) -> float:
-        with self._clock.timed("sync"):
+        with self._clock.timed("sync"), self.changing:
             logprobs = self._roles.learner_logprobs(self._canary.sequences)
             self.digests[str(version)], difference = publish(self._roles, version, self._canary, logprobs)
             self._logprobs = logprobs
@@ -95,7 +99,7 @@ class Serving:
         return difference
 
     def _publish_reward_model(self, version: int) -> None:
-        with self._clock.timed("sync"):
+        with self._clock.timed("sync"), self.changing:
             self.digests[f"reward model {version}"] = publish_reward_model(self._roles, version)
         self.reward_version = version
 

@@ -39,7 +39,7 @@ class Took:
         took = {phase: now[phase] - self._spent[phase] for phase in (*PHASES, "other")}
         out = {f"seconds_{phase}": seconds for phase, seconds in (took | {"step": step, "waiting": self._waited}).items()}
         out |= {f"{role}_busy": took[phase] / step for role, phase in BUSY.items()}
-        if tokens := self._collector.tokens - self._tokens:
+        if took["generate"] and (tokens := self._collector.tokens - self._tokens):
             out["tokens_per_second"] = tokens / took["generate"]
         return out
 

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import random
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -83,7 +84,7 @@ class Fleet:
     """What the driver calls of `cluster.fleet.roles.Roles`, with one slot each."""
 
     def __init__(self, engine, config, model_dir, *, max_model_len, incarnation):
-        self.deaths, self.info, self.stale = 0, {}, set()
+        self.deaths, self.info, self.stale, self.lives = 0, {}, set(), Counter()
         self.config = config
         self.engine, self._arguments = engine, (config, model_dir, max_model_len)
 

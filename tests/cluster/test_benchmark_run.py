@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from collections import Counter
 from contextlib import nullcontext
 
 import pytest
@@ -77,7 +78,7 @@ def test_a_file_of_another_benchmark_is_one_error_and_leaves_nothing(tmp_path):
 class Slots:
     """One engine that answers every question with `#### 1`, unless it is to be rejected, and the rule."""
 
-    rejected = frozenset()
+    rejected, lives = frozenset(), Counter()
 
     def slots(self):
         return [0]

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cluster.fibers import Hub, RayWorld
+from cluster.fibers import Hub, RayWorld, Turn
 from tests.cluster.simulated import Clockwork
 
 
@@ -37,6 +37,21 @@ def test_a_wait_ends_at_its_time_or_with_its_condition(hub):
     done = []
     hub.spawn(lambda: (hub.wait([hub.world.answer("soon", 3)]), done.append(1)), "other")
     assert hub.wait([never], condition=lambda: bool(done)) == set() and hub.world.now() == 7
+
+
+def test_a_turn_is_one_fibers_at_a_time(hub, monkeypatch):
+    monkeypatch.setattr("cluster.fibers.HUB", hub)
+    turn, inside, most = Turn(), [], []
+
+    def work(name):
+        with turn:
+            inside.append(name)
+            most.append(len(inside))
+            hub.wait([hub.world.answer(object(), 1)])
+            inside.remove(name)
+
+    fibers = [hub.spawn(lambda n=n: work(n), n) for n in "abc"]
+    assert [fiber.result() for fiber in fibers] == [None] * 3 and most == [1, 1, 1] and hub.world.now() == 3
 
 
 def test_an_error_is_raised_where_the_result_is_asked_for(hub):

@@ -1,3 +1,4 @@
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ class Slots:
     """Two slots that answer in the wrong order and a judge of its own; `bad` members come back as rejected ones."""
 
     def __init__(self, bad=(), verdict="score"):
-        self.bad, self.verdict, self.judged = bad, verdict, []
+        self.bad, self.verdict, self.judged, self.lives = bad, verdict, [], Counter()
 
     def slots(self):
         return [0, 1]
