@@ -65,8 +65,10 @@ class Fiber(Generic[R]):
         self._error: BaseException | None = None
         self.wait: _Wait | None = None
         """What it waits for; None before it began."""
-        self.ended = False
-        self.go, self.parked = threading.Event(), threading.Event()
+        self.ended, self.parked = False, True
+        self.go, self.back = threading.Lock(), threading.Lock()
+        """Held while it may not run, and while its caller may not."""
+        self.go.acquire(), self.back.acquire()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def result(self) -> R:
@@ -81,8 +83,8 @@ class Fiber(Generic[R]):
             self._value.append(self._work())
         except BaseException as error:
             self._error = error
-        self.done = True
-        self.parked.set()
+        self.done = self.parked = True
+        self.back.release()
 
 
 class Hub:
@@ -153,13 +155,14 @@ class Hub:
     def _resume(self, fiber: Fiber) -> None:
         """Give the turn to a fiber until it waits or ends. A signal is felt when it does."""
         self._running, felt = fiber, None
-        fiber.parked.clear()
-        fiber.go.set() if fiber.thread.ident else fiber.thread.start()
-        while not fiber.parked.is_set():
+        fiber.parked = False
+        fiber.go.release() if fiber.thread.ident else fiber.thread.start()
+        while not fiber.parked:
             try:
-                fiber.parked.wait()
+                fiber.back.acquire()
             except KeyboardInterrupt as signal:
                 felt = signal
+        fiber.back.acquire(blocking=False)  # where a signal came in between
         self._running = None
         if felt:
             raise felt
@@ -167,10 +170,9 @@ class Hub:
     def _park(self, fiber: Fiber, wait: _Wait) -> None:
         if fiber.ended:
             raise Ended
-        fiber.wait = wait
-        fiber.go.clear()
-        fiber.parked.set()
-        fiber.go.wait()
+        fiber.wait, fiber.parked = wait, True
+        fiber.back.release()
+        fiber.go.acquire()
         if fiber.ended:
             raise Ended
 

@@ -1,6 +1,26 @@
-"""A world whose clock is a number and whose answers come when they are due."""
+"""A world whose clock is a number, and engines, judges and a learner that are numbers: they take time, fail, answer twice and
+die, as a seed says."""
 
+import hashlib
 import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from cluster.fibers import HUB
+from cluster.fleet.calls import LATE
+from reward.types import RewardEvent, ScoredGroup, ScoredSample, Verdict
+from rollout.types import FinishReason, Group, Sample, sample_seed
+from tests.cluster.fleet import LearnerCalls
+from tests.reward.builders import flat
+
+MIXTURE = -1
+"""Weights that are none."""
+
+
+class Violated(AssertionError):
+    """An invariant that did not hold."""
 
 
 class Clockwork:
@@ -21,3 +41,165 @@ class Clockwork:
         first = min((self._due[ref] for ref in refs), default=math.inf)
         self._seconds = min(max(first, self._seconds), self._seconds + seconds)
         return [ref for ref in refs if self._due[ref] <= self._seconds]
+
+
+@dataclass
+class World:
+    """What outlives a driver: the weights that each version has stood for."""
+
+    repeats: bool
+    """Whether a version stands for the same weights in every life of the run."""
+    published: dict[int, set[int]] = field(default_factory=lambda: {0: {0}})
+    """Weights by version, over all lives."""
+
+
+@dataclass
+class Engine:
+    """A slot: the version that it says it holds, and the weights that it holds."""
+
+    version: int = 0
+    weights: int = 0
+    broken: bool = False
+    """Out of service, as after a commit that failed."""
+
+
+class Roles:
+    """Two engines, two judges and a learner."""
+
+    def __init__(self, world: World, tokenizer, rng: random.Random, faults: float):
+        self.world, self.rng, self.faults = world, rng, faults
+        self.tokenizer = tokenizer
+        self.engines, self.weights, self.kept, self.version = {0: Engine(), 1: Engine()}, 0, {}, 0
+        self.stale, self.info, self.deaths, self.lives = set(), {}, 0, Counter()
+        self.learner = LearnerCalls(self._learn)
+
+    def slots(self):
+        return [0, 1]
+
+    reward_slots = slots
+
+    def rest(self):
+        pass
+
+    def generate(self, waves, sampling, name, each):
+        """Groups come one by one, in any order; a slot may die or hang on the way, and answer twice."""
+        events, errors, begun = [], {}, {slot: self.engines[slot].version for slot in waves}
+        engines = {slot: self.engines[slot] for slot in waves}
+        for slot, leases in waves.items():
+            times = sorted(self._seconds() for _ in leases)
+            order = self.rng.sample(leases, len(leases))
+            dies = self.rng.random() < self.faults
+            last = self.rng.randrange(len(leases)) if dies else len(leases)
+            events += [(at, slot, lease) for at, lease in list(zip(times, order, strict=True))[:last]]
+            if dies:
+                events.append((times[last] + self._seconds(), slot, None))
+            elif self.rng.random() < self.faults:
+                events.append((times[-1], slot, order[0]))
+        now = HUB.world.now()
+        for at, slot, lease in sorted(events, key=lambda event: event[0]):
+            self._pass(at - (HUB.world.now() - now))
+            if lease is None or self.engines[slot] is not engines[slot] or engines[slot].broken:
+                errors.setdefault(slot, self.rng.choice(["killed", f"{LATE} 600 s"]))
+            elif slot not in errors:
+                each(lease, self._group(self.engines[slot], begun[slot], lease))
+        return errors
+
+    def _group(self, engine, begun, lease):
+        spans = ((begun, 0),) if engine.version == begun else ((begun, 0), (engine.version, 1))
+        samples = (self._sample(engine, spans, lease, i) for i in lease.indices)
+        return Group(question=lease.question, samples=tuple(samples))
+
+    def _sample(self, engine, spans, lease, i):
+        ids = (sample_seed(0, lease.group_id, i) % 1000, 7)
+        return Sample(
+            ordinal=lease.question.ordinal, group_id=lease.group_id, index=i, attempt=lease.attempt, text=str(engine.weights),
+            prompt_ids=lease.question.prompt_ids, output_ids=ids, sampled_mask=(True, True), logprobs=(-0.5, -0.5),
+            versions=spans, finish_reason=FinishReason.STOP,
+        )  # fmt: skip
+
+    def judge(self, parts, by, name):
+        self._pass(self._seconds())
+        errors = {slot: "killed" for slot in parts if self.rng.random() < self.faults}
+        return {slot: list(map(_judged, part)) for slot, part in parts.items() if slot not in errors}, errors
+
+    def replace_judge(self, slot, why):
+        self.deaths, self.lives["reward", slot] = self.deaths + 1, self.lives["reward", slot] + 1
+        self._pass(self._seconds())
+
+    def replace(self, slot, why):
+        self.deaths, self.lives["rollout", slot] = self.deaths + 1, self.lives["rollout", slot] + 1
+        self.engines[slot] = Engine()
+        self._pass(self._seconds())
+
+    def _learn(self, method, *args):
+        if method == "load":
+            self.weights = int((args[0] / "weights").read_text())
+            return None
+        self._pass(self._seconds())
+        if method == "save":
+            args[0].mkdir()
+            (args[0] / "weights").write_text(str(self.weights))
+            self._pass(self._seconds())  # here a crash leaves half a checkpoint
+            return {"weights": 1}
+        if method == "step":
+            batch = flat(args[0])
+            for one in batch:
+                self._check(one.sample)
+            said = repr([(one.sample.output_ids, one.sample.text) for one in batch])
+            self.weights = int.from_bytes(hashlib.blake2b(f"{self.weights}{said}".encode(), digest_size=4).digest())
+            return SimpleNamespace(metrics={}, advantages=[0.0] * len(batch), tokens=1)
+        return None
+
+    def _check(self, sample):
+        version = sample.versions[-1][0]
+        if int(sample.text) not in self.world.published[version]:
+            raise Violated(f"{sample.group_id} was made by weights that are not those of version {version}")
+
+    def learner_logprobs(self, sequences):
+        return [[-self.weights / 1e3]]
+
+    def score(self, slots, sequences):
+        self._pass(self._seconds())
+        return {slot: [[-self.engines[slot].weights / 1e3]] for slot in slots}, {}
+
+    def publish(self, version, slots):
+        """Staged everywhere, then committed: either may fail, and a commit may leave a mixture without a word."""
+        if version not in self.kept and self.weights in self.kept.values():
+            raise Violated(f"versions up to {version} stand for the same weights")
+        # What goes wrong twice in a row ends a run, as it should.
+        fresh = version not in self.kept
+        weights = self.kept.setdefault(version, self.weights)
+        seen = self.world.published.setdefault(version, set())
+        seen.add(weights)
+        if self.world.repeats and len(seen) > 1:
+            raise Violated(f"version {version} stands for other weights than before")
+        self._pass(self._seconds())
+        failed = {slot: f"failed at {HUB.world.now()}" for slot in slots if self.rng.random() < self.faults}
+        mixed = self.rng.random() < 0.5
+        if failed and not mixed:
+            return "", failed, False
+        for slot in slots:
+            engine = self.engines[slot]
+            engine.version, engine.broken = version, slot in failed
+            silent = fresh and self.rng.random() < self.faults / 3
+            engine.weights = MIXTURE if slot in failed or silent else weights
+        return str(weights), failed, bool(failed)
+
+    def _seconds(self):
+        """How long something takes: mostly a second, sometimes ten or a hundred times that."""
+        return self.rng.random() * self.rng.choice([1, 1, 1, 10, 100])
+
+    def _pass(self, seconds):
+        if seconds > 0:
+            HUB.wait([HUB.world.answer(object(), seconds)])
+
+
+def _judged(group):
+    reward = [float(s.output_ids[0] % 2) for s in group.samples]
+    verdicts = [
+        Verdict(status="score", reward=r, components={"correct": r}, extracted=None, reason="", reward_version=None)
+        for r in reward
+    ]
+    scored = zip(group.samples, verdicts, reward, strict=True)
+    made = [ScoredSample(sample=s, events=(RewardEvent(position=1, value=r),), verdict=v) for s, v, r in scored]
+    return ScoredGroup(question=group.question, scored=tuple(made))
