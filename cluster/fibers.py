@@ -68,7 +68,8 @@ class Fiber(Generic[R]):
         self.ended, self.parked = False, True
         self.go, self.back = threading.Lock(), threading.Lock()
         """Held while it may not run, and while its caller may not."""
-        self.go.acquire(), self.back.acquire()
+        self.go.acquire()
+        self.back.acquire()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def result(self) -> R:
@@ -109,7 +110,8 @@ class Hub:
         made the condition true. Raises RuntimeError where that can never be."""
         here = _Wait(refs, until, condition)
         if self._running is not None:
-            self._park(self._running, here)
+            if not self._due(here):
+                self._park(self._running, here)
         else:
             while not self._due(here):
                 if not self._take_turns():
@@ -156,7 +158,8 @@ class Hub:
         """Give the turn to a fiber until it waits or ends. A signal is felt when it does."""
         self._running, felt = fiber, None
         fiber.parked = False
-        fiber.go.release() if fiber.thread.ident else fiber.thread.start()
+        begin = fiber.go.release if fiber.thread.ident else fiber.thread.start
+        begin()
         while not fiber.parked:
             try:
                 fiber.back.acquire()

@@ -85,17 +85,14 @@ class Sampler:
         of what it had answered, the first answer stays. `ledger`: where the outputs are booked, if they are. `each` hears of
         every group when it comes.
         """
-        slots = self._roles.slots()
-        waves: dict[int, list[Lease]] = {}
-        for lease in leases:
-            waves.setdefault(slots[lease.question.ordinal % len(slots)], []).append(lease)
-        made: dict[str, Group] = {}
+        waves, made = self._dealt(leases), {}
+        slots = {lease.group_id: slot for slot, wave in waves.items() for lease in wave}
         begun: dict[int, int] = {}
 
         def arrived(lease: Lease, group: Group) -> None:
             # In the middle of an update nobody knows yet whether this engine holds what it should.
             self._serving.changing.free()
-            slot = slots[lease.question.ordinal % len(slots)]
+            slot = slots[lease.group_id]
             if lease.group_id in made or self._lives("rollout", [slot])[slot] != begun[slot]:
                 return
             made[lease.group_id] = group
@@ -111,21 +108,29 @@ class Sampler:
             begun |= self._lives("rollout", waves)
             failed = self._roles.generate(waves, sampling, name, arrived)
             gone = {slot: REPLACED for slot, wave in waves.items() if any(lease.group_id not in made for lease in wave)}
-            errors = gone | failed
-            waves = {
-                slot: [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in waves[slot]]
-                for slot, why in errors.items()
-            }
+            errors, asked, waves = gone | failed, waves, {}
             for slot, why in errors.items():
-                with self._serving.changing:
-                    if self._lives("rollout", [slot])[slot] == begun[slot]:
-                        self._roles.replace(slot, why)
-                        self._serving.bring_up(slot)
-                again = [lease for lease in waves[slot] if lease.group_id not in made]
-                if ledger and again:
-                    self._book_lease(ledger, again, attempt=again[0].attempt, why=why[:200])
+                self._renew(slot, begun[slot], why)
+                again = [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in asked[slot]]
+                if left := [lease for lease in again if lease.group_id not in made]:
+                    waves[slot] = again
+                    if ledger:
+                        self._book_lease(ledger, left, attempt=left[0].attempt, why=why[:200])
         # Whichever slot answered first: what comes of the outputs depends on their order.
         return [made[lease.group_id] for lease in leases]
+
+    def _dealt(self, leases: Sequence[Lease]) -> dict[int, list[Lease]]:
+        slots, waves = self._roles.slots(), {}
+        for lease in leases:
+            waves.setdefault(slots[lease.question.ordinal % len(slots)], []).append(lease)
+        return waves
+
+    def _renew(self, slot: int, life: int, why: str) -> None:
+        """A fresh engine with the serving version in the slot, unless another fiber has seen to it."""
+        with self._serving.changing:
+            if self._lives("rollout", [slot])[slot] == life:
+                self._roles.replace(slot, why)
+                self._serving.bring_up(slot)
 
     def judge(self, groups: Sequence[Group], name: str, reward: RewardSource, *, whole: bool = True) -> list[ScoredGroup]:
         """The groups scored, in order; rejected outputs are not judged. `whole`: see `Bound.check`. Raises Unscored."""

@@ -71,7 +71,7 @@ class Roles:
         self.tokenizer = tokenizer
         self.engines, self.weights, self.kept, self.version = {0: Engine(), 1: Engine()}, 0, {}, 0
         self.stale, self.info, self.deaths, self.lives = set(), {}, 0, Counter()
-        self.learner = LearnerCalls(self._learn)
+        self.learner, self.writes = LearnerCalls(self._learn), None
 
     def slots(self):
         return [0, 1]
@@ -135,12 +135,13 @@ class Roles:
         if method == "load":
             self.weights = int((args[0] / "weights").read_text())
             return None
+        if method == "writing":
+            return self._writing(*args)
         self._pass(self._seconds())
         if method == "save":
             args[0].mkdir()
             (args[0] / "weights").write_text(str(self.weights))
-            self._pass(self._seconds())  # here a crash leaves half a checkpoint
-            return {"weights": 1}
+            self.writes = (HUB.world.now() + self._seconds(), args[1])
         if method == "step":
             batch = flat(args[0])
             for one in batch:
@@ -149,6 +150,19 @@ class Roles:
             self.weights = int.from_bytes(hashlib.blake2b(f"{self.weights}{said}".encode(), digest_size=4).digest())
             return SimpleNamespace(metrics={}, advantages=[0.0] * len(batch), tokens=1)
         return None
+
+    def _writing(self, wait):
+        """A checkpoint is whole when its time has come; a crash before leaves half of it."""
+        if self.writes is None:
+            return False
+        at, written = self.writes
+        if wait:
+            self._pass(at - HUB.world.now())
+        if HUB.world.now() < at:
+            return True
+        self.writes = None
+        written({"weights": 1})
+        return False
 
     def _check(self, sample):
         version = sample.versions[-1][0]
