@@ -52,6 +52,13 @@ MODEL = ["stages.grpo.reward=outcome_model", "reward.model.path=[a]"]
         ("stages.grpo.algorithm=ppo", "stages.1.critic_optimizer: missing; expected the critic's optimizer"),
         ("stages.grpo.critic_optimizer={learning_rate: 1}", "stages.1.critic_optimizer: given, but 'grpo' has no critic"),
         ("stages.sft.max_refills=1", "stages.0.max_refills: given, but 'sft' does not read it"),
+        ("stages.sft.max_staleness=1", "stages.0.max_staleness: given, but 'sft' does not read it"),
+        ("stages.grpo.in_flight=true", "stages.1.in_flight: given, but 'grpo' does not read it"),
+        (
+            "stages.1={algorithm: online_rft, steps: 1, questions_per_step: 2, samples_per_question: 2, max_staleness: 2, "
+            "optimizer: {learning_rate: 1.0e-3}}",
+            "max_staleness: found 2; expected 0, or a weighting with the ratio",
+        ),
         ("stages.grpo.offline_questions=4", "stages.1.offline_questions: given, but 'grpo' does not read it"),
         ("stages.grpo.from_file=true", "stages.1.from_file: given, but 'grpo' does not read it"),
         ("reward.model={}", "reward.model: given, but no stage trains a reward model or is rewarded by one"),
