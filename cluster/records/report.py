@@ -25,6 +25,15 @@ LINES = {
     "Engine/learner mismatch (nats)": {"mismatch_p50": "p50", "mismatch_p99": "p99", "canary_mean": "canary"},
 }
 """Panel -> metric -> label."""
+OVERLAP = {
+    "Busy share": {"rollout_busy": "engines", "reward_busy": "reward actors", "learner_busy": "learner"},
+    "Staleness and waiting steps": {
+        "staleness_mean": "staleness, mean",
+        "staleness_max": "at most",
+        "waves_waiting": "waiting",
+    },
+}
+"""The same, for stages whose outputs are sampled ahead."""
 COLUMNS = 4
 
 
@@ -111,6 +120,8 @@ def _panels(rows: list[dict], evaluations: list[dict]) -> list[tuple[str, Callab
             panels.append((title, lambda axes, lines=lines: _lines(axes, rows, lines)))
     if _measured(rows, *(f"seconds_{phase}" for phase in PHASES)):
         panels.append(("Seconds per step", lambda axes: _seconds(axes, rows)))
+    if any(row.get("staleness_max") for row in rows):
+        panels += [(title, lambda axes, lines=lines: _lines(axes, rows, lines)) for title, lines in OVERLAP.items()]
     return panels
 
 
@@ -139,6 +150,9 @@ def _lines(axes: "Axes", rows: list[dict], lines: dict[str, str]) -> None:
 
 
 def _seconds(axes: "Axes", rows: list[dict]) -> None:
+    """Stacked, unless phases overlap."""
+    if any(row.get("staleness_max") for row in rows):
+        return _lines(axes, rows, {f"seconds_{phase}": phase for phase in (*PHASES, "waiting", "step")})
     stacks = [[row.get(f"seconds_{phase}") or 0.0 for row in rows] for phase in PHASES]
     axes.stackplot([row["step"] for row in rows], stacks, labels=PHASES, alpha=0.8)
 
