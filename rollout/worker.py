@@ -45,6 +45,8 @@ class RolloutWorker:
         self._engine: Engine | None = None
         self._generate_fn = generate_fn
         self._tools: ToolLoop | None = None
+        self._waves: set[asyncio.Task[list[Group]]] = set()
+        """Those under way."""
         if config.tools is not None:
             self._tools = ToolLoop(config.tools, self.tokenizer, self.stop_token_ids)
 
@@ -76,12 +78,21 @@ class RolloutWorker:
         made: asyncio.Queue[tuple[int, Group] | None] = asyncio.Queue()
         wave = asyncio.create_task(self.generate(leases, sampling, deadline_s, lambda *group: made.put_nowait(group)))
         wave.add_done_callback(lambda _: made.put_nowait(None))
+        self._waves.add(wave)
+        wave.add_done_callback(self._waves.discard)
         try:
             while (group := await made.get()) is not None:
                 yield group
             await wave
         finally:
             wave.cancel()
+
+    async def abandon(self) -> None:
+        """End the waves under way, which nobody waits for any more; whoever streams them gets CancelledError."""
+        waves = list(self._waves)
+        for wave in waves:
+            wave.cancel()
+        await asyncio.gather(*waves, return_exceptions=True)
 
     async def generate(
         self,

@@ -53,6 +53,9 @@ class RolloutActor:
         async for made in self.worker.stream(leases, sampling, deadline_s):
             yield made
 
+    async def abandon(self) -> None:
+        await self.worker.abandon()
+
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return await self.worker.engine.score(sequences)
 

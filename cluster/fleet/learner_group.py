@@ -1,21 +1,66 @@
 """The learner's ranks as one machine."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from ray import ObjectRef
 from ray.actor import ActorHandle
 
+from cluster.config.run_config import RunConfig
 from cluster.fleet.actors import LearnerActor
-from cluster.fleet.calls import all_answers, ask
+from cluster.fleet.calls import RoleFailed, all_answers, ask
+from cluster.fleet.placement import position
+from cluster.fleet.spawner import Spawner
+from rollout.config import RolloutConfig
 
 R = TypeVar("R")
 P = ParamSpec("P")
 
 
+class LearnerFailed(RoleFailed):
+    """A rank failed, so its group cannot go on; everyone else can."""
+
+
+class Ranks:
+    """The processes of the learner group."""
+
+    def __init__(self, config: RunConfig, model_dir: Path, spawner: Spawner, timeout_s: float):
+        """`timeout_s`: no collective of the group waits longer."""
+        self._config, self._model_dir, self._spawner, self._timeout_s = config, model_dir, spawner, timeout_s
+        self.actors: dict[int, ActorHandle[LearnerActor]] = {}
+        self.gpus: dict[int, str] = {}
+        """By rank, once they are located."""
+        self._nodes: dict[int, str] = {}
+        self._rendezvous = ""
+
+    def spawn(self) -> None:
+        """New actors, in the place of those that there were."""
+        for rank in range(self._config.learner.ranks):
+            spawn = self._spawner.spawn("learner", rank, LearnerActor)
+            self.actors[rank] = spawn(self._config.learner, self._model_dir, rank, self._timeout_s)
+
+    def locate(self) -> None:
+        """Find their nodes and GPUs, and an address where they can meet."""
+        calls = {rank: ask(actor, LearnerActor.locate)() for rank, actor in self.actors.items()}
+        places = all_answers(calls, "learner", self._config.cluster.start_deadline_s, "start")
+        self._nodes = {rank: node for rank, (node, _, _) in places.items()}
+        self.gpus = {rank: gpus for rank, (_, _, gpus) in places.items()}
+        self._rendezvous = places[0][1]
+
+    def start(self, rollout: RolloutConfig, prefix: str) -> dict[int, ObjectRef[dict[str, object]]]:
+        """Those that are located meet, with the weights on disk; what they then say of themselves."""
+        ahead = any(stage.max_staleness for stage in self._config.stages)
+        return {
+            rank: ask(actor, LearnerActor.start)(self._rendezvous, *position(rank, self._nodes), rollout, prefix, ahead)
+            for rank, actor in self.actors.items()
+        }
+
+
 class LearnerGroup:
     """LearnerActor's methods: a call goes to all ranks and gives the answer of rank 0.
 
-    Raises RoleFailed when a rank fails, or does not answer within the deadline.
+    Raises LearnerFailed when a rank fails, or does not answer within the deadline.
     """
 
     def __init__(self, ranks: Mapping[int, ActorHandle[LearnerActor]], deadline_s: float, name: str = ""):
@@ -39,6 +84,9 @@ class LearnerGroup:
     def _all(self, method: Callable[Concatenate[LearnerActor, P], R]) -> Callable[P, R]:
         def together(*args: P.args, **kwargs: P.kwargs) -> R:
             pending = {rank: ask(actor, method, self._name)(*args, **kwargs) for rank, actor in self._ranks.items()}
-            return all_answers(pending, "learner", self._deadline_s, self._name or method.__name__)[0]
+            try:
+                return all_answers(pending, "learner", self._deadline_s, self._name or method.__name__)[0]
+            except RoleFailed as error:
+                raise LearnerFailed(str(error)) from error
 
         return together

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -12,14 +12,14 @@ from ray.actor import ActorHandle
 
 from cluster.config.contradictions import supervision
 from cluster.config.run_config import RunConfig
-from cluster.fleet.actors import LearnerActor, RewardActor, RolloutActor
+from cluster.fleet.actors import RewardActor, RolloutActor
 from cluster.fleet.calls import RoleFailed, all_answers, ask, follow, gather, stream
-from cluster.fleet.learner_group import LearnerGroup
+from cluster.fleet.learner_group import LearnerGroup, Ranks
 from cluster.fleet.placement import position, settled, shared_devices, shares_gpus
 from cluster.fleet.publisher import STREAMING, Model
 from cluster.fleet.receivers import Receiver, Receivers
 from cluster.fleet.spawner import Spawner
-from cluster.fleet.weight_update import Moved, transact
+from cluster.fleet.weight_update import Canary, Moved, transact
 from reward.judging.judges import judging_seconds
 from reward.types import By, ScoredGroup
 from rollout.patience import longest
@@ -44,14 +44,15 @@ class Roles:
         self.reward: dict[int, ActorHandle[RewardActor]] = {}
         self.stale: set[int] = set()
         """Reward slots that lack the reward model which the run trained."""
-        self._ranks: dict[int, ActorHandle[LearnerActor]] = {}
-        self.learner = LearnerGroup(self._ranks, config.cluster.train_deadline_s)
+        self.canary: Canary | None = None
+        """Calibrated when all hold the weights on disk, which is but once."""
         self.nodes: dict[int, str] = {}
         self.judge_nodes: dict[int, str] = {}
-        self._gpus: dict[int, str] = {}
         self.info: dict[str, dict[str, object]] = {}
         """What every actor says of itself, for the run's summary."""
         self._spawner = Spawner(config, model_dir, self.prefix)
+        self._ranks = Ranks(config, model_dir, self._spawner, self._longest_wait)
+        self.learner = LearnerGroup(self._ranks.actors, config.cluster.train_deadline_s)
         self.rollout_config = settled(config.rollout, gpus=self._spawner.gpus)
         """With the transport that everyone uses."""
         self.shared = shares_gpus(config)
@@ -61,10 +62,9 @@ class Roles:
 
         On GPUs that they share, engines start before the learner: vLLM measures what is free.
         """
-        for rank in range(self.config.learner.ranks):
-            spawn = self._spawner.spawn("learner", rank, LearnerActor)
-            self._ranks[rank] = spawn(self.config.learner, self.model_dir, rank, self._longest_wait)
-        group = self._locate_learner() if self.shared else None
+        self._ranks.spawn()
+        if self.shared:
+            self._ranks.locate()
         for slot in range(self.config.rollout.workers):
             self._spawn_rollout(slot)
         for slot in range(self.config.reward.workers):
@@ -73,18 +73,29 @@ class Roles:
         engines = {s: self._start_rollout(s) for s in self.rollout}
         if self.shared:
             self.info |= self._described(engines, "rollout")
-        rendezvous, nodes = group or self._locate_learner()
-        learners = {rank: self._start_learner(rank, rendezvous, nodes) for rank in self._ranks}
-        self.judge_nodes = self._all({s: ask(actor, RewardActor.locate)() for s, actor in self.reward.items()}, "reward")
-        judges = {s: self._start_judge(s) for s in self.reward}
+        else:
+            self._ranks.locate()
+        learners, judges = self._ranks.start(self.rollout_config, self.prefix), self._start_judges()
         for role, calls in (("rollout", engines), ("learner", learners), ("reward", judges)):
             self.info |= self._described(calls, role)
 
-    def _locate_learner(self) -> tuple[str, dict[int, str]]:
-        """An address where the ranks can meet, and their nodes."""
-        places = self._all({rank: ask(actor, LearnerActor.locate)() for rank, actor in self._ranks.items()}, "learner")
-        self._gpus = {rank: gpus for rank, (_, _, gpus) in places.items()}
-        return next((address for _, address, _ in places.values()), ""), {rank: node for rank, (node, _, _) in places.items()}
+    def restart_learner(self, why: str) -> None:
+        """A fresh learner group after a rank failed, with the weights on disk; and fresh reward actors where a model judges, as
+        theirs may be one that the learner has no more. Engines stay, and end what they sample. Raises RoleFailed."""
+        self._bury("learner", self._ranks.actors.values(), why)
+        self._ranks.spawn()
+        waves = {slot: ask(actor, RolloutActor.abandon)() for slot, actor in self.rollout.items()}
+        _, errors = gather(waves, self.config.cluster.sync_deadline_s, what="rollout: abandon")
+        for slot in errors:
+            ray.kill(self.rollout[slot])  # the next update finds it dead, and replaces it
+        if supervision(self.config):
+            for slot, actor in self.reward.items():
+                ray.kill(actor)
+                self._spawn_judge(slot)
+        self._ranks.locate()
+        learners, judges = self._ranks.start(self.rollout_config, self.prefix), self._start_judges()
+        self.info |= self._described(learners, "learner") | self._described(judges, "reward")
+        self.stale.clear()
 
     def _described(self, calls: Mapping[int, ObjectRef[dict[str, object]]], role: str) -> dict[str, dict[str, object]]:
         return {f"{role}-{slot}": info for slot, info in self._all(calls, role).items()}
@@ -175,7 +186,8 @@ class Roles:
 
     def replace(self, slot: int, why: str) -> None:
         """A fresh engine in the slot. Its weights are those on disk, so it must be brought up to date before it serves."""
-        self._bury("rollout", slot, self.rollout[slot], why)
+        self.lives["rollout", slot] += 1
+        self._bury(f"rollout-{slot}", [self.rollout[slot]], why)
         if self.shared:
             self.learner.leave_gpu()  # vLLM starts only where enough memory is free
         self._spawn_rollout(slot)
@@ -184,19 +196,20 @@ class Roles:
 
     def replace_judge(self, slot: int, why: str) -> None:
         """A fresh reward actor in the slot; a reward model that the run trained must be sent to it before it is asked."""
-        self._bury("reward", slot, self.reward[slot], why)
+        self.lives["reward", slot] += 1
+        self._bury(f"reward-{slot}", [self.reward[slot]], why)
         self.stale.add(slot)
         self._spawn_judge(slot)
         self.judge_nodes |= self._all({slot: ask(self.reward[slot], RewardActor.locate)()}, "reward")
         self.info[f"reward-{slot}"] = self._all({slot: self._start_judge(slot)}, "reward")[slot]
 
-    def _bury(self, role: str, slot: int, actor: ActorHandle, why: str) -> None:
+    def _bury(self, name: str, actors: Iterable[ActorHandle], why: str) -> None:
         self.deaths += 1
-        self.lives[role, slot] += 1
-        log.warning("%s-%d is taken out of service (%d of %d): %s", role, slot, self.deaths, self._budget, why)
-        ray.kill(actor)
+        log.warning("%s is taken out of service (%d of %d): %s", name, self.deaths, self._budget, why)
+        for actor in actors:
+            ray.kill(actor)
         if self.deaths > self._budget:
-            raise RoleFailed(f"{role}-{slot} failed and the crash budget of {self._budget} is spent: {why}")
+            raise RoleFailed(f"{name} failed and the crash budget of {self._budget} is spent: {why}")
 
     @property
     def _longest_wait(self) -> float:
@@ -208,7 +221,7 @@ class Roles:
         return self.config.cluster.worker_restarts
 
     def _spawn_rollout(self, slot: int) -> None:
-        seen = shared_devices(self._gpus, slot, self.config.rollout.tensor_parallel_size) if self.shared else {}
+        seen = shared_devices(self._ranks.gpus, slot, self.config.rollout.tensor_parallel_size) if self.shared else {}
         spawn = self._spawner.spawn("rollout", slot, RolloutActor, environment=seen)
         prefix = f"{self.prefix}-{slot}"
         self.rollout[slot] = spawn(self.config, self.rollout_config, self.model_dir, prefix, self.max_model_len)
@@ -226,10 +239,9 @@ class Roles:
             return ask(self.reward[slot], RewardActor.describe)()
         return ask(self.reward[slot], RewardActor.load_model)(self.model_dir, kind, *position(slot, self.judge_nodes))
 
-    def _start_learner(self, rank: int, rendezvous: str, nodes: dict[int, str]) -> ObjectRef[dict[str, object]]:
-        here = position(rank, nodes)
-        ahead = any(stage.max_staleness for stage in self.config.stages)
-        return ask(self._ranks[rank], LearnerActor.start)(rendezvous, *here, self.rollout_config, self.prefix, ahead)
+    def _start_judges(self) -> dict[int, ObjectRef[dict[str, object]]]:
+        self.judge_nodes = self._all({s: ask(actor, RewardActor.locate)() for s, actor in self.reward.items()}, "reward")
+        return {slot: self._start_judge(slot) for slot in self.reward}
 
     def _all(self, calls: Mapping[int, ObjectRef[R]], role: str) -> dict[int, R]:
         return all_answers(calls, role, self.config.cluster.start_deadline_s, "start")

@@ -23,7 +23,8 @@ class OnDisk:
 
 
 class Serving:
-    """The versions of one driver's life. The canary is calibrated on the weights on disk that everyone starts with."""
+    """The versions of one life of the run. The canary is calibrated in a driver's first, on the weights on disk that everyone
+    starts with."""
 
     def __init__(self, roles: Roles, questions: Sequence[Question], clock: Clock):
         """`questions` give the canary ordinary prompts. Raises RunFailed where the engines do not answer, and CanaryFailed."""
@@ -36,7 +37,9 @@ class Serving:
         """Of the reward model that serves; 0 is the one from reward.model.path, or none."""
         self.digests: dict[str, str] = {}
         """By version; a reward model's are named `reward model N`."""
-        self._canary = _calibrated(roles, questions)
+        self._as_on_disk = roles.canary is None
+        """Whether the engines began this life with the weights on disk; else with those of the learner that failed."""
+        self._canary = roles.canary = roles.canary or _calibrated(roles, questions)
         self._logprobs: list[list[float]] = []
         """The learner's of the canary's sequences, under the version that serves."""
 
@@ -75,14 +78,19 @@ class Serving:
         names = ("version", "published", "reward_version", "digests")
         return {name: getattr(self, name) for name in names}
 
+    def begin(self) -> None:
+        """At the run's beginning version 0 serves, the weights on disk; the learner holds them."""
+        if not self._as_on_disk:
+            self._publish(0)
+
     def restore(self, state: State, *, judged: bool) -> None:
         """The learner holds the checkpoint's weights: everyone gets them as the versions that they were, with the same bytes.
 
         `judged`: the stage's outputs may be judged by the reward model. Raises RunFailed for other bytes.
         """
         self.version, self.published, self.reward_version = state["version"], state["published"], state["reward_version"]
-        if self.version and self.published:  # otherwise nothing is sampled before the next version is out
-            self._publish(self.version)
+        if self.published and (self.version or not self._as_on_disk):
+            self._publish(self.version)  # where it is not published, nothing is sampled before the next version is out
         if self.reward_version and judged:
             self._publish_reward_model(self.reward_version)
         for name, digest in self.digests.items():
@@ -93,8 +101,10 @@ class Serving:
     def _publish(self, version: int) -> float:
         with self._clock.timed("sync"), self.changing:
             logprobs = self._roles.learner_logprobs(self._canary.sequences)
-            self.digests[str(version)], difference = publish(self._roles, version, self._canary, logprobs)
+            digest, difference = publish(self._roles, version, self._canary, logprobs)
             self._logprobs = logprobs
+        if version:
+            self.digests[str(version)] = digest
         self.version, self.published = version, True
         return difference
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from cluster.config.recipe import ConfigError
+from cluster.fleet.learner_group import LearnerFailed
 from cluster.records.samples import evaluation_rows
 from cluster.run.manifest import damage, number, seal, sync
 
@@ -114,7 +115,7 @@ class Checkpoints:
         step, self._under_way = self._under_way[0], None
         full = disk_full(self._beside(step), error)
         shutil.rmtree(self._beside(step), ignore_errors=True)
-        if not full and not isinstance(error, Exception):
+        if not full and (isinstance(error, LearnerFailed) or not isinstance(error, Exception)):
             raise error
         raise CheckpointFailed(f"checkpoint of step {step}: {full or error}; {self._intact()}") from error
 

@@ -7,10 +7,12 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import distributions
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.config.run_config import ConfigError, RunConfig, config_hash, resolved_yaml
 from cluster.evaluation.held_out import HeldOut
 from cluster.fleet.connection import cluster
+from cluster.fleet.learner_group import LearnerFailed
 from cluster.fleet.placement import PlacementError
 from cluster.fleet.roles import RoleFailed, Roles
 from cluster.fleet.versions import Serving
@@ -23,11 +25,15 @@ from cluster.records.records import Records
 from cluster.records.report import plot
 from cluster.records.samples import evaluation_rows, write_rows, write_text
 from cluster.run import inputs
-from cluster.run.checkpoints import FULL, CheckpointFailed, disk_full
+from cluster.run.checkpoints import FULL, CheckpointFailed, Checkpoints, disk_full
 from cluster.run.directory import RunDirectory, stage_facts
 from cluster.run.loop import Loop
 from cluster.stopping import RunFailed, Stop, Stopped, grace_s
+from rollout.data.datasets import Data
 from rollout.leftovers import sweep
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("cohort")
 
@@ -51,41 +57,72 @@ def run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Pa
 
 
 def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[Path, dict] | None) -> dict:
-    run_dir, state = held.path, resume_from[1] if resume_from else {}
-    clock = Clock(stop)
+    run_dir, clock = held.path, Clock(stop)
+    (run_dir / "summary.json").unlink(missing_ok=True)
+    inputs.record(config)
+    swept()
+    with started(config, incarnations(run_dir / "ledger.jsonl"), stop) as actors:
+        log.info("reading the data")
+        data, tokenizer = load_data(config)
+        held.begun()
+        loop = lived(config, data, tokenizer, actors, clock, resume_from)
+        summary = summarise(config, loop.held_out, loop.serving, actors, loop.clock, loop.collector.tokens)
+        with loop.records.sinks.dispensable(run_dir / "summary.json"):
+            write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
+    with loop.records.sinks.dispensable(run_dir / "run.png"):
+        plot(run_dir)
+    return summary
+
+
+def lived(
+    config: RunConfig,
+    data: Data,
+    tokenizer: "PreTrainedTokenizerBase",
+    actors: Roles,
+    clock: Clock,
+    resume_from: tuple[Path, dict] | None,
+) -> Loop:
+    """The loop at the end of the run. Whenever a rank of the learner fails, all ranks are replaced, and another life of the run
+    goes on from the newest checkpoint. Raises RunFailed, and RoleFailed where the crash budget is spent."""
+    while True:
+        try:
+            with opened(config, resume_from[1] if resume_from else {}) as records:
+                loop = Loop(config, data, tokenizer, actors, records, clock)
+                loop.run(resume_from)
+                return loop
+        except LearnerFailed as error:
+            clock = Clock(clock.stop)
+            with clock.stop.breakable():
+                actors.restart_learner(str(error))
+                swept()
+            try:
+                resume_from = Checkpoints(config.output, keep=config.keep_checkpoints).newest()
+            except ConfigError as damages:
+                raise RunFailed(f"{error}; {damages}") from error
+            log.warning("the run goes on from step %d", resume_from[1]["step"] if resume_from else 0)
+
+
+@contextmanager
+def opened(config: RunConfig, state: dict) -> Iterator[Records]:
+    """The records of one life of the run, from a checkpoint's state on (of a run that begins: an empty one)."""
+    run_dir, step = config.output, state.get("step", 0)
+    for name in ("evaluations.jsonl", "reward_model.jsonl"):
+        if (run_dir / name).exists():
+            write_rows(run_dir / name, [r for r in evaluation_rows(run_dir, name) if r["step"] <= step])
+    path = run_dir / "ledger.jsonl"
     with ExitStack() as files:
-        (run_dir / "summary.json").unlink(missing_ok=True)
-        inputs.record(config)
-        swept()
-        incarnation = incarnations(run_dir / "ledger.jsonl")
-        ledger = Ledger(run_dir / "ledger.jsonl", incarnation=incarnation, offset=state.get("ledger_offset", 0))
+        ledger = Ledger(path, incarnation=incarnations(path), offset=state.get("ledger_offset", 0))
         files.callback(ledger.close)
-        step = state.get("step", 0)
-        for name in ("evaluations.jsonl", "reward_model.jsonl"):
-            if (run_dir / name).exists():
-                write_rows(run_dir / name, [r for r in evaluation_rows(run_dir, name) if r["step"] <= step])
-        with started(config, incarnation, stop) as actors:
-            sinks = Sinks(
-                {
-                    "the console": lambda: ConsoleSink(sum(s.steps for s in config.stages)),
-                    str(run_dir / "metrics.jsonl"): lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=step),
-                    str(run_dir / "tensorboard"): lambda: TensorBoardSink(run_dir / "tensorboard", resume_step=step),
-                    "Ray's metrics": lambda: RayMetricsSink(config.name, run_dir.resolve()),
-                }
-            )
-            files.callback(sinks.close)
-            log.info("reading the data")
-            data, tokenizer = load_data(config)
-            held.begun()
-            records = Records(dir=run_dir.resolve(), ledger=ledger, sinks=sinks)
-            loop = Loop(config, data, tokenizer, actors, records, clock)
-            loop.run(resume_from)
-            summary = summarise(config, loop.held_out, loop.serving, actors, clock, loop.collector.tokens)
-            with sinks.dispensable(run_dir / "summary.json"):
-                write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
-        with sinks.dispensable(run_dir / "run.png"):
-            plot(run_dir)
-        return summary
+        sinks = Sinks(
+            {
+                "the console": lambda: ConsoleSink(sum(s.steps for s in config.stages)),
+                str(run_dir / "metrics.jsonl"): lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=step),
+                str(run_dir / "tensorboard"): lambda: TensorBoardSink(run_dir / "tensorboard", resume_step=step),
+                "Ray's metrics": lambda: RayMetricsSink(config.name, run_dir.resolve()),
+            }
+        )
+        files.callback(sinks.close)
+        yield Records(dir=run_dir.resolve(), ledger=ledger, sinks=sinks)
 
 
 @contextmanager

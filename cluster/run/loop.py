@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """One driver's life in a run: from a checkpoint's state (or none) to the last step of the last stage."""
+    """One life of a run: from a checkpoint's state (or none) to the last step of the last stage."""
 
     def __init__(
         self, config: RunConfig, data: Data, tokenizer: "PreTrainedTokenizerBase", roles: Roles, records: Records, clock: Clock
@@ -91,7 +91,9 @@ class Loop:
             HUB.close()
 
     def _run(self, resume_from: tuple[Path, dict] | None) -> None:
-        if resume_from is not None:
+        if resume_from is None:
+            self.serving.begin()
+        else:
             self._restore(*resume_from)
         if self.progress.step == 0 and (self.config.stages[0].given != "demonstrations" or len(self.config.stages) == 1):
             self._evaluate()

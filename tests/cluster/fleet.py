@@ -84,7 +84,7 @@ class Fleet:
     """What the driver calls of `cluster.fleet.roles.Roles`, with one slot each."""
 
     def __init__(self, engine, config, model_dir, *, max_model_len, incarnation):
-        self.deaths, self.info, self.stale, self.lives = 0, {}, set(), Counter()
+        self.deaths, self.info, self.stale, self.lives, self.canary = 0, {}, set(), Counter(), None
         self.config = config
         self.engine, self._arguments = engine, (config, model_dir, max_model_len)
 

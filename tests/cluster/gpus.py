@@ -78,7 +78,7 @@ class Fleet:
 
     def __init__(self, monkeypatch, transport, engines=1, size=1, ranks=1, sleep=False):
         self.tensors, self.gathers, self.handles, self.together = dict(TENSORS), threading.Barrier(ranks), [], [None] * ranks
-        self.gpus = {rank: f"GPU-{rank}" for rank in range(ranks)}
+        self.gpus, self.abandoned = {rank: f"GPU-{rank}" for rank in range(ranks)}, 0
         config = RunConfig.model_validate({
             "name": "gpus", "output": "nowhere", "model": {"init": "small-llama"},
             "data": {"questions": {"task": "chained-arithmetic"}, "prompt": {"template": "plain"}},
@@ -112,6 +112,9 @@ class Fleet:
                 workers = [Worker(self.config.transport, r, size, f"GPU-{slot * size + r}") for r in range(size)]
                 self.engine = Engine(LLM(workers), transport=self.config.transport, stop_token_ids=(2,), prefix="fake")
                 self.engine.describe = dict
+
+            async def abandon(self):
+                fleet.abandoned += 1
 
         class LearnerWorker:
             def __init__(self, config, model_dir, *, rank, **_):

@@ -70,7 +70,7 @@ class Roles:
         self.world, self.rng, self.faults = world, rng, faults
         self.tokenizer = tokenizer
         self.engines, self.weights, self.kept, self.version = {0: Engine(), 1: Engine()}, 0, {}, 0
-        self.stale, self.info, self.deaths, self.lives = set(), {}, 0, Counter()
+        self.stale, self.info, self.deaths, self.lives, self.canary = set(), {}, 0, Counter(), None
         self.learner, self.writes = LearnerCalls(self._learn), None
 
     def slots(self):

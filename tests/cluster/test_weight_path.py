@@ -2,6 +2,11 @@
 
 import pytest
 
+from cluster.config.settings import ClusterConfig
+from cluster.fleet import roles
+from cluster.fleet.actors import RewardActor
+from cluster.fleet.learner_group import LearnerFailed
+from cluster.fleet.roles import RoleFailed
 from tests.cluster.gpus import TENSORS, Fleet
 
 pytestmark = pytest.mark.slow
@@ -91,6 +96,51 @@ def test_an_engine_that_fails_on_the_way_ends_the_update_on_all_ranks_together(f
         fleet.roles.replace(slot, why)
     assert published(fleet, 3)[1] == {}
     assert holds(fleet, 0) and holds(fleet, 1)
+
+
+@pytest.mark.parametrize("transport", ["shm", "nccl", "ipc"])
+def test_a_fresh_group_of_ranks_reaches_the_engines_that_the_old_one_served(fleet, transport):
+    fleet = fleet(transport, 2, 1, 2)
+    published(fleet, 1)
+    ranks, engines = dict(fleet.roles._ranks.actors), dict(fleet.roles.rollout)
+    judges = dict(fleet.roles.reward)
+    fleet.roles.restart_learner("learner-1: as a test")
+    assert all(rank.dead for rank in ranks.values()) and fleet.roles.deaths == 1
+    assert (fleet.roles.rollout, fleet.roles.reward, fleet.abandoned) == (engines, judges, 2)
+    assert published(fleet, 2)[1:] == ({}, False)
+    assert holds(fleet, 0) and holds(fleet, 1)
+
+
+def test_where_a_model_judges_a_fresh_group_of_ranks_has_fresh_reward_actors(fleet, monkeypatch):
+    def load_model(actor, model_dir, kind, index, count):
+        return {"kind": kind}
+
+    fleet = fleet("shm", 1, 1, 1)
+    monkeypatch.setattr(roles, "supervision", lambda config: "outcome")
+    monkeypatch.setattr(RewardActor, "load_model", load_model)
+    before = fleet.roles.reward[0]
+    fleet.roles.stale.add(0)
+    fleet.roles.restart_learner("learner-0: as a test")
+    assert before.dead and fleet.roles.reward[0] is not before and not fleet.roles.reward[0].dead
+    assert fleet.roles.info["reward-0"] == {"kind": "outcome"}
+    assert (fleet.roles.deaths, fleet.roles.stale) == (1, set())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_rank_that_dies_in_an_update_fails_the_learner_and_the_next_update_finds_the_engine_ready(fleet, begun, monkeypatch):
+    fleet = fleet("shm", 1, 1, 1)
+    fleet.roles.config = fleet.roles.config.model_copy(update={"cluster": ClusterConfig(worker_restarts=1)})
+    rank = fleet.roles._ranks.actors[0]
+    if begun:  # the engine has staged the weights when the rank dies
+        publish = rank.made.publisher.publish
+        monkeypatch.setattr(rank.made.publisher, "publish", lambda *args: (publish(*args), 1 / 0))
+    rank.dead = not begun
+    with pytest.raises(LearnerFailed, match="learner-0: RayError: " + ("ZeroDivisionError" if begun else "the actor died")):
+        published(fleet, 1)
+    fleet.roles.restart_learner("learner-0: as a test")
+    assert published(fleet, 1)[1] == {} and holds(fleet, 0)
+    with pytest.raises(RoleFailed, match="learner failed and the crash budget of 1 is spent: learner-0: again"):
+        fleet.roles.restart_learner("learner-0: again")
 
 
 def test_a_weight_that_did_not_arrive_is_named(fleet, monkeypatch):

@@ -122,6 +122,31 @@ def test_the_templates_end_of_turn_stops_the_engine_and_the_tool_loop(tmp_path, 
     assert engines == [(tokenizer.eos_token_id, end)]
 
 
+def test_a_wave_that_is_abandoned_is_ended_and_so_is_whoever_streams_it(tiny_model_dir):
+    begun, ended = asyncio.Event(), []
+
+    async def generate(requests):
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(len(requests))
+
+    async def abandoned():
+        options = {"prompt": PLAIN, "run_seed": 5, "max_model_len": 64, "generate_fn": generate}
+        worker = RolloutWorker(RolloutConfig(), tiny_model_dir, **options)
+        first = asyncio.ensure_future(anext(worker.stream([lease(indices=(0, 1))], SAMPLING, 60)))
+        await begun.wait()
+        await worker.abandon()
+        assert ended == [2]
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await worker.abandon()
+
+    asyncio.run(abandoned())
+    assert ended == [2]
+
+
 @pytest.mark.engine
 def test_a_lease_becomes_samples_on_a_real_engine(tiny_model_dir, engine, engine_loop):
     worker = RolloutWorker(RolloutConfig(), tiny_model_dir, prompt=PLAIN, run_seed=5, max_model_len=64)
