@@ -53,7 +53,9 @@ def demands(config: RunConfig, parameters: int) -> list[Demand]:
     engine = ENGINE + ranks * (ENGINE_RANK + cache) + ENGINE_COPIES * WIDTH[rollout.dtype] * parameters
     # Weights, gradients and Adam's moments are sharded, and so is the copy of all but the gradients from which a checkpoint is
     # written; every rank reads the whole model once.
-    sharded = ((16 + 12) * trained + 2 * WIDTH[learner.compute_dtype] * reference) * parameters / max(1, learner.ranks)
+    # The version that serves while the learner goes on.
+    kept = WIDTH[rollout.dtype] * any(stage.max_staleness for stage in config.stages)
+    sharded = ((16 + 12) * trained + 2 * WIDTH[learner.compute_dtype] * reference + kept) * parameters / max(1, learner.ranks)
     members = _members(config)
     judge = REWARD + (TORCH + 4 * members * parameters if members else 0)
     rank = LEARNER + sharded + WIDTH["float32"] * parameters

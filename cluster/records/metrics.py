@@ -73,7 +73,9 @@ METRICS: dict[str, Metric] = {
     "critic_learning_rate": Metric("the critic's rate at the step's last update", "rate", "learner"),
     "critic_skipped": Metric("the critic's updates left out because something was not finite", "updates", "learner"),
     "critic_no_signal": Metric("the critic's updates left out because the gradient was 0", "updates", "learner"),
-    "mismatch_mean": Metric("mean of |log pi_engine - log pi_learner| over sampled tokens at equal weights", "nats", "learner"),
+    "mismatch_mean": Metric(
+        "mean of |log pi_engine - log pi_learner| over sampled tokens, at equal weights unless sampled ahead", "nats", "learner"
+    ),
     "mismatch_p50": Metric("its median", "nats", "learner"),
     "mismatch_p90": Metric("its 90th percentile", "nats", "learner"),
     "mismatch_p99": Metric("its 99th percentile", "nats", "learner"),

@@ -26,6 +26,8 @@ def test_what_each_role_needs_worked_by_hand():
     # checkpoint is written, and 4 while the model is read.
     assert learner.bytes == pytest.approx(0.45 * GB + 18 * GB + 4 * GB)
     assert reward.bytes == 0.1 * GB
+    ahead = needed(*settings, "rollout.dtype=bfloat16", "stages.grpo.max_staleness=1", parameters=10**9)[1]
+    assert ahead.bytes - learner.bytes == pytest.approx(2 / 2 * GB), "the version that serves, in bfloat16, over two ranks"
 
 
 def test_two_of_each_fit_on_two_cores_and_more_processes_of_a_role_than_cores_do_not():
