@@ -106,12 +106,12 @@ class Chaos:
             return "driver", self.rng.choice([signal.SIGKILL, signal.SIGTERM]), driver
         everyone = driver.children(recursive=True)
         role = self.rng.choice([*VICTIMS])
-        mine = [p for p in everyone if _title(p).startswith(VICTIMS[role])]
+        mine = [p for p in everyone if title(p).startswith(VICTIMS[role])]
         number = self.rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
         return (role, number, self.rng.choice(mine)) if mine else ("driver", signal.SIGKILL, driver)
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -1,0 +1,101 @@
+"""Stops and a hang, on a short quickstart: how long each takes.
+
+    python benchmarks/stops.py --runs runs/stops
+
+SIGTERM in every phase must end the command with 4 within 20 s, and what it leaves must be taken up again; an engine that gets
+SIGSTOP must be found, replaced and serving within 30 s, told by the first call that it answers.
+"""
+
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+from chaos import RECIPE, VICTIMS, title
+
+from cluster.records.metrics import read_jsonl
+from cluster.stopping import STOPPED
+from runs import COHORT
+
+SETTINGS = ("stages.0.steps=60", "stages.1.steps=12", "stages.1.max_staleness=1", "rollout.kv_cache_gb=0.25")
+SETTINGS += ("checkpoint_every=5", "evaluation.questions=50")
+STOP_S, REPLACED_S, LONGEST_S = 20.0, 30.0, 300.0
+
+
+class Run:
+    """A command and what can be seen of its run."""
+
+    def __init__(self, place: Path, *command: str):
+        self.place, self.log = place, place.with_name(place.name + ".log")
+        self.log.unlink(missing_ok=True)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([COHORT, *command], stdout=log, stderr=log)
+
+    def says(self, words: str) -> bool:
+        return words in self.log.read_text()
+
+    def steps(self, stage: str) -> int:
+        path = self.place / "metrics.jsonl"
+        return sum(row["stage"] == stage for row in read_jsonl(path)) if path.exists() else 0
+
+    def until(self, true: Callable[[], bool], what: str) -> float:
+        """Seconds until it is true."""
+        began = time.monotonic()
+        while not true():
+            if time.monotonic() - began > LONGEST_S or self.process.poll() not in (None, 0, STOPPED):
+                raise SystemExit(f"{what}: not within {LONGEST_S:g} s\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+
+PHASES: dict[str, Callable[[Run], bool]] = {
+    "start": lambda run: run.says("starting"),
+    "warm start": lambda run: run.steps("sft") >= 10,
+    "save": lambda run: any((run.place / "checkpoints").glob(".step_*.tmp")),
+    "evaluation": lambda run: run.says("evaluating"),
+    "GRPO": lambda run: run.steps("grpo") >= 2,
+}
+
+
+def stop(place: Path, phase: str) -> bool:
+    """SIGTERM in the phase; whether the command ended in time, and as it should."""
+    shutil.rmtree(place, ignore_errors=True)
+    run = Run(place, "train", str(RECIPE), f"output={place}", *SETTINGS)
+    run.until(lambda: PHASES[phase](run), phase)
+    run.process.send_signal(signal.SIGTERM)
+    took = run.until(lambda: run.process.poll() is not None, f"the end after SIGTERM in {phase}")
+    print(f"SIGTERM in {phase}: exit {run.process.returncode} after {took:.1f} s", flush=True)
+    return run.process.returncode == STOPPED and took <= STOP_S
+
+
+def hang(place: Path) -> bool:
+    """SIGSTOP to the engine of the run that was stopped in GRPO, taken up again."""
+    run = Run(place, "resume", str(place))
+    before = run.steps("grpo")
+    run.until(lambda: run.steps("grpo") > before, "a step of the resumed run")
+    engines = [p for p in psutil.Process(run.process.pid).children(recursive=True) if title(p).startswith(VICTIMS["engine"])]
+    engines[0].send_signal(signal.SIGSTOP)
+    found = run.until(lambda: run.says("is taken out of service"), "the hang is found")
+    steps = run.steps("grpo")
+    served = found + run.until(lambda: run.steps("grpo") > steps, "a step after the hang")
+    print(f"SIGSTOP to the engine: found after {found:.1f} s, the next step done after {served:.1f} s", flush=True)
+    run.until(lambda: run.process.poll() is not None, "the end of the run")
+    print(f"the run ends with {run.process.returncode}")
+    return served <= REPLACED_S and run.process.returncode == 0
+
+
+def main(runs: Annotated[Path, typer.Option(help="Where the runs are kept.")] = Path("runs/stops")) -> None:
+    runs.mkdir(parents=True, exist_ok=True)
+    passed = [stop(runs.resolve() / "run", phase) for phase in PHASES]
+    passed.append(hang(runs.resolve() / "run"))
+    print("PASS" if all(passed) else "FAIL")
+    raise typer.Exit(not all(passed))
+
+
+if __name__ == "__main__":
+    typer.run(main)
