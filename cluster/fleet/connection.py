@@ -2,9 +2,12 @@
 
 import logging
 import os
+import select
+import signal
+import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,15 +111,34 @@ def _last_cluster() -> str:
 
 
 def _init(stop: Stop, **arguments) -> None:
-    try:
-        ray.init(**arguments)
-    except SystemExit as error:  # Ray's own handler of SIGTERM, which it puts in the place of ours
-        stop.ask(int(error.code or 0))
-        raise KeyboardInterrupt from None
-    except Exception as error:
-        raise RunFailed(f"Ray did not start: {str(error).strip().splitlines()[0]}") from error
-    finally:
-        stop.arm()
+    with _heard() as signals:
+        try:
+            ray.init(**arguments)
+        except SystemExit as error:  # Ray's own handler of SIGTERM, which it puts in the place of ours
+            stop.ask(int(error.code or 0))
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            raise RunFailed(f"Ray did not start: {str(error).strip().splitlines()[0]}") from error
+        finally:
+            stop.arm()
+        if not stop.asked and (numbers := signals() & {signal.SIGTERM, signal.SIGINT}):
+            stop.ask(numbers.pop())
+        if stop.asked:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _heard() -> Iterator[Callable[[], set[int]]]:
+    """The signals that came in the block, also those whose handler's exception is swallowed where it is raised."""
+    hear, tell = socket.socketpair()
+    with hear, tell:
+        hear.setblocking(False)
+        tell.setblocking(False)
+        before = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+        try:
+            yield lambda: set(hear.recv(4096)) if select.select([hear], [], [], 0)[0] else set()
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 @contextmanager
