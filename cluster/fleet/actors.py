@@ -14,7 +14,7 @@ import ray
 from cluster.config.run_config import RunConfig
 from cluster.fleet.placement import arrived, share_of_cores, take_threads, whereabouts
 from cluster.fleet.publisher import Model, Publisher
-from cluster.fleet.receivers import Buckets, Receivers, TransferInfo, on_this_node
+from cluster.fleet.receivers import Buckets, Receivers, TransferInfo, fetched, on_this_node
 from cluster.fleet.weight_update import Moved
 from learner.config import LearnerConfig
 from learner.stage import StageSpec
@@ -73,8 +73,7 @@ class RolloutActor:
         """
         if not buckets:
             return await self.worker.engine.update_weights(update_info)
-        async with asyncio.timeout(self.sync_deadline_s):
-            arrived = {segment: await ref for segment, ref in buckets.items()}
+        arrived = await asyncio.to_thread(fetched, buckets, self.sync_deadline_s)
         with on_this_node(update_info["manifest"], arrived, self.prefix) as manifest:
             return await self.worker.engine.update_weights({"manifest": manifest})
 
@@ -83,6 +82,9 @@ class RolloutActor:
 
     async def sleep(self) -> None:
         await self.worker.engine.sleep()
+
+    async def pulse(self) -> None:
+        await self.worker.engine.pulse()
 
     async def stop(self) -> None:
         await self.worker.engine.shutdown()
@@ -123,7 +125,7 @@ class RewardActor:
         """Stage and verify; returns the digest of the bytes as received."""
         if not buckets:
             return self.worker.update_weights(update_info["manifest"])
-        arrived = {segment: ray.get(ref, timeout=self.sync_deadline_s) for segment, ref in buckets.items()}
+        arrived = fetched(buckets, self.sync_deadline_s)
         with on_this_node(update_info["manifest"], arrived, self.prefix) as manifest:
             return self.worker.update_weights(manifest)
 

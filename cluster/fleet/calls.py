@@ -22,6 +22,11 @@ log = logging.getLogger("cohort")
 LATE = "no answer within"
 """How an error says that a deadline passed, an engine's or an actor's."""
 
+GROUP_GRACE_S = 5.0
+"""For the others of a group in which one failed."""
+_OF_ANOTHER = re.compile(r"gloo|nccl|connection (?:closed|reset)|Timed out", re.IGNORECASE)
+"""What a rank says when another one of its collective is gone."""
+
 
 class RoleFailed(RuntimeError):
     """A role failed in a way that the run cannot outlive; names the actor and its error."""
@@ -119,11 +124,15 @@ def in_one_line(error: ray.exceptions.RayError) -> str:
     return text if ours or not frames else f"{text} ({frames[-1][0]}:{frames[-1][1]} in {frames[-1][2]})"
 
 
-def all_answers(pending: Mapping[int, ObjectRef[R]], role: str, deadline_s: float, name: str = "") -> dict[int, R]:
-    """The answers by slot; `name` is the calls'. Raises RoleFailed where one does not come."""
-    answers, errors = gather(pending, deadline_s, grace_s=10, what=f"{role}: {name}")
+def all_answers(
+    pending: Mapping[int, ObjectRef[R]], role: str, deadline_s: float, name: str, ill: Callable[[str], str] = lambda _: ""
+) -> dict[int, R]:
+    """The answers by slot; `name` is the calls', and `ill` tells what was found of an actor. Raises RoleFailed where an answer
+    does not come."""
+    answers, errors = gather(pending, deadline_s, grace_s=GROUP_GRACE_S, what=f"{role}: {name}")
     if errors:
+        errors = {slot: ill(f"{role}-{slot}") or error for slot, error in errors.items()}
         # The rank that failed by itself is told apart from those that only waited for it.
-        slot = min(errors, key=lambda s: (LATE in errors[s], s))
+        slot = min(errors, key=lambda s: (LATE in errors[s], _OF_ANOTHER.search(errors[s]) is not None, s))
         raise RoleFailed(f"{role}-{slot}: {errors[slot]}")
     return answers

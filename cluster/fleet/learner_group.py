@@ -63,9 +63,11 @@ class LearnerGroup:
     Raises LearnerFailed when a rank fails, or does not answer within the deadline.
     """
 
-    def __init__(self, ranks: Mapping[int, ActorHandle[LearnerActor]], deadline_s: float, name: str = ""):
-        """`name`: of the calls in the dashboard; the method's, if none is given."""
-        self._ranks, self._deadline_s, self._name = ranks, deadline_s, name
+    def __init__(
+        self, ranks: Mapping[int, ActorHandle[LearnerActor]], deadline_s: float, ill: Callable[[str], str], name: str = ""
+    ):
+        """`ill`: what is wrong with an actor, by its name. `name`: of the calls in the dashboard; by default the method's."""
+        self._ranks, self._deadline_s, self._ill, self._name = ranks, deadline_s, ill, name
         self.begin_stage = self._all(LearnerActor.begin_stage)
         self.step = self._all(LearnerActor.step)
         self.logprobs = self._all(LearnerActor.logprobs)
@@ -79,13 +81,13 @@ class LearnerGroup:
 
     def named(self, name: str, deadline_s: float | None = None) -> "LearnerGroup":
         """The same ranks, called by another name or with another deadline."""
-        return LearnerGroup(self._ranks, deadline_s or self._deadline_s, name)
+        return LearnerGroup(self._ranks, deadline_s or self._deadline_s, self._ill, name)
 
     def _all(self, method: Callable[Concatenate[LearnerActor, P], R]) -> Callable[P, R]:
         def together(*args: P.args, **kwargs: P.kwargs) -> R:
             pending = {rank: ask(actor, method, self._name)(*args, **kwargs) for rank, actor in self._ranks.items()}
             try:
-                return all_answers(pending, "learner", self._deadline_s, self._name or method.__name__)[0]
+                return all_answers(pending, "learner", self._deadline_s, self._name or method.__name__, self._ill)[0]
             except RoleFailed as error:
                 raise LearnerFailed(str(error)) from error
 

@@ -154,9 +154,9 @@ def arrived() -> str:
     return node_id()
 
 
-def whereabouts() -> dict[str, str | None]:
-    """This actor and its node, for the run's summary."""
-    return {"actor_id": ray.get_runtime_context().get_actor_id(), "node_id": node_id()}
+def whereabouts() -> dict[str, object]:
+    """This actor, its process and its node, for the watch and the run's summary."""
+    return {"actor_id": ray.get_runtime_context().get_actor_id(), "pid": os.getpid(), "node_id": node_id()}
 
 
 def share_of_cores(index: int, count: int, cores: int | None) -> list[int]:

@@ -2,16 +2,18 @@
 
 import copy
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import ray
+import ray.exceptions
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
-from cluster.fleet.calls import ask, gather
+from cluster.fleet.calls import LATE, ask, gather
 from cluster.fleet.placement import node_id
 
 R = TypeVar("R")
@@ -78,6 +80,15 @@ class Receivers:
     def _answers(self, method: Callable, pending: dict[int, ObjectRef[R]]) -> tuple[dict[int, R], dict[int, str]]:
         answers, errors = gather(pending, self.deadline_s, grace_s=self.grace_s, what=method.__name__)
         return answers, {slot: f"{method.__name__}: {error}" for slot, error in errors.items()}
+
+
+def fetched(buckets: Buckets, deadline_s: float) -> dict[str, bytes]:
+    """What a sender on another node shipped. Raises RuntimeError where it does not come."""
+    until = time.monotonic() + deadline_s
+    try:
+        return {segment: ray.get(ref, timeout=max(0.0, until - time.monotonic())) for segment, ref in buckets.items()}
+    except ray.exceptions.GetTimeoutError:
+        raise RuntimeError(f"weights of the sender's node: {LATE} {deadline_s:g} s") from None
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -19,13 +19,15 @@ from cluster.fleet.placement import position, settled, shared_devices, shares_gp
 from cluster.fleet.publisher import STREAMING, Model
 from cluster.fleet.receivers import Receiver, Receivers
 from cluster.fleet.spawner import Spawner
-from cluster.fleet.weight_update import Canary, Moved, transact
+from cluster.fleet.watch import Watch
+from cluster.fleet.weight_update import Canary, transact
 from reward.judging.judges import judging_seconds
 from reward.types import By, ScoredGroup
 from rollout.patience import longest
 from rollout.types import Group, Lease, PolicyVersion, Sampling
 
 R = TypeVar("R")
+Handles = Mapping[int, ActorHandle]
 log = logging.getLogger("cohort")
 PUBLISH_DEADLINES = 4
 """Calls of a publish that are awaited one after another, each for `cluster.sync_deadline_s`."""
@@ -51,8 +53,10 @@ class Roles:
         self.info: dict[str, dict[str, object]] = {}
         """What every actor says of itself, for the run's summary."""
         self._spawner = Spawner(config, model_dir, self.prefix)
-        self._ranks = Ranks(config, model_dir, self._spawner, self._longest_wait)
-        self.learner = LearnerGroup(self._ranks.actors, config.cluster.train_deadline_s)
+        wait_s = max(config.cluster.train_deadline_s, PUBLISH_DEADLINES * config.cluster.sync_deadline_s)
+        self._ranks = Ranks(config, model_dir, self._spawner, wait_s)
+        self.watch = Watch(config.cluster.heartbeat_s, config.output / "logs" / "stacks.txt")
+        self.learner = LearnerGroup(self._ranks.actors, config.cluster.train_deadline_s, self.watch.why)
         self.rollout_config = settled(config.rollout, gpus=self._spawner.gpus)
         """With the transport that everyone uses."""
         self.shared = shares_gpus(config)
@@ -72,40 +76,49 @@ class Roles:
         self.nodes = self._all({s: ask(actor, RolloutActor.locate)() for s, actor in self.rollout.items()}, "rollout")
         engines = {s: self._start_rollout(s) for s in self.rollout}
         if self.shared:
-            self.info |= self._described(engines, "rollout")
+            self._started(engines, "rollout")
         else:
             self._ranks.locate()
         learners, judges = self._ranks.start(self.rollout_config, self.prefix), self._start_judges()
         for role, calls in (("rollout", engines), ("learner", learners), ("reward", judges)):
-            self.info |= self._described(calls, role)
+            self._started(calls, role)
 
     def restart_learner(self, why: str) -> None:
         """A fresh learner group after a rank failed, with the weights on disk; and fresh reward actors where a model judges, as
         theirs may be one that the learner has no more. Engines stay, and end what they sample. Raises RoleFailed."""
-        self._bury("learner", self._ranks.actors.values(), why)
+        self._bury("learner", {f"learner-{rank}": actor for rank, actor in self._ranks.actors.items()}, why)
         self._ranks.spawn()
         waves = {slot: ask(actor, RolloutActor.abandon)() for slot, actor in self.rollout.items()}
         _, errors = gather(waves, self.config.cluster.sync_deadline_s, what="rollout: abandon")
         for slot in errors:
-            ray.kill(self.rollout[slot])  # the next update finds it dead, and replaces it
+            self.watch.end(f"rollout-{slot}", self.rollout[slot])  # the next update finds it dead, and replaces it
         if supervision(self.config):
             for slot, actor in self.reward.items():
-                ray.kill(actor)
+                self.watch.end(f"reward-{slot}", actor)
                 self._spawn_judge(slot)
         self._ranks.locate()
         learners, judges = self._ranks.start(self.rollout_config, self.prefix), self._start_judges()
-        self.info |= self._described(learners, "learner") | self._described(judges, "reward")
+        self._started(learners, "learner")
+        self._started(judges, "reward")
         self.stale.clear()
 
-    def _described(self, calls: Mapping[int, ObjectRef[dict[str, object]]], role: str) -> dict[str, dict[str, object]]:
-        return {f"{role}-{slot}": info for slot, info in self._all(calls, role).items()}
+    def _started(self, calls: Mapping[int, ObjectRef[dict[str, object]]], role: str) -> None:
+        actors: dict[str, Handles] = {"rollout": self.rollout, "reward": self.reward, "learner": self._ranks.actors}
+        for slot, info in self._all(calls, role).items():
+            self.info[f"{role}-{slot}"] = info
+            pulse = ask(self.rollout[slot], RolloutActor.pulse) if role == "rollout" else None
+            self.watch.add(f"{role}-{slot}", actors[role][slot], info, pulse)
 
     def stop(self, deadline_s: float) -> None:
         """End every actor; engines are asked first so that their processes and memory go in order."""
+        self.watch.close()
         try:
+            for actor in (*self._ranks.actors.values(), *self.reward.values()):
+                ray.kill(actor)
             gather({s: ask(actor, RolloutActor.stop)() for s, actor in self.rollout.items()}, deadline_s, what="stop")
         finally:
             self._spawner.close()
+            self.watch.end_all()
 
     def slots(self) -> list[int]:
         return sorted(self.rollout)
@@ -122,7 +135,8 @@ class Roles:
         outputs = max(sum(len(lease.indices) for lease in leases) for leases in waves.values())
         programs = longest(outputs * tools.max_programs, tools.seconds, tools.at_once) if tools else 0.0
         deadline += programs + 10
-        return follow(calls, deadline, lambda slot, made: each(waves[slot][made[0]], made[1]), what=f"rollout: {name}")
+        errors = follow(calls, deadline, lambda slot, made: each(waves[slot][made[0]], made[1]), what=f"rollout: {name}")
+        return self.watch.explain("rollout", errors)
 
     def judge(
         self, parts: Mapping[int, Sequence[Group]], by: By, name: str
@@ -131,7 +145,7 @@ class Roles:
         calls = {slot: ask(self.reward[slot], RewardActor.score, name)(list(part), by) for slot, part in parts.items()}
         most = max(sum(len(group.samples) for group in part) for part in parts.values())
         deadline = self.config.cluster.generate_deadline_s + judging_seconds(self.config.reward, most)
-        return gather(calls, deadline, what=f"reward: {name}")
+        return self.watch.gather("reward", calls, deadline, name)
 
     def learner_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self.learner.named("canary").logprobs(sequences)
@@ -140,7 +154,7 @@ class Roles:
         self, slots: Sequence[int], sequences: Sequence[Sequence[int]]
     ) -> tuple[dict[int, list[list[float]]], dict[int, str]]:
         calls = {slot: ask(self.rollout[slot], RolloutActor.score, "canary")(sequences) for slot in slots}
-        return gather(calls, self.config.cluster.sync_deadline_s, what="rollout: canary")
+        return self.watch.gather("rollout", calls, self.config.cluster.sync_deadline_s, "canary")
 
     def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:
         engines = self._receivers(self.rollout, self.nodes, slots)
@@ -155,70 +169,56 @@ class Roles:
         self.stale -= judges.members.keys() - failed.keys()
         return digest, failed
 
-    def _receivers(
-        self,
-        actors: Mapping[int, ActorHandle[RolloutActor] | ActorHandle[RewardActor]],
-        nodes: dict[int, str],
-        slots: Sequence[int],
-    ) -> Receivers:
+    def _receivers(self, actors: Handles, nodes: dict[int, str], slots: Sequence[int]) -> Receivers:
         members = {slot: cast(ActorHandle[Receiver], actors[slot]) for slot in slots}
         return Receivers(members=members, nodes=nodes, deadline_s=self.config.cluster.sync_deadline_s)
 
     def _send(self, model: Model, version: int, receivers: Receivers, name: str) -> tuple[str, dict[int, str], bool]:
         learner = self.learner.named(name, PUBLISH_DEADLINES * receivers.deadline_s)
-
-        def move(slots: list[int]) -> Moved:
-            return learner.publish(model, version, receivers.only(slots))
-
-        streaming = model == "policy" and self.rollout_config.transport in STREAMING
-        return transact(receivers, move, list(receivers.members), version, streaming=streaming)
+        streaming, slots = model == "policy" and self.rollout_config.transport in STREAMING, list(receivers.members)
+        return transact(
+            receivers, lambda ready: learner.publish(model, version, receivers.only(ready)), slots, version, streaming=streaming
+        )
 
     def rest(self) -> None:
         """The engines leave their GPUs to the learner, where the run has them take turns."""
         if not self.rollout_config.sleep:
             return
         calls = {slot: ask(actor, RolloutActor.sleep)() for slot, actor in self.rollout.items()}
-        _, errors = gather(calls, self.config.cluster.sync_deadline_s, what="rollout: sleep")
+        _, errors = self.watch.gather("rollout", calls, self.config.cluster.sync_deadline_s, "sleep")
         for slot, why in errors.items():
             # It holds the memory that the learner needs. The next update finds it dead, and replaces it.
             log.warning("rollout-%d is ended, since it does not sleep: %s", slot, why)
-            ray.kill(self.rollout[slot])
+            self.watch.end(f"rollout-{slot}", self.rollout[slot])
 
     def replace(self, slot: int, why: str) -> None:
         """A fresh engine in the slot. Its weights are those on disk, so it must be brought up to date before it serves."""
         self.lives["rollout", slot] += 1
-        self._bury(f"rollout-{slot}", [self.rollout[slot]], why)
+        self._bury(name := f"rollout-{slot}", {name: self.rollout[slot]}, why)
         if self.shared:
             self.learner.leave_gpu()  # vLLM starts only where enough memory is free
         self._spawn_rollout(slot)
         self.nodes |= self._all({slot: ask(self.rollout[slot], RolloutActor.locate)()}, "rollout")
-        self.info[f"rollout-{slot}"] = self._all({slot: self._start_rollout(slot)}, "rollout")[slot]
+        self._started({slot: self._start_rollout(slot)}, "rollout")
 
     def replace_judge(self, slot: int, why: str) -> None:
         """A fresh reward actor in the slot; a reward model that the run trained must be sent to it before it is asked."""
         self.lives["reward", slot] += 1
-        self._bury(f"reward-{slot}", [self.reward[slot]], why)
+        self._bury(name := f"reward-{slot}", {name: self.reward[slot]}, why)
         self.stale.add(slot)
         self._spawn_judge(slot)
         self.judge_nodes |= self._all({slot: ask(self.reward[slot], RewardActor.locate)()}, "reward")
-        self.info[f"reward-{slot}"] = self._all({slot: self._start_judge(slot)}, "reward")[slot]
+        self._started({slot: self._start_judge(slot)}, "reward")
 
-    def _bury(self, name: str, actors: Iterable[ActorHandle], why: str) -> None:
-        self.deaths += 1
-        log.warning("%s is taken out of service (%d of %d): %s", name, self.deaths, self._budget, why)
-        for actor in actors:
-            ray.kill(actor)
-        if self.deaths > self._budget:
-            raise RoleFailed(f"{name} failed and the crash budget of {self._budget} is spent: {why}")
-
-    @property
-    def _longest_wait(self) -> float:
-        """In seconds, of a call of the learner: the ranks' collectives must not give up before it."""
-        return max(self.config.cluster.train_deadline_s, PUBLISH_DEADLINES * self.config.cluster.sync_deadline_s)
-
-    @property
-    def _budget(self) -> int:
-        return self.config.cluster.worker_restarts
+    def _bury(self, name: str, actors: Mapping[str, ActorHandle], why: str) -> None:
+        budget, self.deaths = self.config.cluster.worker_restarts, self.deaths + 1
+        why = self.watch.why(name) or why
+        log.warning("%s is taken out of service (%d of %d): %s", name, self.deaths, budget, why)
+        self.watch.testify(why, list(actors))
+        for each, actor in actors.items():
+            self.watch.end(each, actor)
+        if self.deaths > budget:
+            raise RoleFailed(f"{name} failed and the crash budget of {budget} is spent: {why}")
 
     def _spawn_rollout(self, slot: int) -> None:
         seen = shared_devices(self._ranks.gpus, slot, self.config.rollout.tensor_parallel_size) if self.shared else {}

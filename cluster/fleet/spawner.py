@@ -15,7 +15,7 @@ from cluster.fleet.placement import place
 
 A = TypeVar("A")
 P = ParamSpec("P")
-ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "PYTHONFAULTHANDLER": "1"}
 
 
 class Spawner:

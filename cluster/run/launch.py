@@ -194,6 +194,9 @@ def roles(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[Roles]:
     try:
         actors.start()
         yield actors
+    except RoleFailed as error:
+        actors.watch.testify(str(error))
+        raise
     finally:
         stop.disarm()
         actors.stop(min(STOP_S, stop.left_s() / 2))

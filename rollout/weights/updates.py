@@ -115,6 +115,11 @@ class UpdatableEngine:
                 await self._llm.sleep(level=1)
                 self._asleep = {"weights", "kv_cache"}
 
+    async def pulse(self) -> None:
+        """Ask what a sound engine answers between two steps; in an update, where it waits for its sender, nothing is asked."""
+        if not self._broken:
+            await self._llm.is_sleeping()
+
     def _check(self) -> None:
         if self._broken:
             raise EngineError(f"the engine is out of service: {self._broken}")

@@ -22,7 +22,7 @@ from reward import worker as reward_worker
 from rollout import worker as rollout_worker
 from rollout.engine.engine import Engine
 from tests.cluster.local_engines import LLM, TENSORS, Worker, current
-from tests.cluster.local_ray import FakeRay
+from tests.cluster.local_ray import FakeRay, Unwatched
 
 WAIT_S = 20
 """Of engines and of NCCL; the ranks wait for each other for longer, as they do in production."""
@@ -135,7 +135,7 @@ class Fleet:
             reward_worker: {"RewardWorker": lambda *_: SimpleNamespace(describe=dict)},
             actors: {"ray": FakeRay, "arrived": lambda: "node", "whereabouts": dict,
                      "take_threads": lambda *_: None},
-            roles: {"ray": FakeRay}, calls: {"ray": FakeRay}, fibers: {"ray": FakeRay},
+            roles: {"ray": FakeRay, "Watch": Unwatched}, calls: {"ray": FakeRay}, fibers: {"ray": FakeRay},
             spawner: {"ray": FakeRay, "place": lambda *_: (None, wanted)},
             publisher: {"ray": FakeRay}, receivers: {"ray": FakeRay, "node_id": lambda: "node"},
         }  # fmt: skip

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import ray
 
+from cluster.fleet import calls
+
 
 class Handle:
     """An actor: an object whose calls run one after another, or, where they are coroutines, on a loop of its own."""
@@ -35,6 +37,28 @@ class Handle:
             return self._thread.submit(function, *arguments)
 
         return SimpleNamespace(remote=remote, options=lambda **_: SimpleNamespace(remote=remote))
+
+
+class Unwatched:
+    """In the place of the watch: actors here are no processes."""
+
+    def __init__(self, *_):
+        pass
+
+    def why(self, name):
+        return ""
+
+    def gather(self, role, pending, deadline_s, name):
+        return calls.gather(pending, deadline_s)
+
+    def explain(self, role, errors):
+        return errors
+
+    def end(self, name, actor):
+        FakeRay.kill(actor)
+
+    def __getattr__(self, method):
+        return lambda *_: None
 
 
 class FakeRay:

@@ -5,7 +5,8 @@ import re
 import pytest
 import ray
 
-from cluster.fleet.calls import gather
+from cluster.fleet import calls
+from cluster.fleet.calls import RoleFailed, all_answers, gather
 from rollout.engine.engine import EngineError
 
 TRACE = '\x1b[36mray::rollout-0.generate()\x1b[39m (pid=7)\n  File "/x/learner/worker.py", line 88, in step\n    raise it\n'
@@ -51,3 +52,22 @@ def test_the_log_says_who_did_not_answer_what_since_when(monkeypatch, caplog):
     answers, errors = gather({3: "one", 1: "other"}, 0.5, what="rollout: generate step 4 v2")
     assert answers == {} and errors == dict.fromkeys((1, 3), "no answer within 0.5 s")
     assert re.search(r"rollout: generate step 4 v2 waits since \d\d:\d\d:\d\d, in vain, for 1, 3", caplog.text)
+
+
+PEER = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1 (x.py:3 in all_gather)"
+
+
+@pytest.mark.parametrize(
+    ("errors", "found", "said"),
+    [
+        ({0: PEER, 1: "ActorDiedError: killed"}, {}, "learner-1: ActorDiedError: killed"),
+        ({0: PEER, 2: "ValueError: one", 1: "ValueError: two"}, {}, "learner-1: ValueError: two"),
+        ({0: "no answer within 5 s", 1: PEER}, {}, f"learner-1: {PEER}"),
+        ({0: PEER, 1: "ActorDiedError: killed"}, {"learner-1": "process 7 is stopped"}, "learner-1: process 7 is stopped"),
+    ],
+)
+def test_the_rank_that_failed_by_itself_is_named(monkeypatch, errors, found, said):
+    monkeypatch.setattr(calls, "gather", lambda *_, **options: ({}, errors))
+    with pytest.raises(RoleFailed) as failed:
+        all_answers({}, "learner", 5, "step", lambda name: found.get(name, ""))
+    assert str(failed.value) == said

@@ -9,6 +9,7 @@ from cluster.fleet.roles import Roles
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig
 from rollout.types import Lease, Sampling
+from tests.cluster.local_ray import Unwatched
 from tests.reward.builders import question, sample, sampled_groups
 
 
@@ -32,9 +33,9 @@ def driver(monkeypatch):
     """A driver's hold on two actors of each kind; every deadline that it waits with is in `waited`."""
     made = Roles.__new__(Roles)
     made.rollout, made.reward = {0: Handle(), 1: Handle()}, {0: Handle(), 1: Handle()}
-    made.waited = []
+    made.waited, made.watch = [], Unwatched()
 
-    def gather(calls, deadline_s, what):
+    def gather(role, calls, deadline_s, name):
         made.waited.append(deadline_s)
         return {slot: call[0] for slot, call in calls.items()}, {}
 
@@ -42,7 +43,7 @@ def driver(monkeypatch):
         made.waited.append(deadline_s)
         return {}
 
-    monkeypatch.setattr(roles, "gather", gather)
+    made.watch.gather = gather
     monkeypatch.setattr(roles, "follow", follow)
 
     def configured(**changes):

@@ -1,5 +1,7 @@
 """The engine against transformers."""
 
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -103,3 +105,20 @@ def test_a_pause_token_hands_the_output_back_with_what_was_sampled_until_then(en
     [part] = engine_loop.run(engine.generate([replace(request, pauses=(token,))]))
     assert part.output_ids == whole.output_ids[:end] and part.finish_reason is FinishReason.STOP
     assert part.logprobs == pytest.approx(whole.logprobs[:end], abs=1e-4)
+
+
+@pytest.mark.engine
+def test_an_engine_answers_a_pulse_while_it_samples_and_not_while_its_core_is_stopped(engine, engine_loop):
+    wave = engine_loop.submit(engine.generate(requests(PROMPTS * 8, max_new_tokens=340)))
+    engine_loop.run(engine.pulse(), timeout=20)
+    assert not wave.done()
+    core = engine.describe()["pids"][0]
+    os.kill(core, signal.SIGSTOP)
+    try:
+        asked = engine_loop.submit(engine.pulse())
+        with pytest.raises(TimeoutError):
+            asked.result(1)
+    finally:
+        os.kill(core, signal.SIGCONT)
+    asked.result(20)
+    assert len(wave.result(60)) == len(PROMPTS) * 8
