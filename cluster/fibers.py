@@ -160,9 +160,11 @@ class Hub:
         fiber.parked = False
         begin = fiber.go.release if fiber.thread.ident else fiber.thread.start
         begin()
-        while not fiber.parked:
+        while True:
             try:
-                fiber.back.acquire()
+                while not fiber.parked:
+                    fiber.back.acquire()
+                break
             except KeyboardInterrupt as signal:
                 felt = signal
         fiber.back.acquire(blocking=False)  # where a signal came in between

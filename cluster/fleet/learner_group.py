@@ -46,7 +46,7 @@ class Ranks:
         places = all_answers(calls, "learner", self._config.cluster.start_deadline_s, "start")
         self._nodes = {rank: node for rank, (node, _, _) in places.items()}
         self.gpus = {rank: gpus for rank, (_, _, gpus) in places.items()}
-        self._rendezvous = places[0][1]
+        self._rendezvous = next((address for _, address, _ in places.values()), "")  # an evaluation has no ranks
 
     def start(self, rollout: RolloutConfig, prefix: str) -> dict[int, ObjectRef[dict[str, object]]]:
         """Those that are located meet, with the weights on disk; what they then say of themselves."""

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,8 @@ def test_make_quickstart_goes_on_where_it_was_begun(tmp_path, begun):
         (tmp_path / "runs/quickstart").mkdir(parents=True)
         (tmp_path / "runs/quickstart/config.yaml").touch()
     command = ["make", "--silent", "--old-file=setup", "quickstart", "BIN=bin"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}  # of `make test`
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == ("resume runs/quickstart" if begun else "train deploy/recipes/quickstart.yaml"), done.stderr
 
 

@@ -1,5 +1,6 @@
 """Waits of several fibers, in a world whose clock is a number and whose answers come when the test says."""
 
+import os
 import signal
 import threading
 import time
@@ -83,11 +84,13 @@ def test_closing_ends_a_fiber_in_its_wait_and_its_thread():
     assert left == ["cleaned up"] and not fiber.thread.is_alive()
 
 
-def test_a_signal_is_felt_while_a_fiber_runs_and_leaves_it_at_its_next_wait():
+def test_a_signal_is_felt_while_a_fiber_runs_and_leaves_it_at_its_next_wait(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     hub, went = Hub(RayWorld()), []
 
     def work():
-        threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
         time.sleep(0.5)
         went.append("to its wait")
         hub.wait((), until=hub.world.now() + 60)

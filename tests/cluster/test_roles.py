@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.fleet import roles
+from cluster.fleet.learner_group import Ranks
 from cluster.fleet.roles import Roles
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig
@@ -76,3 +77,10 @@ def test_judgements_are_awaited_as_long_as_they_may_take(driver, function, kinds
     groups = sampled_groups(outputs, [question(n) for n in range(4)])
     assert made.judge({0: groups[::2], 1: groups[1::2]}, "rule", "score")[0] == {0: groups[::2], 1: groups[1::2]}
     assert made.waited == [100 + kinds * 60 / 2 * (10 + 2)]
+
+
+def test_an_evaluation_has_no_learner():
+    config = SimpleNamespace(learner=SimpleNamespace(ranks=0), cluster=SimpleNamespace(start_deadline_s=1.0), stages=())
+    ranks = Ranks(config, None, None, 1.0)
+    ranks.spawn(), ranks.locate()
+    assert ranks.start(RolloutConfig(), "none") == {}
