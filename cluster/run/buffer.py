@@ -49,7 +49,10 @@ class Wave:
         before, self._before = self._before, None
         if before is not None:
             HUB.until(lambda: before.over)
-        return self._job(self._sampled)
+        scored = self._job(self._sampled)
+        if self.sampled is None:  # what a group is replaced by is known only when it is scored
+            self.sampled = [Group(question=g.question, samples=tuple(s.sample for s in g.scored)) for g in scored]
+        return scored
 
     def _sampled(self, groups: Sequence[Group]) -> None:
         self.sampled = groups

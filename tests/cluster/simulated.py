@@ -69,7 +69,7 @@ class Roles:
     def __init__(self, world: World, tokenizer, rng: random.Random, faults: float):
         self.world, self.rng, self.faults = world, rng, faults
         self.tokenizer = tokenizer
-        self.engines, self.weights, self.kept, self.version = {0: Engine(), 1: Engine()}, 0, {}, 0
+        self.engines, self.weights, self.kept = {0: Engine(), 1: Engine()}, 0, {}
         self.stale, self.info, self.deaths, self.lives, self.canary = set(), {}, 0, Counter(), None
         self.learner, self.writes = LearnerCalls(self._learn), None
 

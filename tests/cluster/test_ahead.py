@@ -5,21 +5,7 @@ import pytest
 from cluster.records.metrics import read_jsonl
 from cluster.records.samples import evaluation_rows
 from cluster.run.checkpoints import Checkpoints
-from reward.config import RewardConfig
-from reward.judging.judges import gold_check
-from rollout.data.datasets import load_data
-from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.test_pipeline import GRPO, SFT, FakeRoles, configuration, drive, sample_files, trained
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return character_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def data(tokenizer):
-    return load_data(configuration("unused").data, tokenizer, 0, gold_check(RewardConfig()))
 
 
 def ahead(config, staleness):
@@ -80,3 +66,16 @@ def test_an_engine_that_dies_in_a_wave_changes_nothing_but_the_attempt(tmp_path,
         assert sample_files(loop.dir) == sample_files(whole[staleness].dir)
         assert trained(loop.dir) == trained(whole[staleness].dir)
         assert loop.serving.digests == whole[staleness].serving.digests
+
+
+@pytest.mark.parametrize("fail_step", [4, 5, 6])
+def test_groups_that_were_replaced_ahead_are_trained_after_a_resume_too(tmp_path, data, tokenizer, fail_step):
+    dapo = GRPO | {"algorithm": "dapo", "max_refills": 2, "max_staleness": 2}
+    unbroken = drive(configuration(tmp_path / "unbroken", stages=[SFT, dapo]), data, FakeRoles(tokenizer))
+    assert any(".1" in group for group, _ in trained(unbroken.dir)), "some were replaced"
+    config = configuration(tmp_path / "run", stages=[SFT, dapo])
+    with pytest.raises(RuntimeError, match="killed"):
+        drive(config, data, FakeRoles(tokenizer, fail_step=fail_step))
+    loop = drive(config, data, FakeRoles(tokenizer))
+    assert sample_files(loop.dir) == sample_files(unbroken.dir)
+    assert trained(loop.dir) == trained(unbroken.dir) and loop.serving.digests == unbroken.serving.digests

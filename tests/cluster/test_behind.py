@@ -4,10 +4,6 @@ import pytest
 
 from cluster.run.checkpoints import CheckpointFailed, Checkpoints
 from cluster.stopping import Stop, Stopped
-from reward.config import RewardConfig
-from reward.judging.judges import gold_check
-from rollout.data.datasets import load_data
-from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.test_pipeline import FakeRoles, configuration, drive, sample_files, trained
 from tests.cluster.test_stopping import Signalled
 
@@ -35,16 +31,6 @@ class Behind(FakeRoles):
 
 class Stops(Signalled, Behind):
     """The same, with a signal on the way."""
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return character_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def data(tokenizer):
-    return load_data(configuration("unused").data, tokenizer, 0, gold_check(RewardConfig()))
 
 
 @pytest.fixture(scope="module")

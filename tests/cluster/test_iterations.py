@@ -17,7 +17,6 @@ from learner.algorithms.table import RewardModelRow
 from reward.config import RewardConfig
 from reward.judging.judges import gold_check
 from rollout.data.datasets import load_data
-from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.test_pipeline import FakeRoles, drive, sample_files, trained
 from tests.reward.builders import flat
 
@@ -88,11 +87,6 @@ class Judged(FakeRoles):
         self.events.append(f"send reward model {version}")
         self.judge_version = version
         return f"digest of {self.judge_weights}", {}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return character_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,8 @@ from cluster.run.checkpoints import Checkpoints
 from cluster.run.loop import Loop
 from cluster.stopping import RunFailed, Stop
 from reward.config import RewardConfig
-from reward.judging.judges import gold_check
 from reward.judging.pool import Outcome
 from reward.scorer import RuleScorer
-from rollout.data.datasets import load_data
-from rollout.tasks.arithmetic import character_tokenizer
 from rollout.types import FinishReason, Group, Sample, sample_seed
 from tests.cluster.fleet import LearnerCalls
 from tests.reward.builders import flat, judge_here
@@ -35,16 +32,6 @@ GRPO = {
     "samples_per_question": 3,
     "optimizer": {"learning_rate": 1e-3},
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return character_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def data(tokenizer):
-    return load_data(configuration("unused").data, tokenizer, 0, gold_check(RewardConfig()))
 
 
 def configuration(output, **changes):

@@ -11,10 +11,6 @@ from cluster.records.samples import evaluation_rows
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.launch import lived
 from cluster.stopping import RunFailed, Stop
-from reward.config import RewardConfig
-from reward.judging.judges import gold_check
-from rollout.data.datasets import load_data
-from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.test_behind import Behind
 from tests.cluster.test_iterations import ITERATIVE, Judged
 from tests.cluster.test_iterations import configuration as iterative
@@ -22,16 +18,6 @@ from tests.cluster.test_pipeline import GRPO, SFT, FakeRoles, configuration, sam
 
 STEPS = [SFT, GRPO]
 ONLY = [GRPO | {"steps": 3}]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return character_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def data(tokenizer):
-    return load_data(configuration("unused").data, tokenizer, 0, gold_check(RewardConfig()))
 
 
 class Failing:

@@ -9,14 +9,8 @@ from cluster.records.samples import evaluation_rows
 from reward.config import RewardConfig
 from reward.judging.judges import gold_check
 from rollout.data.datasets import load_data
-from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.test_iterations import GRPO, Judged, configuration
 from tests.cluster.test_pipeline import FakeRoles, drive, sample_files, trained
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return character_tokenizer()
 
 
 @pytest.fixture(scope="module")

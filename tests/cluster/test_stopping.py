@@ -18,10 +18,6 @@ from cluster.fleet.placement import PlacementError
 from cluster.records.samples import evaluation_rows
 from cluster.run.checkpoints import Checkpoints
 from cluster.stopping import Stop, Stopped, grace_s
-from reward.config import RewardConfig
-from reward.judging.judges import gold_check
-from rollout.data.datasets import load_data
-from rollout.tasks.arithmetic import character_tokenizer
 from tests.cluster.test_cli import invoke
 from tests.cluster.test_pipeline import FakeRoles, configuration, drive, sample_files, trained
 from tests.cluster.test_preflight import QUICKSTART, SMALL
@@ -66,16 +62,6 @@ class Signalled(FakeRoles):
 
 def settings(path):
     return configuration(path, checkpoint_every=100, evaluation={"samples_per_question": 2, "every": 2})
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return character_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def data(tokenizer):
-    return load_data(configuration("unused").data, tokenizer, 0, gold_check(RewardConfig()))
 
 
 @pytest.fixture(scope="module")
