@@ -1,7 +1,7 @@
 """Orders for outputs and judgements, carried out whatever workers die on the way, with every sample booked in the ledger."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cluster.fleet.calls import LATE, RoleFailed
@@ -93,7 +93,7 @@ class Sampler:
             # In the middle of an update nobody knows yet whether this engine holds what it should.
             self._serving.changing.free()
             slot = slots[lease.group_id]
-            if lease.group_id in made or self._lives("rollout", [slot])[slot] != begun[slot]:
+            if lease.group_id in made or self._roles.lives["rollout", slot] != begun[slot]:
                 return
             made[lease.group_id] = group
             if ledger:
@@ -105,7 +105,7 @@ class Sampler:
             self._book_lease(ledger, leases)
         while waves:
             self._serving.changing.free()
-            begun |= self._lives("rollout", waves)
+            begun |= {slot: self._roles.lives["rollout", slot] for slot in waves}
             failed = self._roles.generate(waves, sampling, name, arrived)
             gone = {slot: REPLACED for slot, wave in waves.items() if any(lease.group_id not in made for lease in wave)}
             errors, asked, waves = gone | failed, waves, {}
@@ -128,7 +128,7 @@ class Sampler:
     def _renew(self, slot: int, life: int, why: str) -> None:
         """A fresh engine with the serving version in the slot, unless another fiber has seen to it."""
         with self._serving.changing:
-            if self._lives("rollout", [slot])[slot] == life:
+            if self._roles.lives["rollout", slot] == life:
                 self._roles.replace(slot, why)
                 self._serving.bring_up(slot)
 
@@ -162,13 +162,13 @@ class Sampler:
                 self._serving.bring_up_judges()
             deal = {slot: [i for i in todo if slots[(i + turn) % len(slots)] == slot] for slot in slots}
             parts = {slot: [groups[i] for i in part] for slot, part in deal.items() if part}
-            begun = self._lives("reward", parts)
+            begun = {slot: self._roles.lives["reward", slot] for slot in parts}
             answers, errors = self._roles.judge(parts, by, name)
             for slot, answer in answers.items():
                 scored |= zip(deal[slot], answer, strict=True)
             for slot, why in errors.items():
                 with self._serving.changing:
-                    if self._lives("reward", [slot])[slot] == begun[slot]:
+                    if self._roles.lives["reward", slot] == begun[slot]:
                         self._roles.replace_judge(slot, why)
             turn += bool(errors)
         by_id = {_id(group): scored[i] for i, group in enumerate(groups)}
@@ -177,10 +177,6 @@ class Sampler:
             self._check_version(name, found)
         self._bound.check(name, found, whole=whole)
         return found
-
-    def _lives(self, role: str, slots: Iterable[int]) -> dict[int, int]:
-        """Which worker each slot has: another fiber may have replaced it."""
-        return {slot: self._roles.lives[role, slot] for slot in slots}
 
     def _check_version(self, name: str, groups: Sequence[ScoredGroup]) -> None:
         serves = self._serving.reward_version

@@ -102,7 +102,10 @@ class Collector:
 
         judging = HUB.spawn(judge, f"score {what}")
         sampled(self.sample(leases, f"generate {what}", each=arrived.append))
-        groups = judging.result()
+        return self.scored(judging.result())
+
+    def scored(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
+        """The groups, those of their outputs that have a score being booked as scored."""
         self.book("scored", (s.sample for s in samples_of(groups) if not s.verdict.failed))
         return groups
 

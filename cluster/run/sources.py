@@ -83,9 +83,7 @@ class PolicySamples(Source):
         def judged(sampled: Sampled) -> list[ScoredGroup]:
             sampled(groups)
             what = f"score step {self._step(groups[0].question.ordinal)}"
-            scored = self.collector.judge(groups, self.stage.reward_source, what)
-            self.collector.book("scored", (s.sample for s in samples_of(scored) if not s.verdict.failed))
-            return scored
+            return self.collector.scored(self.collector.judge(groups, self.stage.reward_source, what))
 
         return judged
 
@@ -219,8 +217,7 @@ def _booked(collector: Collector, groups: list[ScoredGroup]) -> list[ScoredGroup
     batch = samples_of(groups)
     for event in ("leased", "generated"):
         collector.book(event, (s.sample for s in batch))
-    collector.book("scored", (s.sample for s in batch if not s.verdict.failed))
-    return groups
+    return collector.scored(groups)
 
 
 def _as_judged(sample: Sample, events: Iterable[tuple[int, float]], reward: float) -> ScoredSample:
