@@ -56,8 +56,8 @@ class RolloutActor:
     async def abandon(self) -> None:
         await self.worker.abandon()
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return await self.worker.engine.score(sequences)
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return await self.worker.engine.logprobs(sequences)
 
     async def init_weight_transfer_engine(self, init_info: TransferInfo) -> None:
         await self.worker.engine.init_transfer(init_info)

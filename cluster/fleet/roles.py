@@ -150,10 +150,10 @@ class Roles:
     def learner_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self.learner.named("canary").logprobs(sequences)
 
-    def score(
+    def engine_logprobs(
         self, slots: Sequence[int], sequences: Sequence[Sequence[int]]
     ) -> tuple[dict[int, list[list[float]]], dict[int, str]]:
-        calls = {slot: ask(self.rollout[slot], RolloutActor.score, "canary")(sequences) for slot in slots}
+        calls = {slot: ask(self.rollout[slot], RolloutActor.logprobs, "canary")(sequences) for slot in slots}
         return self.watch.gather("rollout", calls, self.config.cluster.sync_deadline_s, "canary")
 
     def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:

@@ -118,7 +118,7 @@ def _calibrated(roles: Roles, questions: Sequence[Question]) -> Canary:
     vocabulary = 1 + max(max(q.prompt_ids) for q in questions)
     spread = [[(7919 * (i + 1) * (j + 1)) % vocabulary for i in range(32)] for j in range(2)]
     sequences = [list(q.prompt_ids[-64:]) for q in questions[:4] if len(q.prompt_ids) > 1] + spread
-    engines, errors = roles.score(roles.slots(), sequences)
+    engines, errors = roles.engine_logprobs(roles.slots(), sequences)
     if errors:
         failed = "; ".join(f"rollout-{slot}: {why}" for slot, why in sorted(errors.items()))
         raise RunFailed(f"the engines do not answer: {failed}")

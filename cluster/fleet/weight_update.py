@@ -90,7 +90,7 @@ CEILING = {"float32": 1e-2, "bfloat16": 0.2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canary:
-    """Fixed token sequences that learner and engine must score alike, within a tolerance set by the noise at version 0."""
+    """Fixed token sequences that learner and engine must read alike, within a tolerance set by the noise at version 0."""
 
     sequences: tuple[tuple[int, ...], ...]
     tolerance: float
@@ -121,7 +121,7 @@ class Canary:
 
 
 def differences(engine: list[list[float]], learner: list[list[float]]) -> list[float]:
-    """|difference| of every scored token, in order."""
+    """|difference| of every token, in order."""
     pairs = zip(engine, learner, strict=True)
     return [abs(a - b) for row_a, row_b in pairs for a, b in zip(row_a, row_b, strict=True)]
 
@@ -135,7 +135,7 @@ class Fleet(Protocol):
         """Send the learner's weights. Returns (digest, failures by slot, whether those engines may hold a mixture)."""
         ...
 
-    def score(self, slots: Sequence[int], sequences) -> tuple[dict[int, list[list[float]]], dict[int, str]]:
+    def engine_logprobs(self, slots: Sequence[int], sequences) -> tuple[dict[int, list[list[float]]], dict[int, str]]:
         """Log-probabilities of the sequences by slot, and errors by slot."""
         ...
 
@@ -188,7 +188,7 @@ def publish(
         digest, failed, mixed = fleet.publish(version, todo)
         if not failed or mixed:
             # Those that committed are judged by the canary; a failed one is replaced and served alone.
-            answers, errors = fleet.score([s for s in todo if s not in failed], canary.sequences)
+            answers, errors = fleet.engine_logprobs([s for s in todo if s not in failed], canary.sequences)
             failed = failed | errors
             for slot, answer in answers.items():
                 try:

@@ -20,7 +20,7 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from rollout.config import RolloutConfig
-from rollout.engine.requests import completion, sampling_params, scoring_params
+from rollout.engine.requests import completion, logprob_params, sampling_params
 from rollout.engine.settings import bind_cores, engine_settings, temporary_files_in
 from rollout.engine_log import EngineLog
 from rollout.leftovers import before_shutdown, record_engine, remove_engine, remove_folder, running, temporary_folder
@@ -99,17 +99,17 @@ class Engine(UpdatableEngine):
         await self._wave(jobs, deadline_s, ended)
         return [completions[place] for place in range(len(requests))]
 
-    async def score(self, sequences: Sequence[Sequence[int]], *, deadline_s: float = DEADLINE_S) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[Sequence[int]], *, deadline_s: float = DEADLINE_S) -> list[list[float]]:
         """Log-probability, at temperature 1, of each token after the first. Sequences are shorter than `max_model_len`.
 
         vLLM computes prompt log-probabilities without reading the prefix cache, so this sees the weights, not the cache.
         """
-        outputs = await self._wave([(sequence, scoring_params()) for sequence in sequences], deadline_s)
-        scores = []
+        outputs = await self._wave([(sequence, logprob_params()) for sequence in sequences], deadline_s)
+        logprobs = []
         for sequence, output in zip(sequences, outputs, strict=True):
             rows = zip(sequence[1:], (output.prompt_logprobs or [])[1:], strict=True)
-            scores.append([(row or {})[token].logprob for token, row in rows])
-        return scores
+            logprobs.append([(row or {})[token].logprob for token, row in rows])
+        return logprobs
 
     async def shutdown(self, *, deadline_s: float = 30.0) -> None:
         """End the engine's processes; what is left after the deadline is killed."""

@@ -24,7 +24,7 @@ def sampling_params(request: TokenRequest, stop_token_ids: Sequence[int]) -> Sam
     )
 
 
-def scoring_params() -> SamplingParams:
+def logprob_params() -> SamplingParams:
     """The log-probabilities of a given sequence."""
     return SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, **_TOKENS_ONLY)
 

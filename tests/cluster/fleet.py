@@ -122,7 +122,7 @@ class Fleet:
     def learner_logprobs(self, sequences):
         return self.learner.logprobs(sequences)
 
-    def score(self, slots, sequences):
+    def engine_logprobs(self, slots, sequences):
         return {0: self.learner.logprobs(sequences)}, {}
 
     def publish(self, version, slots):

@@ -172,7 +172,7 @@ class Roles:
     def learner_logprobs(self, sequences):
         return [[-self.weights / 1e3]]
 
-    def score(self, slots, sequences):
+    def engine_logprobs(self, slots, sequences):
         self._pass(self._seconds())
         return {slot: [[-self.engines[slot].weights / 1e3]] for slot in slots}, {}
 

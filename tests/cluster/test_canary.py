@@ -64,10 +64,10 @@ def updated(engine, engine_loop, tiny_model_dir, weight_source):
     def update(spoil):
         publish(engine, engine_loop, weight_source, old, {})
         model.load_state_dict(old)
-        canary = Canary.calibrate(SEQUENCES, {0: engine_loop.run(engine.score(SEQUENCES))}, logprobs(model), "float32")
+        canary = Canary.calibrate(SEQUENCES, {0: engine_loop.run(engine.logprobs(SEQUENCES))}, logprobs(model), "float32")
         model.load_state_dict(new)
         publish(engine, engine_loop, weight_source, spoil(new, old), {})
-        return canary, engine_loop.run(engine.score(SEQUENCES)), logprobs(model)
+        return canary, engine_loop.run(engine.logprobs(SEQUENCES)), logprobs(model)
 
     yield update
     publish(engine, engine_loop, weight_source, old, {})
@@ -99,13 +99,13 @@ def test_one_missed_update_in_bfloat16_and_one_missed_tensor_of_it_are_refused(
     engine = start_engine(tiny_model_dir, dtype="bfloat16")
     try:
         publish(engine, engine_loop, weight_source, old, sums_of(old))
-        before = engine_loop.run(engine.score(SEQUENCES))
+        before = engine_loop.run(engine.logprobs(SEQUENCES))
         for missed in ([*new], *([name] for name in changed)):
             with pytest.raises(EngineError, match="weights are not what was sent"):
                 publish(engine, engine_loop, weight_source, new | {name: old[name] for name in missed}, sums_of(new))
             engine._broken = ""  # back in service, for the next
         publish(engine, engine_loop, weight_source, new, sums_of(new))
-        after = engine_loop.run(engine.score(SEQUENCES))
+        after = engine_loop.run(engine.logprobs(SEQUENCES))
         assert sum(differences(after, before)) / len(differences(after, before)) < 2 * FLOOR["bfloat16"]
     finally:
         engine_loop.run(engine.shutdown())

@@ -108,7 +108,7 @@ class FakeRoles:
     def learner_logprobs(self, sequences):
         return [[-1.0 - self.weights / 1e6]]
 
-    def score(self, slots, sequences):
+    def engine_logprobs(self, slots, sequences):
         return {s: [[-1.0 - self.held[s] / 1e6]] for s in slots}, {}
 
     def publish(self, version, slots):

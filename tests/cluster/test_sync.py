@@ -126,7 +126,7 @@ class FakeFleet:
             self.held |= {slot: self.commit(slot) for slot in slots if slot not in failed}
         return "digest", failed, mixed
 
-    def score(self, slots, sequences):
+    def engine_logprobs(self, slots, sequences):
         return {s: self.held[s] for s in slots}, {}
 
     def replace(self, slot, why):

@@ -85,5 +85,5 @@ def flip_a_byte(manifest) -> None:
 
 def serves(engine, loop, model) -> None:
     """The engine's weights are the model's."""
-    [row] = loop.run(engine.score(PROMPTS[:1]))
+    [row] = loop.run(engine.logprobs(PROMPTS[:1]))
     assert row == pytest.approx(reference(model, PROMPTS[0][:1], PROMPTS[0][1:]), abs=2e-4)

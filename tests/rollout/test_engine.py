@@ -23,8 +23,8 @@ def test_sampled_logprobs_are_those_of_the_distribution_sampled_from(engine, eng
 
 
 @pytest.mark.engine
-def test_scores_equal_transformers(engine, engine_loop, model):
-    for prompt, row in zip(PROMPTS, engine_loop.run(engine.score(PROMPTS)), strict=True):
+def test_logprobs_equal_transformers(engine, engine_loop, model):
+    for prompt, row in zip(PROMPTS, engine_loop.run(engine.logprobs(PROMPTS)), strict=True):
         assert row == pytest.approx(reference(model, prompt[:1], prompt[1:]), abs=2e-4)
 
 

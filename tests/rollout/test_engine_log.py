@@ -51,7 +51,7 @@ def test_an_engine_that_dies_names_the_cause_and_the_log(tmp_path, written, caus
     with output_in(tmp_path / "worker.out"):
         engine = Engine(FakeLLM(pause_generation=dies), transport="shm", stop_token_ids=(2,), prefix="fake")
         with pytest.raises(EngineError) as error:
-            asyncio.run(engine.score([(1, 2)]))
+            asyncio.run(engine.logprobs([(1, 2)]))
     assert str(error.value) == f"a wave of 1 requests: {cause} (log: {tmp_path / 'worker.out'})"
 
 

@@ -46,7 +46,7 @@ def test_a_prefix_cache_that_stays_fails_the_commit_and_takes_the_engine_out_of_
         asyncio.run(engine.finish_weight_update(5, {}))
     assert engine.version == 0
     assert "resume_generation" not in llm.calls
-    for call in (engine.generate([]), engine.score([]), engine.start_weight_update()):
+    for call in (engine.generate([]), engine.logprobs([]), engine.start_weight_update()):
         with pytest.raises(EngineError, match="out of service: the commit of version 5 did not finish"):
             asyncio.run(call)
 

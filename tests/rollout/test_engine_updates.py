@@ -17,10 +17,10 @@ from tests.rollout.test_weights import segments
 @pytest.mark.engine
 def test_the_next_sample_comes_from_the_new_weights(engine, engine_loop, updates, model):
     new = other(updates.weights)
-    before = engine_loop.run(engine.score(PROMPTS))
+    before = engine_loop.run(engine.logprobs(PROMPTS))
     digest = updates.publish(new)
     model.load_state_dict(new)
-    after = engine_loop.run(engine.score(PROMPTS))
+    after = engine_loop.run(engine.logprobs(PROMPTS))
     assert max(abs(a - b) for rows in zip(before, after, strict=True) for a, b in zip(*rows, strict=True)) > 1
     for request, completion in zip(wave := requests(PROMPTS), engine_loop.run(engine.generate(wave)), strict=True):
         assert completion.logprobs == pytest.approx(reference(model, request.prompt_ids, completion.output_ids), abs=2e-4)
@@ -125,12 +125,12 @@ class Remote:
 
 
 def check_updates(transport, engine, loop, original, source) -> None:
-    """Send changed weights and the first ones again; the engine's scores follow and so does the digest."""
+    """Send changed weights and the first ones again; the engine's log-probabilities follow and so does the digest."""
     prompt = [(1, 5, 6, 7)]
-    first_scores = loop.run(engine.score(prompt))
+    first_logprobs = loop.run(engine.logprobs(prompt))
     where = {"rank": 0, "prefix": "test", "address": "127.0.0.1"}
     trainer = None
-    digests, scores = [], []
+    digests, logprobs = [], []
     for weights_sent in ({}, {"model.norm.weight": 2 * original["model.norm.weight"]}, {}):
         source.tensors = original | weights_sent
         loop.run(engine.start_weight_update())
@@ -139,8 +139,8 @@ def check_updates(transport, engine, loop, original, source) -> None:
         trainer.send_weights()
         loop.run(engine.finish_weight_update(trainer.version, trainer.sums))
         digests.append(trainer.digest)
-        scores.append(loop.run(engine.score(prompt)))
-    assert scores[0] == scores[2] == first_scores != scores[1]
+        logprobs.append(loop.run(engine.logprobs(prompt)))
+    assert logprobs[0] == logprobs[2] == first_logprobs != logprobs[1]
     assert digests[0] == digests[2] != digests[1]
     trainer.shutdown()
 
