@@ -40,7 +40,7 @@ class HeldOut:
         log.info("evaluating %d held-out questions after step %d", len(self._questions), step)
         size, version = self._config.evaluation.samples_per_question, self._serving.version
         result, records, sampled = evaluate(
-            self._questions, samples=size, label=LABEL, sampling=self._sampling, generate=self._generate, score=self._judge
+            self._questions, samples=size, label=LABEL, sampling=self._sampling, generate=self._generate, score=self._score
         )
         self._sampled = version, sampled
         self.rows.append({"step": step, "version": version, "stage": stage} | result.summary())
@@ -54,7 +54,7 @@ class HeldOut:
         version = self._serving.version
         if self._sampled is None or self._sampled[0] != version:
             size = self._config.evaluation.samples_per_question
-            groups = ask(self._questions, f"{LABEL}/sampled", size, self._sampling, self._generate, self._judge)
+            groups = ask(self._questions, f"{LABEL}/sampled", size, self._sampling, self._generate, self._score)
             self._sampled = version, groups
         return self._sampled[1]
 
@@ -75,8 +75,8 @@ class HeldOut:
     def _generate(self, leases: list[Lease], sampling: Sampling) -> list[Group]:
         return self._sampler.sample(leases, sampling, f"evaluate v{self._serving.version}")
 
-    def _judge(self, groups: Sequence[Group]) -> list[ScoredGroup]:
-        return self._sampler.judge(groups, f"evaluate v{self._serving.version}", "rule")
+    def _score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
+        return self._sampler.score(groups, f"evaluate v{self._serving.version}", "rule")
 
 
 Scores = Sequence[Sequence[Sequence[float]]]

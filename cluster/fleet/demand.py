@@ -57,12 +57,12 @@ def demands(config: RunConfig, parameters: int) -> list[Demand]:
     kept = WIDTH[rollout.dtype] * any(stage.max_staleness for stage in config.stages)
     sharded = ((16 + 12) * trained + 2 * WIDTH[learner.compute_dtype] * reference + kept) * parameters / max(1, learner.ranks)
     members = _members(config)
-    judge = REWARD + (TORCH + 4 * members * parameters if members else 0)
+    reward = REWARD + (TORCH + 4 * members * parameters if members else 0)
     rank = LEARNER + sharded + WIDTH["float32"] * parameters
     return [
         Demand(role="rollout", count=rollout.workers, ranks=ranks, bytes=engine),
         Demand(role="learner", count=learner.ranks, ranks=1, bytes=rank),
-        Demand(role="reward", count=config.reward.workers, ranks=int(members > 0), bytes=judge),
+        Demand(role="reward", count=config.reward.workers, ranks=int(members > 0), bytes=reward),
     ]
 
 

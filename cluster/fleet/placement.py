@@ -66,12 +66,12 @@ def bundles(config: RunConfig, *, cpus: float, gpus: float) -> list[Bundle]:
         # Ray counts in ten-thousandths of a core.
         share = int(min(1.0, CPU_SHARE * cpus / len(roles)) * 1e4) / 1e4
         return [Bundle(role=role, slot=slot, cpus=share, gpus=0, place=i) for i, (role, slot) in enumerate(roles)]
-    judge = config.reward.model.gpus_per_worker if config.reward.model else 0.0
+    reward = config.reward.model.gpus_per_worker if config.reward.model else 0.0
     size, engines = config.rollout.tensor_parallel_size, config.rollout.workers
     if not shares_gpus(config):
-        wanted = {"rollout": float(size), "learner": 1.0, "reward": judge}
+        wanted = {"rollout": float(size), "learner": 1.0, "reward": reward}
         return [Bundle(role=role, slot=slot, cpus=1.0, gpus=wanted[role], place=i) for i, (role, slot) in enumerate(roles)]
-    wanted = {"rollout": 0.0, "learner": 1.0, "reward": judge}
+    wanted = {"rollout": 0.0, "learner": 1.0, "reward": reward}
     places = {"rollout": lambda slot: slot, "learner": lambda rank: rank // size, "reward": lambda slot: engines + slot}
     return [Bundle(role=role, slot=slot, cpus=1.0, gpus=wanted[role], place=places[role](slot)) for role, slot in roles]
 

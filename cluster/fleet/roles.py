@@ -49,7 +49,7 @@ class Roles:
         self.canary: Canary | None = None
         """Calibrated when all hold the weights on disk, which is but once."""
         self.nodes: dict[int, str] = {}
-        self.judge_nodes: dict[int, str] = {}
+        self.reward_nodes: dict[int, str] = {}
         self.info: dict[str, dict[str, object]] = {}
         """What every actor says of itself, for the run's summary."""
         self._spawner = Spawner(config, model_dir, self.prefix)
@@ -72,15 +72,15 @@ class Roles:
         for slot in range(self.config.rollout.workers):
             self._spawn_rollout(slot)
         for slot in range(self.config.reward.workers):
-            self._spawn_judge(slot)
+            self._spawn_reward(slot)
         self.nodes = self._all({s: ask(actor, RolloutActor.locate)() for s, actor in self.rollout.items()}, "rollout")
         engines = {s: self._start_rollout(s) for s in self.rollout}
         if self.shared:
             self._started(engines, "rollout")
         else:
             self._ranks.locate()
-        learners, judges = self._ranks.start(self.rollout_config, self.prefix), self._start_judges()
-        for role, calls in (("rollout", engines), ("learner", learners), ("reward", judges)):
+        learners, rewards = self._ranks.start(self.rollout_config, self.prefix), self._start_reward_actors()
+        for role, calls in (("rollout", engines), ("learner", learners), ("reward", rewards)):
             self._started(calls, role)
 
     def restart_learner(self, why: str) -> None:
@@ -95,11 +95,11 @@ class Roles:
         if supervision(self.config):
             for slot, actor in self.reward.items():
                 self.watch.end(f"reward-{slot}", actor)
-                self._spawn_judge(slot)
+                self._spawn_reward(slot)
         self._ranks.locate()
-        learners, judges = self._ranks.start(self.rollout_config, self.prefix), self._start_judges()
+        learners, rewards = self._ranks.start(self.rollout_config, self.prefix), self._start_reward_actors()
         self._started(learners, "learner")
-        self._started(judges, "reward")
+        self._started(rewards, "reward")
         self.stale.clear()
 
     def _started(self, calls: Mapping[int, ObjectRef[dict[str, object]]], role: str) -> None:
@@ -138,7 +138,7 @@ class Roles:
         errors = follow(calls, deadline, lambda slot, made: each(waves[slot][made[0]], made[1]), what=f"rollout: {name}")
         return self.watch.explain("rollout", errors)
 
-    def judge(
+    def score(
         self, parts: Mapping[int, Sequence[Group]], by: By, name: str
     ) -> tuple[dict[int, list[ScoredGroup]], dict[int, str]]:
         """A part of the groups a slot -> ({slot: scored groups}, {slot: error})."""
@@ -164,9 +164,9 @@ class Roles:
         return sorted(self.reward)
 
     def send_reward_model(self, version: int, slots: Sequence[int]) -> tuple[str, dict[int, str]]:
-        judges = self._receivers(self.reward, self.judge_nodes, slots)
-        digest, failed, _ = self._send("reward_model", version, judges, f"publish reward model {version}")
-        self.stale -= judges.members.keys() - failed.keys()
+        actors = self._receivers(self.reward, self.reward_nodes, slots)
+        digest, failed, _ = self._send("reward_model", version, actors, f"publish reward model {version}")
+        self.stale -= actors.members.keys() - failed.keys()
         return digest, failed
 
     def _receivers(self, actors: Handles, nodes: dict[int, str], slots: Sequence[int]) -> Receivers:
@@ -201,14 +201,14 @@ class Roles:
         self.nodes |= self._all({slot: ask(self.rollout[slot], RolloutActor.locate)()}, "rollout")
         self._started({slot: self._start_rollout(slot)}, "rollout")
 
-    def replace_judge(self, slot: int, why: str) -> None:
+    def replace_reward_actor(self, slot: int, why: str) -> None:
         """A fresh reward actor in the slot; a reward model that the run trained must be sent to it before it is asked."""
         self.lives["reward", slot] += 1
         self._bury(name := f"reward-{slot}", {name: self.reward[slot]}, why)
         self.stale.add(slot)
-        self._spawn_judge(slot)
-        self.judge_nodes |= self._all({slot: ask(self.reward[slot], RewardActor.locate)()}, "reward")
-        self._started({slot: self._start_judge(slot)}, "reward")
+        self._spawn_reward(slot)
+        self.reward_nodes |= self._all({slot: ask(self.reward[slot], RewardActor.locate)()}, "reward")
+        self._started({slot: self._start_reward(slot)}, "reward")
 
     def _bury(self, name: str, actors: Mapping[str, ActorHandle], why: str) -> None:
         budget, self.deaths = self.config.cluster.worker_restarts, self.deaths + 1
@@ -226,22 +226,22 @@ class Roles:
         prefix = f"{self.prefix}-{slot}"
         self.rollout[slot] = spawn(self.config, self.rollout_config, self.model_dir, prefix, self.max_model_len)
 
-    def _spawn_judge(self, slot: int) -> None:
+    def _spawn_reward(self, slot: int) -> None:
         log = self.config.output / "logs" / f"reward-{slot}.log"
         self.reward[slot] = self._spawner.spawn("reward", slot, RewardActor)(self.config, f"{self.prefix}-reward-{slot}", log)
 
     def _start_rollout(self, slot: int) -> ObjectRef[dict[str, object]]:
         return ask(self.rollout[slot], RolloutActor.start, f"start engine {slot}")(*position(slot, self.nodes))
 
-    def _start_judge(self, slot: int) -> ObjectRef[dict[str, object]]:
+    def _start_reward(self, slot: int) -> ObjectRef[dict[str, object]]:
         kind = supervision(self.config)
         if kind is None:
             return ask(self.reward[slot], RewardActor.describe)()
-        return ask(self.reward[slot], RewardActor.load_model)(self.model_dir, kind, *position(slot, self.judge_nodes))
+        return ask(self.reward[slot], RewardActor.load_model)(self.model_dir, kind, *position(slot, self.reward_nodes))
 
-    def _start_judges(self) -> dict[int, ObjectRef[dict[str, object]]]:
-        self.judge_nodes = self._all({s: ask(actor, RewardActor.locate)() for s, actor in self.reward.items()}, "reward")
-        return {slot: self._start_judge(slot) for slot in self.reward}
+    def _start_reward_actors(self) -> dict[int, ObjectRef[dict[str, object]]]:
+        self.reward_nodes = self._all({s: ask(actor, RewardActor.locate)() for s, actor in self.reward.items()}, "reward")
+        return {slot: self._start_reward(slot) for slot in self.reward}
 
     def _all(self, calls: Mapping[int, ObjectRef[R]], role: str) -> dict[int, R]:
         return all_answers(calls, role, self.config.cluster.start_deadline_s, "start")

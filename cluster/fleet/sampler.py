@@ -132,11 +132,11 @@ class Sampler:
                 self._roles.replace(slot, why)
                 self._serving.bring_up(slot)
 
-    def judge(self, groups: Sequence[Group], name: str, reward: RewardSource, *, whole: bool = True) -> list[ScoredGroup]:
+    def score(self, groups: Sequence[Group], name: str, reward: RewardSource, *, whole: bool = True) -> list[ScoredGroup]:
         """The groups scored, in order; rejected outputs are not judged. `whole`: see `Bound.check`. Raises Unscored."""
-        return self.judge_as_they_come(lambda known: groups[known:], [_id(g) for g in groups], name, reward, whole=whole)
+        return self.score_as_they_come(lambda known: groups[known:], [_id(g) for g in groups], name, reward, whole=whole)
 
-    def judge_as_they_come(
+    def score_as_they_come(
         self,
         after: Callable[[int], Sequence[Group]],
         order: Sequence[str],
@@ -159,17 +159,17 @@ class Sampler:
                 groups += after(len(groups))
             todo = [i for i in range(len(groups)) if i not in scored]
             if by == "model":
-                self._serving.bring_up_judges()
+                self._serving.bring_up_reward_actors()
             deal = {slot: [i for i in todo if slots[(i + turn) % len(slots)] == slot] for slot in slots}
             parts = {slot: [groups[i] for i in part] for slot, part in deal.items() if part}
             begun = {slot: self._roles.lives["reward", slot] for slot in parts}
-            answers, errors = self._roles.judge(parts, by, name)
+            answers, errors = self._roles.score(parts, by, name)
             for slot, answer in answers.items():
                 scored |= zip(deal[slot], answer, strict=True)
             for slot, why in errors.items():
                 with self._serving.changing:
                     if self._roles.lives["reward", slot] == begun[slot]:
-                        self._roles.replace_judge(slot, why)
+                        self._roles.replace_reward_actor(slot, why)
             turn += bool(errors)
         by_id = {_id(group): scored[i] for i, group in enumerate(groups)}
         found = [by_id[group_id] for group_id in order]

@@ -19,7 +19,7 @@ class OnDisk:
 
     def bring_up(self, slot: int) -> None: ...
 
-    def bring_up_judges(self) -> None: ...
+    def bring_up_reward_actors(self) -> None: ...
 
 
 class Serving:
@@ -67,7 +67,7 @@ class Serving:
             with self._clock.timed("sync"):
                 publish(self._roles, self.version, self._canary, self._logprobs, [slot])
 
-    def bring_up_judges(self) -> None:
+    def bring_up_reward_actors(self) -> None:
         """Give fresh reward actors the serving reward model, which must be the learner's."""
         if self._roles.stale and self.reward_version:
             with self._clock.timed("sync"), self.changing:

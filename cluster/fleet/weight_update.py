@@ -144,7 +144,7 @@ class Fleet(Protocol):
         ...
 
 
-class Judges(Protocol):
+class RewardActors(Protocol):
     """What an update of the reward model needs of the roles."""
 
     def reward_slots(self) -> list[int]: ...
@@ -153,23 +153,23 @@ class Judges(Protocol):
         """Send the learner's reward model. Returns (digest, failures by slot)."""
         ...
 
-    def replace_judge(self, slot: int, why: str) -> None:
+    def replace_reward_actor(self, slot: int, why: str) -> None:
         """A fresh reward actor in this slot, without weights. Raises when the crash budget is spent."""
         ...
 
 
-def publish_reward_model(judges: Judges, version: int, slots: Sequence[int] | None = None) -> str:
+def publish_reward_model(actors: RewardActors, version: int, slots: Sequence[int] | None = None) -> str:
     """Bring the reward slots (all, unless named) to `version` = the learner's reward model; returns its digest.
 
     The transaction is the policy's: staged and verified everywhere before it is loaded anywhere. Nobody is judged meanwhile.
     """
-    todo = list(judges.reward_slots() if slots is None else slots)
+    todo = list(actors.reward_slots() if slots is None else slots)
     while True:
-        digest, failed = judges.send_reward_model(version, todo)
+        digest, failed = actors.send_reward_model(version, todo)
         if not failed:
             return digest
         for slot, why in failed.items():
-            judges.replace_judge(slot, why)
+            actors.replace_reward_actor(slot, why)
 
 
 def publish(

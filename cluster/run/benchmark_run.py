@@ -137,7 +137,7 @@ def _sample(
             name = f"{config.name} {part[0].ordinal}..{part[-1].ordinal}"
             with stop.breakable():
                 made = sampler.sample(leases(part, config.name, size), sampling, name)
-                groups = sampler.judge(made, name, "rule", whole=False)
+                groups = sampler.score(made, name, "rule", whole=False)
             file.writelines(json.dumps(_row(group, breakdown), ensure_ascii=False) + "\n" for group in groups)
             file.flush()
             scored = samples_of(groups)

@@ -72,10 +72,10 @@ class Collector:
         self.tokens += sum(sum(s.sampled_mask) for group in groups for s in group.samples)
         return groups
 
-    def judge(self, groups: Sequence[Group], reward: RewardSource, what: str, *, whole: bool = True) -> list[ScoredGroup]:
+    def score(self, groups: Sequence[Group], reward: RewardSource, what: str, *, whole: bool = True) -> list[ScoredGroup]:
         """The groups scored, in order; `whole`: all that a step asks for."""
         with self._clock.timed("score"):
-            return self._sampler.judge(groups, what, reward, whole=whole)
+            return self._sampler.score(groups, what, reward, whole=whole)
 
     def collect(
         self,
@@ -95,14 +95,14 @@ class Collector:
                 HUB.until(lambda: len(arrived) > known)
             return arrived[known:]
 
-        def judge() -> list[ScoredGroup]:
+        def score() -> list[ScoredGroup]:
             with self._clock.timed("score"):
                 order = [lease.group_id for lease in leases]
-                return self._sampler.judge_as_they_come(after, order, f"score {what}", reward, whole=whole)
+                return self._sampler.score_as_they_come(after, order, f"score {what}", reward, whole=whole)
 
-        judging = HUB.spawn(judge, f"score {what}")
+        scoring = HUB.spawn(score, f"score {what}")
         sampled(self.sample(leases, f"generate {what}", each=arrived.append))
-        return self.scored(judging.result())
+        return self.scored(scoring.result())
 
     def scored(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
         """The groups, those of their outputs that have a score being booked as scored."""

@@ -151,7 +151,7 @@ class Labeller:
         for wave in (orders[start : start + size] for start in range(0, len(orders), size)):
             made = self._collector.sample(wave, "complete", booked=False)
             joined = [_whole(group, prefixes[group.question.ordinal]) for group in made]
-            judged = self._collector.judge(joined, "rule", "score completions", whole=len(orders) <= size)
+            judged = self._collector.score(joined, "rule", "score completions", whole=len(orders) <= size)
             marks += [[_mark(s) for s in group.scored] for group in judged]
         found = iter(marks)
 

@@ -83,7 +83,7 @@ class PolicySamples(Source):
         def judged(sampled: Sampled) -> list[ScoredGroup]:
             sampled(groups)
             what = f"score step {self._step(groups[0].question.ordinal)}"
-            return self.collector.scored(self.collector.judge(groups, self.stage.reward_source, what))
+            return self.collector.scored(self.collector.score(groups, self.stage.reward_source, what))
 
         return judged
 
@@ -202,7 +202,7 @@ class InitialSamples(Source):
             questions = [train.question(n) for n in range(start, min(start + CHUNK, count))]
             asked = leases(questions, f"{stage.name}/initial", stage.samples_per_question)
             sampled = self.collector.sample(asked, f"generate for {stage.name}", booked=False)
-            groups = self.collector.judge(sampled, stage.reward_source, f"score for {stage.name}", whole=count <= CHUNK)
+            groups = self.collector.score(sampled, stage.reward_source, f"score for {stage.name}", whole=count <= CHUNK)
             made += [pair for group in groups for pair in self._pairs(group)] if stage.pairs else groups
             log.info("stage %s: sampled outputs for %d of %d questions", stage.name, start + len(questions), count)
         write_rows(self.path, (_GROUP.dump_python(group, mode="json") for group in made))

@@ -108,7 +108,7 @@ class Fleet:
             each(lease, group)
         return {}
 
-    def judge(self, parts, by, name):
+    def score(self, parts, by, name):
         groups = [replace(g, question=self._asked(g.question)) for g in parts[0]]
         scored = zip(self.reward.score(groups), parts[0], strict=True)
         return {0: [replace(made, question=group.question) for made, group in scored]}, {}

@@ -117,12 +117,12 @@ class Roles:
             versions=spans, finish_reason=FinishReason.STOP,
         )  # fmt: skip
 
-    def judge(self, parts, by, name):
+    def score(self, parts, by, name):
         self._pass(self._seconds())
         errors = {slot: "killed" for slot in parts if self.rng.random() < self.faults}
         return {slot: list(map(_judged, part)) for slot, part in parts.items() if slot not in errors}, errors
 
-    def replace_judge(self, slot, why):
+    def replace_reward_actor(self, slot, why):
         self.deaths, self.lives["reward", slot] = self.deaths + 1, self.lives["reward", slot] + 1
         self._pass(self._seconds())
 

@@ -94,7 +94,7 @@ class Slots:
     def reward_slots(self):
         return [0]
 
-    def judge(self, parts, by, name):
+    def score(self, parts, by, name):
         return {0: RuleScorer(RewardConfig(answer_format="auto"), judge_here).score(parts[0])}, {}
 
 

@@ -159,9 +159,9 @@ class Dies(Judged):
         self._at("generate")
         return super().generate(*args)
 
-    def judge(self, parts, by, name):
-        self._at("judge")
-        return super().judge(parts, by, name)
+    def score(self, parts, by, name):
+        self._at("score")
+        return super().score(parts, by, name)
 
     def publish(self, version, slots):
         self._at("publish")
@@ -176,7 +176,7 @@ class Dies(Judged):
         return super().learn(method, *args)
 
 
-SEAMS = ("generate", "judge", "publish", "send_reward_model", "begin_stage", "save", "scores", "export_reward_model")
+SEAMS = ("generate", "score", "publish", "send_reward_model", "begin_stage", "save", "scores", "export_reward_model")
 
 
 @pytest.mark.parametrize("seam", SEAMS)

@@ -45,7 +45,7 @@ class Collector:
         made = (replace(output(text, i, lease.group_id), ordinal=lease.question.ordinal) for i, text in enumerate(texts))
         return Group(question=lease.question, samples=tuple(made))
 
-    def judge(self, groups, reward, what, *, whole=True):
+    def score(self, groups, reward, what, *, whole=True):
         return RuleScorer(RewardConfig(), judge_here).score(groups)
 
 

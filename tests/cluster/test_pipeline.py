@@ -81,7 +81,7 @@ class FakeRoles:
     def reward_slots(self):
         return [0]
 
-    def judge(self, parts, by, name):
+    def score(self, parts, by, name):
         return {0: self.judged(parts[0], by)}, {}
 
     def judged(self, groups, by):

@@ -75,7 +75,7 @@ def test_judgements_are_awaited_as_long_as_they_may_take(driver, function, kinds
     made = driver(reward=RewardConfig(judge_seconds=10, judges=2, function=function))
     outputs = [sample("#### 7", n, i) for n in range(4) for i in range(30)]
     groups = sampled_groups(outputs, [question(n) for n in range(4)])
-    assert made.judge({0: groups[::2], 1: groups[1::2]}, "rule", "score")[0] == {0: groups[::2], 1: groups[1::2]}
+    assert made.score({0: groups[::2], 1: groups[1::2]}, "rule", "score")[0] == {0: groups[::2], 1: groups[1::2]}
     assert made.waited == [100 + kinds * 60 / 2 * (10 + 2)]
 
 

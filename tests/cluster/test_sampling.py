@@ -37,7 +37,7 @@ class Slots:
     def reward_slots(self):
         return [0, 1]
 
-    def judge(self, parts, by, name):
+    def score(self, parts, by, name):
         return {slot: [self._judged(group) for group in parts[slot]] for slot in sorted(parts, reverse=True)}, {}
 
     def _judged(self, group):
@@ -68,7 +68,7 @@ def over(slots):
 
 def order(sampler, size, ordinal=0):
     """Outputs of one question, judged."""
-    (group,) = sampler.judge(sampler.sample([lease(ordinal, size)], SAMPLING, "x"), f"score {ordinal}", "rule")
+    (group,) = sampler.score(sampler.sample([lease(ordinal, size)], SAMPLING, "x"), f"score {ordinal}", "rule")
     return group.scored
 
 
@@ -77,12 +77,12 @@ def test_groups_come_in_the_order_of_the_leases_whoever_answers_first(sampler):
     groups = one.sample(asked, SAMPLING, "generate")
     assert [group.question for group in groups] == [x.question for x in asked]
     assert [(s.ordinal, s.index) for g in groups for s in g.samples] == [(3, 0), (3, 1), (0, 0), (0, 1), (1, 0), (1, 1)]
-    assert [group.question.ordinal for group in one.judge(groups, "score", "rule")] == [3, 0, 1]
+    assert [group.question.ordinal for group in one.score(groups, "score", "rule")] == [3, 0, 1]
 
 
 def test_a_rejected_output_stays_in_its_group_and_is_booked(sampler, tmp_path):
     one = sampler(bad={("grpo/0", 1)})
-    groups = one.judge(
+    groups = one.score(
         one.sample([lease(0), lease(1)], SAMPLING, "generate", Ledger(tmp_path / "ledger.jsonl")), "score", "rule"
     )
     scored = [s for group in groups for s in group.scored]
@@ -108,8 +108,8 @@ def test_a_small_part_of_a_step_may_be_lost_as_a_whole(sampler):
     order(one, 64)
     (group,) = one.sample([lease(9)], SAMPLING, "refill")
     with pytest.raises(Unscored, match="2 of 2"):
-        one.judge([group], "step", "rule")
-    (scored,) = sampler().judge([group], "refill", "rule", whole=False)
+        one.score([group], "step", "rule")
+    (scored,) = sampler().score([group], "refill", "rule", whole=False)
     assert [s.verdict.status for s in scored.scored] == ["rejected"] * 2
 
 
@@ -168,15 +168,15 @@ class Late(Slots):
         super().__init__(verdict=verdict)
         self.asked, self.replaced, self.version = [], [], version
 
-    def judge(self, parts, by, name):
+    def score(self, parts, by, name):
         self.asked.append({slot: [group.question.ordinal for group in part] for slot, part in parts.items()})
-        answers, errors = super().judge(parts, by, name)
+        answers, errors = super().score(parts, by, name)
         if len(self.asked) == 1:
             del answers[1]
             errors = {1: "no answer within 10 s"}
         return answers, errors
 
-    def replace_judge(self, slot, why):
+    def replace_reward_actor(self, slot, why):
         self.replaced.append(slot)
 
     def _judged(self, group):
@@ -188,7 +188,7 @@ class Late(Slots):
 def test_groups_whose_judge_is_late_go_to_another_one():
     slots = Late()
     one = over(slots)
-    scored = one.judge(one.sample([lease(n, 1) for n in range(4)], SAMPLING, "generate"), "score", "rule")
+    scored = one.score(one.sample([lease(n, 1) for n in range(4)], SAMPLING, "generate"), "score", "rule")
     assert [group.question.ordinal for group in scored] == [0, 1, 2, 3] and slots.replaced == [1]
     assert slots.asked == [{0: [0, 2], 1: [1, 3]}, {0: [1, 3]}]
 
@@ -199,4 +199,4 @@ def test_judgements_by_another_reward_model_than_serves_end_the_run():
         groups = one.sample([lease(n) for n in range(2)], SAMPLING, "generate")
         refused = pytest.raises(RoleFailed, match=r"score: judged by reward model \[1\], and 0 serves")
         with refused if version else nullcontext():
-            assert len(one.judge(groups, "score", "outcome_model")) == 2
+            assert len(one.score(groups, "score", "outcome_model")) == 2

@@ -47,9 +47,9 @@ class Signalled(FakeRoles):
         self._count("generate")
         return super().generate(*args)
 
-    def judge(self, *args):
-        self._count("judge")
-        return super().judge(*args)
+    def score(self, *args):
+        self._count("score")
+        return super().score(*args)
 
     def publish(self, *args):
         self._count("publish")
@@ -73,7 +73,7 @@ def undisturbed(tmp_path_factory, data, tokenizer):
     ("method", "at", "takes", "kept"),
     [
         ("generate", 4, FOREVER_S, 3),  # the second step of GRPO is being sampled; two calls an evaluation
-        ("judge", 4, FOREVER_S, 3),
+        ("score", 4, FOREVER_S, 3),
         ("generate", 5, FOREVER_S, 4),  # the evaluation after step 4
         ("step", 4, 0.0, 4),
         ("publish", 3, 0.0, 4),
