@@ -33,7 +33,7 @@ class MicroBatch:
     source_N: Tensor
     """int64: b * T + t of the position that predicts the token; an output's first token is predicted by the prompt's last."""
     place_N: Tensor
-    """int64: b * T + t of the token itself, where a reward model scores what ends with it."""
+    """int64: b * T + t of the token itself, where a reward model reads what ends with it."""
     target_N: Tensor
     """int64: the token ids."""
     token_weight_N: Tensor

@@ -16,7 +16,7 @@ from learner.batch.packing import Output, pack, plain_output
 from learner.config import LearnerConfig
 from learner.models.policy import DTYPES, PolicyModel, load_policy
 from learner.models.scalars import load_given, take_backbone, zero_heads
-from learner.models.sharding import copy_shards, gather_by_slot, init_distributed, score, shard
+from learner.models.sharding import copy_shards, gather_by_slot, init_distributed, read_all, shard
 from learner.models.supported import check_packing
 from learner.models.weights import ModelWeights
 from learner.stage import StageSpec
@@ -101,13 +101,13 @@ class LearnerWorker:
     def logprobs(self, sequences: Sequence[Sequence[int]], temperature: float = 1.0) -> list[list[float]]:
         """Per sequence: the log-probability of every token after the first, given those before it. A collective."""
         packed = self._pack([plain_output(i, tuple(ids[:1]), tuple(ids[1:])) for i, ids in enumerate(sequences)])
-        values = score(self._policy, packed, lambda model, micro: model(micro, temperature)[0])
+        values = read_all(self._policy, packed, lambda model, micro: model(micro, temperature)[0])
         flat = iter(gather_by_slot(values, packed).tolist())
         return [[next(flat) for _ in ids[1:]] for ids in sequences]
 
-    def scores(self, batch: Sequence[LabelledGroup]) -> list[tuple[tuple[float, ...], ...]]:
-        """Per labelled output, per target, the scores of the reward model's members at its token. A collective."""
-        return reward_stage.scores(self._held_reward_model(), self._pack, batch)
+    def scalars(self, batch: Sequence[LabelledGroup]) -> list[tuple[tuple[float, ...], ...]]:
+        """Per labelled output, per target, the scalars of the reward model's members at its token. A collective."""
+        return reward_stage.scalars_at_targets(self._held_reward_model(), self._pack, batch)
 
     def source(self, dtype: str, model: Literal["policy", "reward_model"] = "policy") -> ModelWeights:
         """The weights as (name, tensor of `dtype`); iterating it is a collective.

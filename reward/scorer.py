@@ -148,14 +148,14 @@ class ModelScorer(Scorer):
 
     def _scalars(self, samples: Sequence[Sample], positions: Sequence[Sequence[int]]) -> list[list[list[float]]]:
         # Here, so that a worker which judges by the rule alone never loads torch.
-        from reward.models.scalar_model import score
+        from reward.models.scalar_model import read_scalars
 
         scalars: list[list[list[float]]] = []
         # A group at a time: which others come with it is chance, and two batches differ by rounding.
         for prompt, group in groupby(zip(samples, positions, strict=True), key=lambda asked: asked[0].prompt_ids):
             asked = [(prompt + sample.output_ids, [len(prompt) + place for place in places]) for sample, places in group]
             sequences, places = zip(*asked, strict=True)
-            scalars += score(self._model, sequences, places, max_tokens=self._scoring.max_tokens_per_batch)
+            scalars += read_scalars(self._model, sequences, places, max_tokens=self._scoring.max_tokens_per_batch)
         return scalars
 
     def _scored(self, sample: Sample, outcome: Outcome, positions: Sequence[int], scalars: list[list[float]]) -> ScoredSample:
@@ -180,15 +180,15 @@ class ModelScorer(Scorer):
     def _combined(self, logits: Sequence[float]) -> tuple[float, float]:
         """One score from the members' logits at one token, and their spread."""
         if not all(map(math.isfinite, logits)):
-            raise ValueError(f"the reward model's scores are {logits}, expected finite numbers")
+            raise ValueError(f"the reward model's scalars are {logits}, expected finite numbers")
         as_probability = self._model.kind == "process" and self._scoring.process_reward == "probability"
         return combine([probability(x) for x in logits] if as_probability else logits, self._scoring)
 
 
-def combine(scores: Sequence[float], config: RewardModelConfig) -> tuple[float, float]:
-    """An ensemble's scores of one token as one, and their standard deviation (population)."""
-    mean, spread = math.fsum(scores) / len(scores), statistics.pstdev(scores)
-    lowered = {"mean": mean, "minimum": min(scores), "mean_minus_spread": mean - config.spread_weight * spread}
+def combine(values: Sequence[float], config: RewardModelConfig) -> tuple[float, float]:
+    """An ensemble's values of one token as one, and their standard deviation (population)."""
+    mean, spread = math.fsum(values) / len(values), statistics.pstdev(values)
+    lowered = {"mean": mean, "minimum": min(values), "mean_minus_spread": mean - config.spread_weight * spread}
     return lowered[config.combine], spread
 
 

@@ -58,11 +58,11 @@ class HeldOut:
             self._sampled = version, groups
         return self._sampled[1]
 
-    def assess(self, step: int, stage: StageConfig, examples: Sequence[LabelledGroup], scores: "Scores") -> None:
-        """Quality of the serving reward model, from its scores of labelled outputs, into reward_model.jsonl."""
+    def assess(self, step: int, stage: StageConfig, examples: Sequence[LabelledGroup], scalars: "Scalars") -> None:
+        """Quality of the serving reward model, from its scalars of labelled outputs, into reward_model.jsonl."""
         supervision, version = reward_model_row(stage).supervision, self._serving.reward_version
         measures = {"outcome": outcome_quality, "process": process_quality}[supervision](
-            examples, scores, self._config.reward.model or RewardModelConfig()
+            examples, scalars, self._config.reward.model or RewardModelConfig()
         )
         measures["unjudged"] = sum(one.verdict.failed for one in samples_of(self.sampled()))
         row = {"step": step, "stage": stage.name, "reward_version": version, "supervision": supervision, **measures}
@@ -79,14 +79,14 @@ class HeldOut:
         return self._sampler.score(groups, f"evaluate v{self._serving.version}", "rule")
 
 
-Scores = Sequence[Sequence[Sequence[float]]]
-"""Per output of the examples, per target, the members' scores."""
+Scalars = Sequence[Sequence[Sequence[float]]]
+"""Per output of the examples, per target, the members' scalars."""
 Measures = dict[str, float | int | None]
 
 
-def outcome_quality(examples: Sequence[LabelledGroup], scores: Scores, config: RewardModelConfig) -> Measures:
+def outcome_quality(examples: Sequence[LabelledGroup], scalars: Scalars, config: RewardModelConfig) -> Measures:
     """Accuracy over all pairs of a right and a wrong output of one question, and AUROC over all outputs."""
-    combined = [combine(at_end[0], config) for at_end in scores]
+    combined = [combine(at_end[0], config) for at_end in scalars]
     judged, pairs = iter(combined), []
     for group in examples:
         sides: dict[int, list[float]] = {0: [], 1: []}
@@ -102,10 +102,10 @@ def outcome_quality(examples: Sequence[LabelledGroup], scores: Scores, config: R
     }
 
 
-def process_quality(examples: Sequence[LabelledGroup], scores: Scores, config: RewardModelConfig) -> Measures:
+def process_quality(examples: Sequence[LabelledGroup], scalars: Scalars, config: RewardModelConfig) -> Measures:
     """Accuracy of step labels at probability 0.5, plain and balanced, AUROC, and the calibration error."""
     labels = [int(target.value > 0.5) for group in examples for item in group.labelled for target in item.targets]
-    combined = [combine([probability(x) for x in step], config) for steps in scores for step in steps]
+    combined = [combine([probability(x) for x in step], config) for steps in scalars for step in steps]
     judged = [min(1.0, max(0.0, score)) for score, _ in combined]
     said = [int(p > 0.5) for p in judged]
     return {

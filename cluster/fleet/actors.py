@@ -181,8 +181,8 @@ class LearnerActor:
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self.worker.logprobs(sequences)
 
-    def scores(self, examples: Sequence[LabelledGroup]) -> list[tuple[tuple[float, ...], ...]]:
-        return self.worker.scores(examples)
+    def scalars(self, examples: Sequence[LabelledGroup]) -> list[tuple[tuple[float, ...], ...]]:
+        return self.worker.scalars(examples)
 
     def save(self, directory: Path, written: Callable[[Mapping[str, int]], None]) -> None:
         self.worker.save(directory, written)

@@ -71,7 +71,7 @@ class LearnerGroup:
         self.begin_stage = self._all(LearnerActor.begin_stage)
         self.step = self._all(LearnerActor.step)
         self.logprobs = self._all(LearnerActor.logprobs)
-        self.scores = self._all(LearnerActor.scores)
+        self.scalars = self._all(LearnerActor.scalars)
         self.save = self._all(LearnerActor.save)
         self.writing = self._all(LearnerActor.writing)
         self.load = self._all(LearnerActor.load)

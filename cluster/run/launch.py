@@ -213,14 +213,14 @@ def summarise(config: RunConfig, held_out: HeldOut, serving: Serving, actors: Ro
     after = rows[-1]
     at_k = [name for name in after if name.startswith(("maj_at_", "pass_at_"))]
     names = ["accuracy", "greedy_accuracy", "well_formed", "unjudged", *at_k]
-    scores = {f"{name}_{when}": row[name] for name in names for when, row in (("before", before), ("after", after)) if row}
+    figures = {f"{name}_{when}": row[name] for name in names for when, row in (("before", before), ("after", after)) if row}
     spent = clock.spent()
     return {
         "name": config.name,
         "seed": config.seed,
         "config_hash": config_hash(config),
         "stages": stage_facts(config),
-        **scores,
+        **figures,
         "seconds": {phase: round(s, 2) for phase, s in spent.items()},
         "tokens_per_second": round(sampled_tokens / sampling, 1) if (sampling := spent["generate"]) else None,
         "reward_models": held_out.reward_models,

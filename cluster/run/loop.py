@@ -176,8 +176,8 @@ class Loop:
         self.serving.publish_reward_model()
         with self.clock.timed("evaluate"):
             examples = self.labeller.held_out(stage, self.held_out.sampled())
-            scores = self.roles.learner.scores(examples)
-            self.held_out.assess(self.progress.step, stage, examples, scores)
+            scalars = self.roles.learner.scalars(examples)
+            self.held_out.assess(self.progress.step, stage, examples, scalars)
         self.labeller.finish(stage)
         with self.clock.timed("other"), whole_directory(self.dir / "reward_model") as place:
             self.roles.learner.export_reward_model(place)

@@ -30,8 +30,8 @@ class RuleLabels(Labels):
 
     cell: Literal["rule"] = "rule"
     every_token: bool = False
-    """For an outcome model: the answer's label at every token instead of the last, so that the score learns how likely a right
-    answer still is (token-level verifiers, Cobbe et al., arXiv 2110.14168). Only the last token's score is a reward."""
+    """For an outcome model: the answer's label at every token instead of the last, so that the scalar learns how likely a right
+    answer still is (token-level verifiers, Cobbe et al., arXiv 2110.14168). Only the last token's scalar is a reward."""
 
     def misfit(self, supervision: Supervision, loss: Loss) -> str | None:
         if self.every_token and (supervision == "process" or loss.compares_pairs):
@@ -66,6 +66,6 @@ class Ranking(Loss):
 
 
 class CrossEntropy(Loss):
-    """Binary cross-entropy of the score, as a logit, against the label (Math-Shepherd, arXiv 2312.08935)."""
+    """Binary cross-entropy of the scalar, as a logit, against the label (Math-Shepherd, arXiv 2312.08935)."""
 
     cell: Literal["cross_entropy"] = "cross_entropy"

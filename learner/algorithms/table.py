@@ -154,7 +154,7 @@ class RewardModelRow(Strict):
     """Who judges the outputs that it learns from."""
     needs: ClassVar[frozenset[Need]] = frozenset()
     supervision: Supervision
-    """One score for an output, at its last token; or one for every step, at the step's last token."""
+    """One scalar for an output, at its last token; or one for every step, at the step's last token."""
     data_source: DataSource = POLICY_SAMPLES
     labels: Annotated[RuleLabels | MonteCarloLabels | FileLabels, Field(discriminator="cell")] = RuleLabels()
     objective: Annotated[Ranking | CrossEntropy, Field(discriminator="cell")]

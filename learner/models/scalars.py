@@ -62,7 +62,7 @@ def check_scalar_packing(model: ScalarModel) -> None:
         packed_KN = scalars(model, micro, micro.place_N)
         alone_KN = torch.cat([_alone(model, prompt, output) for output in outputs], dim=1)
     gap_KN = (packed_KN - alone_KN).abs() / (1 + alone_KN.abs())
-    agree(f"{type(model.members[0]).__name__}: scores", gap_KN.max().item())
+    agree(f"{type(model.members[0]).__name__}: scalars", gap_KN.max().item())
 
 
 def _alone(model: ScalarModel, prompt: tuple[int, ...], output: tuple[int, ...]) -> Tensor:

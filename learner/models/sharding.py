@@ -70,7 +70,7 @@ def copy_shards(mine: nn.Module, theirs: nn.Module) -> None:
 
 
 @torch.no_grad()
-def score(model: Model, packed: PackedBatch, read: Callable[[Model, MicroBatch], Tensor]) -> list[Tensor]:
+def read_all(model: Model, packed: PackedBatch, read: Callable[[Model, MicroBatch], Tensor]) -> list[Tensor]:
     """What `read` gives for every micro-batch, without gradient, of a sharded model. A collective."""
     values = [read(model, micro) for micro in packed.micro_batches]
     cast(FSDPModule, model).reshard()  # The root stays gathered for a backward pass that does not come here.

@@ -18,7 +18,7 @@ from learner.types import MicroBatch
 from reward.models.scalar_model import attention_of
 
 PACKING_TOLERANCE = 1e-3
-"""In nats, or of a score near 1; float32 noise is below 1e-4, and the errors looked for are above 1e-2."""
+"""In nats, or of a scalar near 1; float32 noise is below 1e-4, and the errors looked for are above 1e-2."""
 WINDOW = 3
 """Of windowed layers while a model is tried, so that a few tokens are beyond it."""
 SMALL = {"num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 64}

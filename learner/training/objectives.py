@@ -113,15 +113,15 @@ class RankingObjective:
     """How often each member sees each sample of the batch; the same for both of a pair."""
 
     def __call__(self, model: ScalarModel, micro: LabelBatch) -> Parts:
-        score_KN = scalars(model, micro, micro.place_N)
+        scalar_KN = scalars(model, micro, micro.place_N)
         first_P, second_P = micro.group_N.argsort(stable=True).view(len(micro.group_N) // 2, 2).T
         sign_P = (micro.label_N[first_P] - micro.label_N[second_P]).sign()
-        margin_KP = sign_P * (score_KN[:, first_P] - score_KN[:, second_P])
+        margin_KP = sign_P * (scalar_KN[:, first_P] - scalar_KN[:, second_P])
         loss_KP = -logsigmoid(margin_KP)
         weight_P = micro.token_weight_N[first_P] + micro.token_weight_N[second_P]
         loss = (loss_KP * self.weight_KS[:, micro.sample_N[first_P]] * weight_P).sum()
         sums = {"ranking_loss": loss_KP.detach().mean(0).sum(), "right": (margin_KP.mean(0) > 0).sum()}
-        return loss, sums, score_KN.detach()
+        return loss, sums, scalar_KN.detach()
 
     def metrics(self, sums: dict[str, float], packed: PackedBatch[LabelBatch], read: list[Tensor]) -> dict[str, float]:
         """The mean loss of a member, every pair counted once, and the share of pairs that the members' mean ranks right."""
@@ -131,7 +131,7 @@ class RankingObjective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelObjective:
-    """Binary cross-entropy of the scores as logits against labels in [0, 1], averaged over the labels of the whole batch.
+    """Binary cross-entropy of the scalars as logits against labels in [0, 1], averaged over the labels of the whole batch.
 
     The trained tokens are the labelled ones, each with its label as the target and 1 / labels as its weight (Math-Shepherd,
     arXiv 2312.08935, eq. 1 and 2, averaged where the paper sums).
@@ -141,11 +141,11 @@ class LabelObjective:
     """How often each member sees each sample of the batch."""
 
     def __call__(self, model: ScalarModel, micro: LabelBatch) -> Parts:
-        score_KN, label_N = scalars(model, micro, micro.place_N), micro.label_N
-        loss_KN = binary_cross_entropy_with_logits(score_KN, label_N.expand_as(score_KN), reduction="none")
+        scalar_KN, label_N = scalars(model, micro, micro.place_N), micro.label_N
+        loss_KN = binary_cross_entropy_with_logits(scalar_KN, label_N.expand_as(scalar_KN), reduction="none")
         loss = (loss_KN * self.weight_KS[:, micro.sample_N] * micro.token_weight_N).sum()
-        right_N = (score_KN.mean(0) > 0) == (label_N > 0.5)
-        return loss, {"label_loss": loss_KN.detach().mean(0).sum(), "right": right_N.sum()}, score_KN.detach()
+        right_N = (scalar_KN.mean(0) > 0) == (label_N > 0.5)
+        return loss, {"label_loss": loss_KN.detach().mean(0).sum(), "right": right_N.sum()}, scalar_KN.detach()
 
     def metrics(self, sums: dict[str, float], packed: PackedBatch[LabelBatch], read: list[Tensor]) -> dict[str, float]:
         """The mean loss of a member, every label counted once, and the share of labels on whose side the members' mean is."""

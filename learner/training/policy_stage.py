@@ -13,7 +13,7 @@ from learner.algorithms.credit import Advantages, judged
 from learner.algorithms.table import Algorithm, DataSource
 from learner.batch.packing import Output, by_sample, columns, output_of
 from learner.models.scalars import scalars
-from learner.models.sharding import gather_by_slot, score
+from learner.models.sharding import gather_by_slot, read_all
 from learner.stage import StageSpec
 from learner.training.objectives import PolicyObjective, ValueObjective
 from learner.training.trainer import Trainer
@@ -98,7 +98,7 @@ class PolicyStage:
 
     def _read(self, packed: PackedBatch[MicroBatch], needs: frozenset[Need], temperature: float) -> dict[Need, Columns]:
         return {
-            need: score(self.models[name], packed, lambda model, micro, how=how: how(model, micro, temperature))
+            need: read_all(self.models[name], packed, lambda model, micro, how=how: how(model, micro, temperature))
             for need, (name, how) in READ.items()
             if need in needs
         }

@@ -12,7 +12,7 @@ from learner.algorithms.labels import CrossEntropy, Ranking
 from learner.algorithms.table import RewardModelRow
 from learner.batch.packing import Output, columns, output_of
 from learner.models.scalars import scalars
-from learner.models.sharding import gather_by_slot, score
+from learner.models.sharding import gather_by_slot, read_all
 from learner.stage import StageSpec
 from learner.training.objectives import LabelObjective, RankingObjective
 from learner.training.policy_stage import Pack
@@ -35,7 +35,7 @@ class RewardModelStage:
         self.trainers = {"reward_model": Trainer(model, spec.optimizer, spec.total_updates)}
 
     def step(self, batch: Batch, updates: int, temperature: float) -> StepReport:
-        """Updates on the labels of a batch; scores have no temperature. An example in the loss has the advantage 0.
+        """Updates on the labels of a batch; scalars have no temperature. An example in the loss has the advantage 0.
 
         Raises ValueError for labels that the objective cannot read.
         """
@@ -48,10 +48,10 @@ class RewardModelStage:
         return StepReport.of(packed, metrics, [0.0 if output.in_loss else None for output in outputs])
 
 
-def scores(model: ScalarModel, pack: Pack, batch: Batch) -> list[tuple[tuple[float, ...], ...]]:
+def scalars_at_targets(model: ScalarModel, pack: Pack, batch: Batch) -> list[tuple[tuple[float, ...], ...]]:
     """Per example, per target, the K scalars at the target's token; nothing for an example without one. A collective."""
     packed = pack(outputs_of(batch, [bool(item.targets) for item in _flat(batch)]))
-    read = score(model, packed, lambda model, micro: scalars(model, micro, micro.place_N))
+    read = read_all(model, packed, lambda model, micro: scalars(model, micro, micro.place_N))
     flat = iter(gather_by_slot(read, packed).movedim(-1, 0).tolist())
     found = []
     for item in _flat(batch):

@@ -47,7 +47,7 @@ class ScalarModel(nn.Module):
 
     @property
     def heads(self) -> list[nn.Linear]:
-        """Every member's score head."""
+        """Every member's scalar head."""
         return [_head(member) for member in self.members]
 
 
@@ -101,7 +101,7 @@ def load(paths: Sequence[Path], dtype: torch.dtype) -> ScalarModel:
 
 
 def save(model: ScalarModel, directory: Path, tokenizer_dir: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write each member so that its transformers class loads it to the same scores: `directory`, or `directory/member-k`.
+    """Write each member so that its transformers class loads it to the same scalars: `directory`, or `directory/member-k`.
 
     `weights`: the full state dict of `model`, for a sharded one. The tokenizer's files come from `tokenizer_dir`; only its
     padding token becomes the model's, which is how transformers finds a sequence's last token.
@@ -157,12 +157,12 @@ def kind_of(path: Path) -> Kind:
 
 
 @torch.no_grad()
-def score(
+def read_scalars(
     model: ScalarModel, sequences: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], *, max_tokens: int
 ) -> list[list[list[float]]]:
     """Per sequence of token ids, per position to read in it, the K scalars. How sequences are batched does not matter.
 
-    Equal sequences get equal numbers to the last bit: each is scored once. Two batches differ by rounding, which a division
+    Equal sequences get equal numbers to the last bit: each is read once. Two batches differ by rounding, which a division
     by the standard deviation of a group of equal outputs would make advantages of.
 
     `max_tokens`: of a batch, padding included; a longer sequence goes alone. Raises ValueError for a position outside.
@@ -176,7 +176,7 @@ def score(
     for batch in _batches([len(ids) if places else 0 for ids, places in distinct], max_tokens):
         width = max(len(distinct[i][0]) for i in batch)
         at = [row * width + place for row, i in enumerate(batch) for place in distinct[i][1]]
-        values = iter(_score_rows(model, [distinct[i][0] for i in batch], width, at).T.tolist())
+        values = iter(_scalars_of_rows(model, [distinct[i][0] for i in batch], width, at).T.tolist())
         for i in batch:
             answers[distinct[i]] = [next(values) for _ in distinct[i][1]]
     return [answers[one] for one in asked]
@@ -193,7 +193,7 @@ def _batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
-def _score_rows(model: ScalarModel, rows: Sequence[Sequence[int]], width: int, at: Sequence[int]) -> Tensor:
+def _scalars_of_rows(model: ScalarModel, rows: Sequence[Sequence[int]], width: int, at: Sequence[int]) -> Tensor:
     """(K, N) scalars of right-padded rows."""
     device = model.heads[0].weight.device
     input_ids_BT = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in rows], device=device)

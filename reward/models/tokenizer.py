@@ -23,7 +23,7 @@ NOT_IDS = ("padding", "truncation")
 def padding_id(model_dir: Path, config: Any) -> int:
     """A token that never ends an output, be it as an eos or as the template's end of a turn.
 
-    Transformers reads the score at the last token that is not padding.
+    Transformers reads the scalar at the last token that is not padding.
     The model's padding token if that will do, else the tokenizer's, else another special token, else an ordinary one.
     """
     from transformers import AutoTokenizer

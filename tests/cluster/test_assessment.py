@@ -19,8 +19,8 @@ def group(*examples):
 
 def test_an_outcome_model_is_measured_on_pairs_within_questions_and_on_all_outputs():
     examples = [group(example(1.0), example(0.0), example(0.0)), group(example(1.0)), group(example(0.0))]
-    scores = [[(2.0,)], [(1.0,)], [(3.0,)], [(-1.0,)], [(-2.0,)]]
-    found = outcome_quality(examples, scores, RewardModelConfig())
+    scalars = [[(2.0,)], [(1.0,)], [(3.0,)], [(-1.0,)], [(-2.0,)]]
+    found = outcome_quality(examples, scalars, RewardModelConfig())
     assert (found["pairs"], found["pair_accuracy"], found["spread"]) == (2, 0.5, 0.0)
     assert found["auroc"] == pytest.approx((2 + 1) / 6), "right 2 and -1 against wrong 1, 3 and -2: (2+0) and (0+1) of 6"
 
@@ -28,8 +28,8 @@ def test_an_outcome_model_is_measured_on_pairs_within_questions_and_on_all_outpu
 def test_a_process_model_is_measured_on_every_step_at_probability_one_half():
     logit = lambda p: math.log(p / (1 - p))  # noqa: E731
     examples = [group(example(1.0, 0.0)), group(example(1.0, 1.0))]
-    scores = [[(logit(0.9),), (logit(0.4),)], [(logit(0.8),), (logit(0.3),)]]
-    found = process_quality(examples, scores, RewardModelConfig())
+    scalars = [[(logit(0.9),), (logit(0.4),)], [(logit(0.8),), (logit(0.3),)]]
+    found = process_quality(examples, scalars, RewardModelConfig())
     assert (found["steps"], found["accuracy"]) == (4, 0.75)
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["auroc"] == pytest.approx(2 / 3)
@@ -38,8 +38,8 @@ def test_a_process_model_is_measured_on_every_step_at_probability_one_half():
 
 def test_an_ensemble_is_measured_as_it_scores():
     examples = [group(example(1.0), example(0.0))]
-    scores = [[(3.0, 1.0)], [(2.5, 1.5)]]
-    mean, low = (outcome_quality(examples, scores, RewardModelConfig(members=2, combine=c)) for c in ("mean", "minimum"))
+    scalars = [[(3.0, 1.0)], [(2.5, 1.5)]]
+    mean, low = (outcome_quality(examples, scalars, RewardModelConfig(members=2, combine=c)) for c in ("mean", "minimum"))
     assert (mean["pair_accuracy"], low["pair_accuracy"], mean["spread"]) == (0.5, 0.0, 0.75)
 
 

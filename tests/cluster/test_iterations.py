@@ -65,7 +65,7 @@ class Judged(FakeRoles):
             self.spec = args[-1]
         if method == "begin_stage":
             self.events.append(f"begin {type(self.spec.row).__name__} at weights {self.weights}")
-        if method == "scores":
+        if method == "scalars":
             return [((0.5,),) * len(item.targets) for item in flat(args[0])]
         if method == "step" and isinstance(self.spec.row, RewardModelRow):
             kept = self.weights
@@ -176,7 +176,7 @@ class Dies(Judged):
         return super().learn(method, *args)
 
 
-SEAMS = ("generate", "score", "publish", "send_reward_model", "begin_stage", "save", "scores", "export_reward_model")
+SEAMS = ("generate", "score", "publish", "send_reward_model", "begin_stage", "save", "scalars", "export_reward_model")
 
 
 @pytest.mark.parametrize("seam", SEAMS)

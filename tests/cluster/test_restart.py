@@ -191,7 +191,7 @@ def test_a_stop_that_comes_with_the_failure_is_not_answered_by_a_restart(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fail", [("step", n) for n in (2, 5, 7, 10)] + [("send", 1), ("send", 2), ("scores", 1)], ids=str)
+@pytest.mark.parametrize("fail", [("step", n) for n in (2, 5, 7, 10)] + [("send", 1), ("send", 2), ("scalars", 1)], ids=str)
 def test_nobody_is_judged_by_a_model_that_the_dead_learner_trained(tmp_path, data, tokenizer, fail, undisturbed):
     roles = JudgedAgain(tokenizer, fail)
     loop = live(iterative(tmp_path / "run", ITERATIVE, checkpoint_every=100), data, roles)

@@ -102,7 +102,7 @@ def stages(worker, out: Path) -> dict:
     worker.save(out / "stages", saved.update)
     reports.append(worker.step(groups(batch_of("token", seed=1)), updates=2, temperature=1.0))
     worker.writing(wait=True)
-    result = {"reports": reports, "saved": saved, "scores": worker.scores(labelled_batch()), **held(worker)}
+    result = {"reports": reports, "saved": saved, "scalars": worker.scalars(labelled_batch()), **held(worker)}
     worker.export_reward_model(out / "reward_model")
     return result | {"continued": continue_stages(worker, out)}
 
@@ -165,7 +165,7 @@ def reward_model_gradients(worker) -> dict:
             row = resolve_reward_model(name)
             worker.begin_stage(stage(row, adamw(**OPTIMIZER), 1, members=members, seed=HEAD_SEED))
             found[name, members, "report"] = worker.step(batch, updates=1, temperature=1.0)
-            found[name, members, "scores"] = worker.scores(batch)
+            found[name, members, "scalars"] = worker.scalars(batch)
             found[name, members] = gradients(worker, "reward_model")
     return found
 

@@ -186,7 +186,7 @@ def test_a_stage_before_the_first_reward_model_forgets_one_made_after_the_checkp
     worker.begin_stage(REWARD_MODEL)
     worker.load(tmp_path, PPO)
     with pytest.raises(RuntimeError, match="no reward model"):
-        worker.scores(labelled_batch())
+        worker.scalars(labelled_batch())
 
 
 def test_an_exported_reward_model_scores_in_the_reward_stage_as_in_the_learner(start, model_dir, tmp_path):
@@ -199,6 +199,6 @@ def test_an_exported_reward_model_scores_in_the_reward_stage_as_in_the_learner(s
     model = scalar_models.load([tmp_path / "rm"], torch.float32)
     positions = [[len(x.sample.prompt_ids) + t.position for t in x.targets] for x in batch]
     sequences = [x.sample.prompt_ids + x.sample.output_ids for x in batch]
-    expected = scalar_models.score(model, sequences, positions, max_tokens=256)
-    for found, rows in zip(worker.scores(groups), expected, strict=True):
+    expected = scalar_models.read_scalars(model, sequences, positions, max_tokens=256)
+    for found, rows in zip(worker.scalars(groups), expected, strict=True):
         assert [list(row) for row in found] == [pytest.approx(row, abs=1e-4) for row in rows]

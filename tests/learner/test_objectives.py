@@ -71,8 +71,8 @@ def test_the_value_is_read_before_the_token_and_labels_at_it():
     assert LabelObjective(weight_KS=torch.ones(1, 1))(model, label)[2].tolist() == [[30.0]]
 
 
-def ranking(scores, labels, groups, weight=None):
-    model = torch.tensor(scores, dtype=F64, requires_grad=True)
+def ranking(scalars, labels, groups, weight=None):
+    model = torch.tensor(scalars, dtype=F64, requires_grad=True)
     counts = torch.ones(model.shape) if weight is None else torch.tensor(weight)
     objective = RankingObjective(weight_KS=counts)
     given = micro(LabelBatch, len(labels), label_N=torch.tensor(labels), group_N=torch.tensor(groups))
@@ -95,8 +95,8 @@ def test_a_tie_is_not_ranked_right():
 
 
 def test_every_member_of_an_ensemble_is_trained_on_its_own_sample_and_judged_on_all():
-    scores, labels, groups = [[0.0, 2.0, 0.0, 1.0], [0.0, -1.0, 0.0, 3.0]], [0.0, 1.0, 0.0, 1.0], [0, 0, 1, 1]
-    loss, grad, metrics = ranking(scores, labels, groups, weight=[[2.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+    scalars, labels, groups = [[0.0, 2.0, 0.0, 1.0], [0.0, -1.0, 0.0, 3.0]], [0.0, 1.0, 0.0, 1.0], [0, 0, 1, 1]
+    loss, grad, metrics = ranking(scalars, labels, groups, weight=[[2.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
     each = [[math.log(1 + math.exp(-m)) for m in row] for row in ([2.0, 1.0], [-1.0, 3.0])]
     assert loss == pytest.approx((2 * each[0][0] + each[1][1]) / 2)
     assert grad[0][2:] == [0, 0] and grad[1][:2] == [0, 0]
@@ -105,12 +105,12 @@ def test_every_member_of_an_ensemble_is_trained_on_its_own_sample_and_judged_on_
 
 
 def test_labels_are_averaged_over_the_batch_and_may_be_soft():
-    scores, labels = [0.5, -1.0, 2.0, 3.0], [1.0, 0.0, 0.25, 0.75]
-    model = torch.tensor([scores], dtype=F64, requires_grad=True)
+    scalars, labels = [0.5, -1.0, 2.0, 3.0], [1.0, 0.0, 0.25, 0.75]
+    model = torch.tensor([scalars], dtype=F64, requires_grad=True)
     objective = LabelObjective(weight_KS=torch.ones(1, 4))
     loss, sums, _ = objective(model, micro(LabelBatch, 4, label_N=torch.tensor(labels, dtype=F64)))
     loss.backward()
-    p = [1 / (1 + math.exp(-x)) for x in scores]
+    p = [1 / (1 + math.exp(-x)) for x in scalars]
     each = [-y * math.log(q) - (1 - y) * math.log(1 - q) for y, q in zip(labels, p, strict=True)]
     assert loss.item() == pytest.approx(sum(each) / 4)
     assert model.grad[0].tolist() == pytest.approx([(q - y) / 4 for y, q in zip(labels, p, strict=True)])

@@ -150,7 +150,7 @@ def test_bfloat16_compute_reads_values_and_scores_in_float32(start, model_dir):
     worker.begin_stage(stage(resolve_reward_model("outcome_model"), adamw(), 3))
     pair = [scored("p", i, [5, 9], [40 + i, 2], reward=float(i)) for i in range(2)]
     assert worker.step(examples(pair), updates=1, temperature=1.0).metrics["skipped"] == 0
-    ((score,),), _ = worker.scores(examples(pair))
-    assert torch.tensor(score).bfloat16().item() != score
+    ((scalar,),), _ = worker.scalars(examples(pair))
+    assert torch.tensor(scalar).bfloat16().item() != scalar
     worker.begin_stage(ppo(critic=adamw()))
     assert worker.step(groups(toy(0)), updates=2, temperature=1.0).metrics["critic_skipped"] == 0

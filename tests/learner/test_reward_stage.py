@@ -84,10 +84,10 @@ def test_an_outcome_model_learns_to_rank(start, model_dir, members):
     assert reports[-1].metrics["ranking_accuracy"] == 1
     assert reports[-1].metrics["ranking_loss"] < 0.1 < reports[0].metrics["ranking_loss"]
     assert reports[0].advantages == [0.0] * 12 and reports[0].tokens == 12
-    found = worker.scores(examples(outcome_pairs()))
+    found = worker.scalars(examples(outcome_pairs()))
     means = [sum(members) / len(members) for (members,) in found]
     assert all(better > worse for better, worse in zip(means[::2], means[1::2], strict=True))
-    assert {len(scores) for (scores,) in found} == {members}
+    assert {len(scalars) for (scalars,) in found} == {members}
 
 
 def test_a_process_model_learns_labels_and_tells_which_examples_had_none(start, model_dir):
@@ -99,18 +99,18 @@ def test_a_process_model_learns_labels_and_tells_which_examples_had_none(start, 
     assert reports[-1].metrics["label_accuracy"] > 0.95 > reports[0].metrics["label_accuracy"]
     assert reports[0].advantages == [0.0 if x.targets else None for x in hard]
     assert reports[0].tokens == sum(len(x.targets) for x in hard)
-    found = worker.scores(batch)
+    found = worker.scalars(batch)
     assert [len(row) for row in found] == [len(x.targets) for x in hard]
 
 
-def test_scores_are_in_the_order_of_the_events(start, model_dir):
+def test_scalars_are_in_the_order_of_the_events(start, model_dir):
     worker = start(model_dir)
     worker.begin_stage(stage(PROCESS, adamw(), 1))
     forwards = scored("a", 0, [5], [6, 7, 8], events=[(0, 1.0), (2, 0.0)])
     backwards = replace(forwards, events=forwards.events[::-1])
-    (first,), (second,) = worker.scores(examples([forwards])), worker.scores(examples([backwards]))
+    (first,), (second,) = worker.scalars(examples([forwards])), worker.scalars(examples([backwards]))
     assert first == second[::-1] and first[0] != first[1]
-    assert worker.scores(examples([scored("a", 0, [5], [6])])) == [()]
+    assert worker.scalars(examples([scored("a", 0, [5], [6])])) == [()]
 
 
 def test_a_batch_without_labels_changes_nothing(start, model_dir):
@@ -181,11 +181,11 @@ def test_a_given_reward_model_with_another_tokenizer_is_refused(start, model_dir
         start(model_dir).begin_stage(stage(OUTCOME, adamw(), 3, reward_model=(tmp_path,)))
 
 
-def test_packed_scores_are_those_of_each_output_alone(start, model_dir):
+def test_packed_scalars_are_those_of_each_output_alone(start, model_dir):
     worker = start(model_dir, max_tokens_per_microbatch=4096)
     worker.begin_stage(stage(PROCESS, adamw(), 1, members=2, seed=1))
     batch = batch_of("token", process=True)
-    together = worker.scores(examples(batch))
-    for item, scores in zip(batch, together, strict=True):
-        alone = worker.scores(examples([item]))[0]
-        torch.testing.assert_close(torch.tensor(scores), torch.tensor(alone), rtol=0, atol=1e-5)
+    together = worker.scalars(examples(batch))
+    for item, scalars in zip(batch, together, strict=True):
+        alone = worker.scalars(examples([item]))[0]
+        torch.testing.assert_close(torch.tensor(scalars), torch.tensor(alone), rtol=0, atol=1e-5)

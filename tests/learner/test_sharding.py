@@ -120,8 +120,8 @@ def test_a_checkpoint_of_one_rank_continues_on_two(tied_dir, out_of_one, one):
         assert_close(each["weights"], one["weights"])
 
 
-def flat(scores):
-    return [score for example in scores for members in example for score in members]
+def flat(scalars):
+    return [score for example in scalars for members in example for score in members]
 
 
 def test_stages_of_reward_model_and_ppo_do_not_depend_on_the_ranks(one, two):
@@ -131,7 +131,7 @@ def test_stages_of_reward_model_and_ppo_do_not_depend_on_the_ranks(one, two):
         for found, expected in zip(each["stages"]["reports"], one["stages"]["reports"], strict=True):
             metrics = {name: value for name, value in expected.metrics.items() if name != "padding_share"}
             assert {name: found.metrics[name] for name in metrics} == pytest.approx(metrics, rel=1e-3, abs=1e-5)
-        assert flat(each["stages"]["scores"]) == pytest.approx(flat(one["stages"]["scores"]), abs=1e-4)
+        assert flat(each["stages"]["scalars"]) == pytest.approx(flat(one["stages"]["scalars"]), abs=1e-4)
 
 
 def test_a_checkpoint_of_all_four_models_continues_exactly_on_two_and_closely_on_one(tied_dir, out, two, start):

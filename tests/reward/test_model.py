@@ -17,7 +17,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from reward.models.scalar_model import ScalarModel, build, load, member_directories, save, score
+from reward.models.scalar_model import ScalarModel, build, load, member_directories, read_scalars, save
 from tests.reward.builders import random_ids, write_gpt2
 
 F32 = torch.float32
@@ -31,8 +31,8 @@ def last(sequences):
     return [[len(ids) - 1] for ids in sequences]
 
 
-def flat(scores):
-    return torch.tensor([value for rows in scores for row in rows for value in row])
+def flat(scalars):
+    return torch.tensor([value for rows in scalars for row in rows for value in row])
 
 
 def padded(directory, sequences) -> dict[str, torch.Tensor]:
@@ -44,12 +44,12 @@ def test_an_exported_outcome_model_scores_alike_in_transformers_also_outputs_tha
     model, sequences = made(tiny_model_dir), random_ids(0, 12)
     save(model, tmp_path, tiny_model_dir)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    mine = flat(score(model, sequences, last(sequences), max_tokens=64))
+    mine = flat(read_scalars(model, sequences, last(sequences), max_tokens=64))
     with torch.no_grad():
         torch.testing.assert_close(theirs(**padded(tmp_path, sequences)).logits[:, 0], mine, atol=1e-5, rtol=0)
     assert mine.std() > 0.1
     assert theirs.config.pad_token_id != 2, "padding is the eos in the policy's own config"
-    torch.testing.assert_close(flat(score(load([tmp_path], F32), sequences, last(sequences), max_tokens=64)), mine)
+    torch.testing.assert_close(flat(read_scalars(load([tmp_path], F32), sequences, last(sequences), max_tokens=64)), mine)
 
 
 @pytest.mark.parametrize("gpt2", [False, True])
@@ -60,27 +60,27 @@ def test_an_exported_process_model_scores_alike_in_transformers_at_every_token(t
         model.heads[0].bias.fill_(0.75)
     save(model, tmp_path / "out", source)
     theirs = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
-    mine = score(model, sequences, [range(len(ids)) for ids in sequences], max_tokens=64)
-    for ids, scores in zip(sequences, mine, strict=True):
+    mine = read_scalars(model, sequences, [range(len(ids)) for ids in sequences], max_tokens=64)
+    for ids, scalars in zip(sequences, mine, strict=True):
         with torch.no_grad():
             alone = theirs(torch.tensor([ids])).logits[0]
-        torch.testing.assert_close(torch.tensor(scores), alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.tensor(scalars), alone, atol=1e-5, rtol=0)
     assert theirs.dropout.p == 0
 
 
-def close(scores, others) -> bool:
+def close(scalars, others) -> bool:
     """Equal but for the order of sums, which the number of threads decides: that may change from call to call."""
-    return torch.allclose(torch.tensor(scores), torch.tensor(others), rtol=0, atol=1e-5)
+    return torch.allclose(torch.tensor(scalars), torch.tensor(others), rtol=0, atol=1e-5)
 
 
 def test_members_are_written_apart_and_load_in_their_order(tiny_model_dir, tmp_path):
     model, sequences = made(tiny_model_dir, members=11), random_ids(2, 3)
     save(model, tmp_path, tiny_model_dir)
     assert [place.name for place in member_directories(tmp_path)] == [f"member-{k}" for k in range(11)]
-    mine = score(model, sequences, last(sequences), max_tokens=64)
-    assert close(score(load([tmp_path], F32), sequences, last(sequences), max_tokens=64), mine)
+    mine = read_scalars(model, sequences, last(sequences), max_tokens=64)
+    assert close(read_scalars(load([tmp_path], F32), sequences, last(sequences), max_tokens=64), mine)
     two = load([tmp_path / "member-3", tmp_path / "member-0"], F32)
-    assert close(score(two, sequences, last(sequences), max_tokens=64), [[[r[0][3], r[0][0]]] for r in mine])
+    assert close(read_scalars(two, sequences, last(sequences), max_tokens=64), [[[r[0][3], r[0][0]]] for r in mine])
 
 
 def test_heads_come_from_the_seed_alone_and_backbones_from_the_policy(tiny_model_dir):
@@ -100,12 +100,12 @@ def test_heads_come_from_the_seed_alone_and_backbones_from_the_policy(tiny_model
 def test_scores_do_not_depend_on_batching(tiny_model_dir):
     model, sequences = made(tiny_model_dir, "process", members=2), random_ids(3, 17)
     positions = [[] if k == 4 else [0, len(ids) - 1, len(ids) // 2] for k, ids in enumerate(sequences)]
-    alone = score(model, sequences, positions, max_tokens=1)
+    alone = read_scalars(model, sequences, positions, max_tokens=1)
     assert alone[4] == [] and [len(rows) for rows in alone] == [len(places) for places in positions]
     for max_tokens in (40, 100, 10_000):
-        batched = score(model, sequences, positions, max_tokens=max_tokens)
+        batched = read_scalars(model, sequences, positions, max_tokens=max_tokens)
         torch.testing.assert_close(flat(batched), flat(alone), atol=1e-5, rtol=0)
-    back = score(model, sequences[::-1], positions[::-1], max_tokens=100)[::-1]
+    back = read_scalars(model, sequences[::-1], positions[::-1], max_tokens=100)[::-1]
     torch.testing.assert_close(flat(back), flat(alone), atol=1e-5, rtol=0)
 
 
@@ -114,10 +114,10 @@ def test_equal_outputs_score_equally_to_the_last_bit_however_they_are_batched(ti
     sequences = [x for other in others for x in (ids, ids, [*other, *ids])] + [ids] * 4
     positions = [[0, len(ids) - 1] for _ in sequences]
     for max_tokens in (1, 40, 64, 10_000):
-        scores = score(model, sequences, positions, max_tokens=max_tokens)
-        assert len({str(s) for x, s in zip(sequences, scores, strict=True) if x == ids}) == 1
-        assert len({str(s) for s in scores}) == 7
-    ends = score(model, [ids, ids], [[0], [len(ids) - 1]], max_tokens=64)
+        scalars = read_scalars(model, sequences, positions, max_tokens=max_tokens)
+        assert len({str(s) for x, s in zip(sequences, scalars, strict=True) if x == ids}) == 1
+        assert len({str(s) for s in scalars}) == 7
+    ends = read_scalars(model, [ids, ids], [[0], [len(ids) - 1]], max_tokens=64)
     assert ends[0] != ends[1], "the same sequence read elsewhere is another question"
 
 
@@ -130,7 +130,7 @@ def test_outputs_in_one_row_under_a_mask_of_four_dimensions_score_as_alone(tiny_
     ids, places = torch.tensor([prompt + outputs[0] + outputs[1]]), torch.tensor([[0, 1, 2, 3, 4, 5, 3, 4]])
     with torch.no_grad():
         row = model(ids, mask, places, torch.tensor([5, 7]))
-    alone = score(model, [prompt + output for output in outputs], [[5], [4]], max_tokens=64)
+    alone = read_scalars(model, [prompt + output for output in outputs], [[5], [4]], max_tokens=64)
     torch.testing.assert_close(row.T, torch.tensor(alone)[:, 0], atol=1e-5, rtol=0)
     assert model(ids, mask, places, torch.tensor([], dtype=torch.int64)).shape == (2, 0)
 
@@ -138,7 +138,7 @@ def test_outputs_in_one_row_under_a_mask_of_four_dimensions_score_as_alone(tiny_
 def test_a_sharded_model_scores_alike_and_is_saved_from_its_gathered_weights(tiny_model_dir, tmp_path):
     sequences = random_ids(4, 3)
     model = made(tiny_model_dir, members=2)
-    before = score(model, sequences, last(sequences), max_tokens=64)
+    before = read_scalars(model, sequences, last(sequences), max_tokens=64)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
@@ -146,18 +146,18 @@ def test_a_sharded_model_scores_alike_and_is_saved_from_its_gathered_weights(tin
         assert len(layers) == 4
         for module in (*layers, model):
             fully_shard(module, mesh=mesh)
-        assert close(score(model, sequences, last(sequences), max_tokens=64), before)
+        assert close(read_scalars(model, sequences, last(sequences), max_tokens=64), before)
         gathered = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
         save(model, tmp_path / "out", tiny_model_dir, gathered)
     finally:
         dist.destroy_process_group()
-    assert close(score(load([tmp_path / "out"], F32), sequences, last(sequences), max_tokens=64), before)
+    assert close(read_scalars(load([tmp_path / "out"], F32), sequences, last(sequences), max_tokens=64), before)
 
 
 def test_a_narrow_model_answers_in_float32(tiny_model_dir):
     narrow = build(tiny_model_dir, "outcome", members=1, seed=0, dtype=torch.bfloat16)
     out = narrow(torch.tensor([[1, 5, 6]]), torch.ones(1, 3), torch.arange(3)[None], torch.tensor([2]))
-    (wide,) = score(made(tiny_model_dir), [[1, 5, 6]], [[2]], max_tokens=8)
+    (wide,) = read_scalars(made(tiny_model_dir), [[1, 5, 6]], [[2]], max_tokens=8)
     assert out.dtype == torch.float32 and abs(out.item() - wide[0][0]) < 0.05
 
 
@@ -191,7 +191,7 @@ def test_a_directory_that_lacks_weights_is_refused(tiny_model_dir, tmp_path):
 @pytest.mark.parametrize("place", [-1, 3])
 def test_a_position_outside_its_sequence_is_refused(tiny_model_dir, place):
     with pytest.raises(ValueError, match="sequence 1: positions"):
-        score(made(tiny_model_dir), [[1, 2, 3], [1, 2, 3]], [[0], [place]], max_tokens=8)
+        read_scalars(made(tiny_model_dir), [[1, 2, 3], [1, 2, 3]], [[0], [place]], max_tokens=8)
 
 
 def test_exports_are_float32_with_one_label_and_the_class_of_their_kind(tiny_model_dir, tmp_path):
@@ -203,5 +203,5 @@ def test_exports_are_float32_with_one_label_and_the_class_of_their_kind(tiny_mod
 
 def test_a_longer_output_does_not_change_what_was_read_before(tiny_model_dir):
     model, ids = made(tiny_model_dir, "process"), random_ids(5, 1)[0]
-    read = [flat(score(model, [ids[:n]], [[0]], max_tokens=64)) for n in range(1, len(ids) + 1)]
+    read = [flat(read_scalars(model, [ids[:n]], [[0]], max_tokens=64)) for n in range(1, len(ids) + 1)]
     assert max((a - b).abs().item() for a, b in pairwise(read)) < 1e-5
