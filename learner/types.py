@@ -20,7 +20,7 @@ class MicroBatch:
     """The tokens that one forward pass works on. Its subclasses add, per trained token, what a kind of model learns from.
 
     Example: prompt (7, 8) with outputs (5, 2) and (6,), all sampled, is one row of 5 positions: input_ids_BT = [[7, 8, 5, 2,
-    6]], position_ids_BT = [[0, 1, 2, 3, 2]], segment_BT = [[0, 0, 1, 1, 2]], source_N = [1, 2, 1], place_N = [2, 3, 4],
+    6]], position_ids_BT = [[0, 1, 2, 3, 2]], segment_BT = [[0, 0, 1, 1, 2]], source_N = [1, 2, 1], index_N = [2, 3, 4],
     target_N = [5, 2, 6].
     """
 
@@ -32,7 +32,7 @@ class MicroBatch:
     """int64: 0 for the prompt, k for the row's k-th output, -1 for padding. A position sees the prompt and its own segment."""
     source_N: Tensor
     """int64: b * T + t of the position that predicts the token; an output's first token is predicted by the prompt's last."""
-    place_N: Tensor
+    index_N: Tensor
     """int64: b * T + t of the token itself, where a reward model reads what ends with it."""
     target_N: Tensor
     """int64: the token ids."""
@@ -43,7 +43,7 @@ class MicroBatch:
     group_N: Tensor
     """int64: index of the token's group in the batch."""
     slot_N: Tensor
-    """int64: place of the token among all trained tokens of the batch, ordered by sample."""
+    """int64: position of the token among all trained tokens of the batch, ordered by sample."""
 
     @property
     def device(self) -> torch.device:

@@ -12,7 +12,7 @@ AnswerFormat = Literal["auto", "hash", "boxed", "answer-is", "last-number"]
 
 def member_directories(path: Path) -> list[Path]:
     """The directories of the models in `path`: itself, or one for each member of an ensemble."""
-    members = sorted(path.glob("member-*"), key=lambda place: int(place.name.removeprefix("member-")))
+    members = sorted(path.glob("member-*"), key=lambda member: int(member.name.removeprefix("member-")))
     return [path] if (path / "config.json").exists() or not members else members
 
 

@@ -153,9 +153,9 @@ class ModelScorer(Scorer):
         scalars: list[list[list[float]]] = []
         # A group at a time: which others come with it is chance, and two batches differ by rounding.
         for prompt, group in groupby(zip(samples, positions, strict=True), key=lambda asked: asked[0].prompt_ids):
-            asked = [(prompt + sample.output_ids, [len(prompt) + place for place in places]) for sample, places in group]
-            sequences, places = zip(*asked, strict=True)
-            scalars += read_scalars(self._model, sequences, places, max_tokens=self._scoring.max_tokens_per_batch)
+            asked = [(prompt + sample.output_ids, [len(prompt) + position for position in own]) for sample, own in group]
+            sequences, wanted = zip(*asked, strict=True)
+            scalars += read_scalars(self._model, sequences, wanted, max_tokens=self._scoring.max_tokens_per_batch)
         return scalars
 
     def _scored(self, sample: Sample, outcome: Outcome, positions: Sequence[int], scalars: list[list[float]]) -> ScoredSample:

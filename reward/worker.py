@@ -59,8 +59,8 @@ class RewardWorker:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
         if config.path:
             model, version = models.load(config.path, dtype), 0
-            for place in (place for path in config.path for place in member_directories(path)):
-                check_tokenizer(place, model_dir)
+            for directory in (directory for path in config.path for directory in member_directories(path)):
+                check_tokenizer(directory, model_dir)
             if model.kind != kind:
                 raise ValueError(f"reward.model.path: found a model of kind {model.kind}, expected {kind}")
         else:

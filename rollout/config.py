@@ -17,7 +17,7 @@ class Strict(BaseModel):
 
 
 def refusal(problems: list[tuple[tuple[str | int, ...], str]]) -> PydanticCustomError:
-    """A validation error of several problems, each at a place of its own below the model that raises it."""
+    """A validation error of several problems, each at a key of its own below the model that raises it."""
     text = "; ".join(f"{'.'.join(map(str, loc))}: {why}" for loc, why in problems)
     return PydanticCustomError("several", "{text}", {"text": text, "problems": problems})
 

@@ -74,7 +74,7 @@ class RolloutWorker:
         )
 
     async def stream(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float) -> AsyncIterator[tuple[int, Group]]:
-        """`generate`, each group as soon as it is whole, with its place among the leases; with tools all at the end."""
+        """`generate`, each group as soon as it is whole, with its position among the leases; with tools all at the end."""
         made: asyncio.Queue[tuple[int, Group] | None] = asyncio.Queue()
         wave = asyncio.create_task(self.generate(leases, sampling, deadline_s, lambda *group: made.put_nowait(group)))
         wave.add_done_callback(lambda _: made.put_nowait(None))
@@ -99,33 +99,33 @@ class RolloutWorker:
         leases: Sequence[Lease],
         sampling: Sampling,
         deadline_s: float,
-        each: Callable[[int, Group], None] = lambda place, group: None,
+        each: Callable[[int, Group], None] = lambda position, group: None,
     ) -> list[Group]:
         """Sample every index of every lease as one wave, a group a lease, in order. What may not be trained on comes as a
-        rejected sample. `each` hears of every group and its place as soon as it is whole.
+        rejected sample. `each` hears of every group and its position as soon as it is whole.
 
         Raises EngineError; then nothing was sampled. `deadline_s` is the engine's, for all turns of the
         wave; programs have their own limits.
         """
-        members = [(place, index) for place, lease in enumerate(leases) for index in lease.indices]
+        members = [(position, index) for position, lease in enumerate(leases) for index in lease.indices]
         samples: list[dict[int, Sample]] = [{} for _ in leases]
         groups: dict[int, Group] = {}
 
         def keep(i: int, completion: Completion, sampled_mask: tuple[bool, ...] | None = None, failure: str = "") -> None:
-            place, index = members[i]
+            position, index = members[i]
             mask = (True,) * len(completion.output_ids) if sampled_mask is None else sampled_mask
-            samples[place][index] = self._sample(leases[place], index, completion, mask, failure)
-            if len(samples[place]) == len(leases[place].indices):
-                whole = tuple(samples[place][index] for index in leases[place].indices)
-                groups[place] = Group(question=leases[place].question, samples=whole)
-                each(place, groups[place])
+            samples[position][index] = self._sample(leases[position], index, completion, mask, failure)
+            if len(samples[position]) == len(leases[position].indices):
+                whole = tuple(samples[position][index] for index in leases[position].indices)
+                groups[position] = Group(question=leases[position].question, samples=whole)
+                each(position, groups[position])
 
-        requests = [self._request(leases[place], index, sampling) for place, index in members]
+        requests = [self._request(leases[position], index, sampling) for position, index in members]
         if self._tools is not None:
 
             def seed(i: int, turn: int) -> int:
-                place, index = members[i]
-                return sample_seed(self.run_seed, leases[place].group_id, index, turn, leases[place].draw)
+                position, index = members[i]
+                return sample_seed(self.run_seed, leases[position].group_id, index, turn, leases[position].draw)
 
             episodes = await self._tools.run(requests, self._generate_fn or self._within(deadline_s), seed)
             for i, episode in enumerate(episodes):
@@ -135,7 +135,7 @@ class RolloutWorker:
                 keep(i, completion)
         else:
             await self.engine.generate(requests, deadline_s=deadline_s, each=keep)
-        return [groups[place] for place in range(len(leases))]
+        return [groups[position] for position in range(len(leases))]
 
     def _request(self, lease: Lease, index: int, sampling: Sampling) -> TokenRequest:
         # A prompt may hold part of an output, which leaves less room for new tokens.

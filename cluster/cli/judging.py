@@ -19,7 +19,7 @@ app = typer.Typer()
 def score(
     file: Annotated[Path, typer.Argument(callback=home, metavar="FILE", help="Stored responses: .jsonl or .parquet.")],
     question: Annotated[str, typer.Option(help="Column of the question, or a template: '{Body} {Question}'.")] = "question",
-    response: Annotated[str, typer.Option(help="Column of the response, or a place in one, a[b]: text, or list.")] = "response",
+    response: Annotated[str, typer.Option(help="Column of the response, or a field in one, a[b]: text, or list.")] = "response",
     gold: Annotated[str, typer.Option(help="Column of the reference answer, or a template such as '{Answer:g}'.")] = "gold",
     score_field: Annotated[str | None, typer.Option(help="Column of a reward model's scores, for rm@k.")] = None,
     answer_format: Annotated[str, typer.Option(help="auto, hash, boxed, answer-is or last-number.")] = "auto",
@@ -221,7 +221,7 @@ def _warn(rows, judged) -> None:
         for one in found:
             if one.correct is None:
                 reasons.setdefault(one.reason, []).append(row.where)
-    for reason, places in list(reasons.items())[:5]:
-        typer.echo(f"warning: {len(places)} without a score, the first at {places[0]}: {reason}", err=True)
+    for reason, found in list(reasons.items())[:5]:
+        typer.echo(f"warning: {len(found)} without a score, the first at {found[0]}: {reason}", err=True)
     if len(reasons) > 5:
         typer.echo(f"warning: and {len(reasons) - 5} more reasons", err=True)

@@ -18,19 +18,19 @@ from cluster.config.explain import Loc, nearest, sentence, show, takes_text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something wrong with a recipe or a run: `place: key: text`."""
+    """Something wrong with a recipe or a run: `where: key: text`."""
 
     text: str
     """What was found; what was expected."""
     key: str = ""
     """Dotted: stages.0.steps."""
-    place: str = ""
+    where: str = ""
     """`file:line`, or the override."""
     line: int = 0
     """Sorts problems; 0 is not a line of the file."""
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.place, self.key, self.text) if part)
+        return ": ".join(part for part in (self.where, self.key, self.text) if part)
 
 
 class ConfigError(ValueError):
@@ -73,12 +73,12 @@ class Recipe:
     def __init__(self, path: Path, text: str | None = None):
         """`text`: what the file would hold, where there is none."""
         self.path = path
-        self.places: dict[Loc, tuple[int, str]] = {}
+        self.locations: dict[Loc, tuple[int, str]] = {}
         self.problems: list[Problem | str] = []
         self.data: Any = self._build(self._compose(_read(path) if text is None else text, f"{path}"), ())
         if not isinstance(self.data, dict):
             found = f"found {show(self.data)}; expected keys such as name, model, data and stages"
-            raise ConfigError([Problem(text=found, place=f"{path}:1")])
+            raise ConfigError([Problem(text=found, where=f"{path}:1")])
 
     def override(self, setting: str, model: type[BaseModel]) -> None:
         """Apply `a.b.0.c=value`; list items go by number or by stage name. The value is YAML, and text where `model` takes text
@@ -86,7 +86,7 @@ class Recipe:
         name = f"override '{setting}'"
         key, equals, value = setting.partition("=")
         if not equals or not all(key.split(".")):
-            return self.problems.append(Problem(text="expected key=value, as in rollout.workers=2", place=name))
+            return self.problems.append(Problem(text="expected key=value, as in rollout.workers=2", where=name))
         text = takes_text(model, key.split("."))
         try:
             root = self._compose(value, name)
@@ -101,15 +101,15 @@ class Recipe:
             step = part if isinstance(parent, dict) else self._index(parent, part)
             if step is None:
                 found = f"is {_inside(parent)}; there is no '{part}' in it"
-                return self.problems.append(Problem(text=found, key=_dotted(loc), place=name))
+                return self.problems.append(Problem(text=found, key=_dotted(loc), where=name))
             loc += (step,)
             if isinstance(parent, dict) and parent.get(step) is None:
                 parent[step] = {}
-                self.places[loc] = (0, name)
+                self.locations[loc] = (0, name)
             node = parent[step]
-        self.places = {place: line for place, line in self.places.items() if place[: len(loc)] != loc}
+        self.locations = {other: line for other, line in self.locations.items() if other[: len(loc)] != loc}
         parent[step] = value if text and isinstance(root, yaml.CollectionNode) else self._build(root, loc, name)
-        self.places[loc] = (0, name)
+        self.locations[loc] = (0, name)
 
     def repeat_iterations(self) -> None:
         """Write `{iterations: N, stages: [...]}` among the stages out as those stages N times, named `<name>-1`, `<name>-2` ...
@@ -134,17 +134,17 @@ class Recipe:
                 for j, (stage, name) in enumerate(zip(inner, item_names(inner), strict=True)):
                     out.append({**stage, "name": f"{name}-{number}"} if isinstance(stage, dict) and name else stage)
                     origins.append((i, "stages", j))
-        places = dict(self.places)
+        locations = dict(self.locations)
         for new, origin in enumerate(origins):
-            for loc, line in places.items():
+            for loc, line in locations.items():
                 if loc[1 : 1 + len(origin)] == origin and loc[0] == "stages":
-                    self.places["stages", new, *loc[1 + len(origin) :]] = line
+                    self.locations["stages", new, *loc[1 + len(origin) :]] = line
         self.data["stages"] = out
 
     def explain(self, error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-        """The problems of a validation error, each with its place, in the order of the file.
+        """The problems of a validation error, each with where it is, in the order of the file.
 
-        A validator may raise several at once: (place below its model, text) pairs under `problems` in the error's context.
+        A validator may raise several at once: (location below its model, text) under `problems` in the error's context.
         """
         found, items = [], error.errors()
         for item in items:
@@ -160,10 +160,10 @@ class Recipe:
             return yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
             mark, what = error.problem_mark or error.context_mark, error.problem or error.context
-            place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-            raise ConfigError([Problem(text=f"not valid YAML: {what}", place=name + place)]) from error
+            at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+            raise ConfigError([Problem(text=f"not valid YAML: {what}", where=name + at)]) from error
         except yaml.YAMLError as error:
-            raise ConfigError([Problem(text=f"not valid YAML: {' '.join(str(error).split())}", place=name)]) from error
+            raise ConfigError([Problem(text=f"not valid YAML: {' '.join(str(error).split())}", where=name)]) from error
 
     def _build(self, node: yaml.Node | None, loc: Loc, name: str | None = None) -> object:
         if node is None:
@@ -176,10 +176,10 @@ class Recipe:
                 where = name or f"{self.path}:{key.start_mark.line + 1}"
                 if not isinstance(key, yaml.ScalarNode):
                     found = f"found a {key.id} as a key; expected a name"
-                    self.problems.append(Problem(text=found, key=_dotted(loc), place=where))
+                    self.problems.append(Problem(text=found, key=_dotted(loc), where=where))
                 elif key.value in out:
                     again = _dotted((*loc, key.value))
-                    self.problems.append(Problem(text="found the key twice; expected it once", key=again, place=where))
+                    self.problems.append(Problem(text="found the key twice; expected it once", key=again, where=where))
                 else:
                     out[key.value] = self._child(key, value, (*loc, key.value), name)
             return out
@@ -188,14 +188,14 @@ class Recipe:
 
     def _child(self, marked: yaml.Node, node: yaml.Node, loc: Loc, name: str | None) -> object:
         line = marked.start_mark.line + 1
-        self.places[loc] = (0, name) if name else (line, f"{self.path}:{line}")
+        self.locations[loc] = (0, name) if name else (line, f"{self.path}:{line}")
         return self._build(node, loc, name)
 
     def _problem(self, loc: Loc, text: str) -> Problem:
         prefixes = (loc[:n] for n in range(len(loc), 0, -1))
-        known = (self.places[prefix] for prefix in prefixes if prefix in self.places)
-        line, place = next(known, (1, f"{self.path}:1"))
-        return Problem(text=text, key=_dotted(loc), place=place, line=line)
+        known = (self.locations[prefix] for prefix in prefixes if prefix in self.locations)
+        line, where = next(known, (1, f"{self.path}:1"))
+        return Problem(text=text, key=_dotted(loc), where=where, line=line)
 
     @staticmethod
     def _index(parent: object, part: str) -> int | None:
@@ -206,7 +206,7 @@ class Recipe:
 
 
 def item_names(items: list) -> list[str | None]:
-    """Names of a list's items: `name`, or else `algorithm` (with its place from 1 where several unnamed items share it)."""
+    """Names of a list's items: `name`, or else `algorithm` (with its number from 1 where several unnamed items share it)."""
     given = [item.get("name") if isinstance(item, dict) else None for item in items]
     kinds = [
         item.get("algorithm") if isinstance(item, dict) and not name else None for item, name in zip(items, given, strict=True)
@@ -224,10 +224,10 @@ def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise ConfigError([Problem(text=f"byte {error.start} is not UTF-8; expected YAML", place=f"{path}")]) from error
+        raise ConfigError([Problem(text=f"byte {error.start} is not UTF-8; expected YAML", where=f"{path}")]) from error
     except OSError as error:
         near = nearest(path.stem, {p.stem for p in path.parent.glob("*.yaml")}) if path.parent.is_dir() else ""
-        raise ConfigError([Problem(text=f"{error.strerror}; expected a YAML file{near}", place=f"{path}")]) from error
+        raise ConfigError([Problem(text=f"{error.strerror}; expected a YAML file{near}", where=f"{path}")]) from error
 
 
 def _dotted(loc: Loc) -> str:

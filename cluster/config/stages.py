@@ -30,7 +30,7 @@ class StageConfig(Strict):
     """One stage of a run: a row of the tables, how long, and on how much per step."""
 
     name: Name = ""
-    """By default the algorithm's name; `<algorithm>-<place from 1>` where unnamed stages repeat it."""
+    """By default the algorithm's name; `<algorithm>-<number from 1>` where unnamed stages repeat it."""
     algorithm: str
     """A row of the tables: `cohort describe` prints them."""
     steps: int = Field(gt=0)
@@ -83,10 +83,10 @@ class StageConfig(Strict):
         try:
             self.resolved()
         except ValidationError as error:
-            # A place such as ("credit", "group_relative", "ddof") names the kind of the cell, which no recipe writes.
+            # A location such as ("credit", "group_relative", "ddof") names the kind of the cell, which no recipe writes.
             row = REWARD_MODELS.get(self.algorithm) or TABLE[self.algorithm]
-            places = [(*e["loc"][:1], *e["loc"][2:]) for e in error.errors()]
-            raise refusal([(place, sentence(e, type(row))) for place, e in zip(places, error.errors(), strict=True)]) from error
+            locs = [(*e["loc"][:1], *e["loc"][2:]) for e in error.errors()]
+            raise refusal([(loc, sentence(e, type(row))) for loc, e in zip(locs, error.errors(), strict=True)]) from error
         return self
 
     def resolved(self) -> Algorithm | RewardModelRow:

@@ -49,7 +49,7 @@ class RolloutActor:
     async def generate(
         self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float
     ) -> AsyncIterator[tuple[int, Group]]:
-        """Every group with its lease's place, as soon as it is whole."""
+        """Every group with the position of its lease, as soon as it is whole."""
         async for made in self.worker.stream(leases, sampling, deadline_s):
             yield made
 

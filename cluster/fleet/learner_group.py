@@ -43,10 +43,10 @@ class Ranks:
     def locate(self) -> None:
         """Find their nodes and GPUs, and an address where they can meet."""
         calls = {rank: ask(actor, LearnerActor.locate)() for rank, actor in self.actors.items()}
-        places = all_answers(calls, "learner", self._config.cluster.start_deadline_s, "start")
-        self._nodes = {rank: node for rank, (node, _, _) in places.items()}
-        self.gpus = {rank: gpus for rank, (_, _, gpus) in places.items()}
-        self._rendezvous = next((address for _, address, _ in places.values()), "")  # an evaluation has no ranks
+        located = all_answers(calls, "learner", self._config.cluster.start_deadline_s, "start")
+        self._nodes = {rank: node for rank, (node, _, _) in located.items()}
+        self.gpus = {rank: gpus for rank, (_, _, gpus) in located.items()}
+        self._rendezvous = next((address for _, address, _ in located.values()), "")  # an evaluation has no ranks
 
     def start(self, rollout: RolloutConfig, prefix: str) -> dict[int, ObjectRef[dict[str, object]]]:
         """Those that are located meet, with the weights on disk; what they then say of themselves."""

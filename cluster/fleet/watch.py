@@ -104,10 +104,10 @@ class Watch:
     """Looks at all processes of a run's actors, a few times in a heartbeat, from a thread. An actor that is ill is ended, so
     that Ray tells at once everyone who waits for it, the learner's ranks in a weight update too."""
 
-    def __init__(self, heartbeat_s: float, place: Path):
+    def __init__(self, heartbeat_s: float, stacks: Path):
         """`heartbeat_s`: what is stopped or gone for so long is ill; what only does not answer, `SILENCE` times as long.
-        `place`: the file for stacks of processes."""
-        self._heartbeat_s, self.place, self._here = heartbeat_s, place, Lookout()
+        `stacks`: the file for stacks of processes."""
+        self._heartbeat_s, self.stacks, self._here = heartbeat_s, stacks, Lookout()
         self._members: dict[str, _Member] = {}
         self._nodes: dict[str, _Node] = {}
         self._verdicts: dict[str, str] = {}
@@ -157,14 +157,14 @@ class Watch:
             if member := self._members.pop(name, None):
                 wanted.setdefault(member.node, {})[name] = member.pids
         away = {n: ask(self._nodes[n].lookout, Lookout.stacks)(pids) for n, pids in wanted.items() if n in self._nodes}
-        self.place.parent.mkdir(parents=True, exist_ok=True)
-        with self.place.open("a") as file:
+        self.stacks.parent.mkdir(parents=True, exist_ok=True)
+        with self.stacks.open("a") as file:
             print(time.ctime(), why, "-- the driver", sep="\n", file=file, flush=True)
             faulthandler.dump_traceback(file)
             file.writelines(self._here.stacks(pids) for node, pids in wanted.items() if node not in self._nodes)
             for answers in gather(dict(enumerate(away.values())), END_S, what="stacks of processes"):
                 file.writelines(answers.values())
-        log.error("what the processes were doing: %s", self.place)
+        log.error("what the processes were doing: %s", self.stacks)
 
     def close(self) -> None:
         """Look no more."""

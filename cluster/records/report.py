@@ -60,8 +60,8 @@ def draw(rows: list[dict], evaluations: list[dict], title: str) -> "Figure":
     parts = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     for part, height, (name, _), drawn in zip(parts, heights, stages, panels, strict=False):
         part.suptitle(name, fontweight="bold", color="dimgrey")
-        for place, (heading, fill) in enumerate(drawn, 1):
-            axes = part.add_subplot(height, COLUMNS, place)
+        for index, (heading, fill) in enumerate(drawn, 1):
+            axes = part.add_subplot(height, COLUMNS, index)
             fill(axes)
             axes.set(title=heading, xlabel="step")
             axes.grid(alpha=0.3)
@@ -137,8 +137,8 @@ def _accuracy(axes: "Axes", rows: list[dict], evaluations: list[dict]) -> None:
     ):
         if points := [row for row in evaluations if row.get(key) is not None]:
             error = [1.96 * (row.get("accuracy_standard_error") or 0.0) for row in points] if how == "sampled" else None
-            places = [row["step"] for row in points], [row[key] for row in points]
-            axes.errorbar(*places, yerr=error, fmt=mark, color=colour, capsize=3, label=f"held out, {how}")
+            curve = [row["step"] for row in points], [row[key] for row in points]
+            axes.errorbar(*curve, yerr=error, fmt=mark, color=colour, capsize=3, label=f"held out, {how}")
     axes.set_ylim(0, 1.02)
 
 

@@ -123,13 +123,13 @@ def _write_whole(path: Path, parts: Iterable[str]) -> None:
 
 
 @contextmanager
-def whole_directory(place: Path) -> Iterator[Path]:
-    """A directory to fill that takes the place's name when the block ends: what was there before stays until then."""
-    beside = place.with_name(place.name + ".new")
+def whole_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill that takes the path's name when the block ends: what was there before stays until then."""
+    beside = path.with_name(path.name + ".new")
     shutil.rmtree(beside, ignore_errors=True)
     yield beside
-    shutil.rmtree(place, ignore_errors=True)
-    beside.rename(place)
+    shutil.rmtree(path, ignore_errors=True)
+    beside.rename(path)
 
 
 def evaluation_rows(run_dir: Path, name: str = "evaluations.jsonl") -> list[dict]:

@@ -1,6 +1,6 @@
 """Checkpoints: every state of a run gathered under one manifest.
 
-A checkpoint is written beside its place, its files are hashed into `manifest.json`, and one rename makes it exist; so a
+A checkpoint is written beside its folder, its files are hashed into `manifest.json`, and one rename makes it exist; so a
 crash at any moment leaves those before it intact. Training waits only until the learner has copied what is to be saved; the
 rest is done where it is written. The manifest lists what its writers say that it takes, not what was found.
 On several nodes the run directory must be on a file system that all of them share.
@@ -95,15 +95,15 @@ class Checkpoints:
 
     def complete(self, step: int, promised: Mapping[str, int]) -> None:
         """All being there, make the checkpoint exist, and remove those that it replaces."""
-        place, beside = self.root / f"step_{step}", self._beside(step)
+        folder, beside = self.root / f"step_{step}", self._beside(step)
         accuracies, best = self._accuracies(), self._best()
         known = [s for s in (step, *([_step(best)] if best else ())) if s in accuracies]
-        head = {"step": step, "number": 1 + max(map(number, self._places()), default=0), "accuracy": accuracies.get(step)}
+        head = {"step": step, "number": 1 + max(map(number, self._folders()), default=0), "accuracy": accuracies.get(step)}
         head["best"] = max(known, key=lambda s: accuracies[s], default=None)
         seal(beside, head, {"state.json": 0} | {f"learner/{name}": size for name, size in promised.items()})
-        if place.exists():
-            shutil.rmtree(place)
-        beside.rename(place)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
         sync(self.root)
         self._prune()
 
@@ -122,18 +122,18 @@ class Checkpoints:
     def _prune(self) -> None:
         """Remove what is older than the newest `keep` good ones, but for the best one."""
         good, best = 0, self._best()
-        for place in self._places():
+        for folder in self._folders():
             if good < self.keep:
-                good += not damage(place)
-            elif place != best:
-                shutil.rmtree(place)
+                good += not damage(folder)
+            elif folder != best:
+                shutil.rmtree(folder)
 
     def _best(self) -> Path | None:
         """Of the good ones, that with the best held-out accuracy; of several, the newest."""
         accuracies = self._accuracies()
-        measured = [place for place in self._places() if _step(place) in accuracies]
-        ranked = sorted(measured, key=lambda place: -accuracies[_step(place)])
-        return next((place for place in ranked if not damage(place)), None)
+        measured = [folder for folder in self._folders() if _step(folder) in accuracies]
+        ranked = sorted(measured, key=lambda folder: -accuracies[_step(folder)])
+        return next((folder for folder in ranked if not damage(folder)), None)
 
     def _accuracies(self) -> dict[int, float]:
         """Held-out accuracy by step, none where its file cannot be read: a run goes on without that. Of a stage's last step it
@@ -144,10 +144,10 @@ class Checkpoints:
             return {}
         return {row["step"]: row["accuracy"] for row in rows if row["accuracy"] is not None}
 
-    def _places(self) -> list[Path]:
+    def _folders(self) -> list[Path]:
         """Newest first, by when they were written: a resumed run may have gone back to an earlier step."""
-        places = [p for p in self.root.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()]
-        return sorted(places, key=lambda p: (number(p), _step(p)), reverse=True)
+        folders = [p for p in self.root.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()]
+        return sorted(folders, key=lambda p: (number(p), _step(p)), reverse=True)
 
     def _intact(self) -> str:
         kept = self.steps()
@@ -157,47 +157,47 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Of which steps there are checkpoints, good or damaged."""
-        return sorted(map(_step, self._places()))
+        return sorted(map(_step, self._folders()))
 
     def newest(self, step: int | None = None) -> tuple[Path, dict] | None:
         """(directory, state) of the newest checkpoint that is as its manifest says, or of the one asked for; None where there
         is none. Raises ConfigError, naming each damage, where there are some and none of them is good.
         """
         damages = []
-        for place in self._places():
-            if step is not None and _step(place) != step:
+        for folder in self._folders():
+            if step is not None and _step(folder) != step:
                 continue
-            if not (why := damage(place)):
-                return place, state_of(place)
-            log.warning("checkpoint %s is skipped: %s", place, why)
-            damages.append(f"{place}: {why}")
+            if not (why := damage(folder)):
+                return folder, state_of(folder)
+            log.warning("checkpoint %s is skipped: %s", folder, why)
+            damages.append(f"{folder}: {why}")
         if damages:
             raise ConfigError(["no checkpoint can be used", *damages])
         return None
 
     def best(self) -> tuple[Path, dict] | None:
         """The same of the good one with the best held-out accuracy; None where none was measured."""
-        place = self._best()
-        return place and (place, state_of(place))
+        folder = self._best()
+        return folder and (folder, state_of(folder))
 
 
-def state_of(place: Path) -> dict:
-    return json.loads((place / "state.json").read_text())
+def state_of(folder: Path) -> dict:
+    return json.loads((folder / "state.json").read_text())
 
 
-def disk_full(place: Path, error: BaseException) -> str:
-    """That the disk of `place` is full, with what is free, where that is why writing there failed; else nothing."""
+def disk_full(folder: Path, error: BaseException) -> str:
+    """That the disk of `folder` is full, with what is free, where that is why writing there failed; else nothing."""
     chain, seen = error, []
     while chain is not None and chain not in seen:
         seen.append(chain)
         chain = chain.__cause__ or chain.__context__
     said = any(getattr(e, "errno", None) in FULL or os.strerror(errno.ENOSPC) in str(e) for e in seen)
-    there = next(p for p in (place, *place.parents) if p.exists())
+    there = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(there).free
     if not said and (free >= LITTLE_BYTES or isinstance(error, KeyboardInterrupt)):
         return ""
-    return f"disk full: {place}: {free / 1e6:.1f} MB free"
+    return f"disk full: {folder}: {free / 1e6:.1f} MB free"
 
 
-def _step(place: Path) -> int:
-    return int(place.name.removeprefix("step_"))
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))

@@ -21,7 +21,7 @@ class RunDirectory:
         self.path = absolute(path)
         self.stays = self.path.is_dir() and any(self.path.iterdir())
         """Whether the run has begun."""
-        self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
 
     def begun(self) -> None:
         """From here on the directory stays."""
@@ -41,10 +41,10 @@ class RunDirectory:
         if not self.stays:
             for inside in self.path.iterdir():
                 shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
-            for place in self._made:
-                if any(place.iterdir()):
+            for folder in self._made:
+                if any(folder.iterdir()):
                     break
-                place.rmdir()
+                folder.rmdir()
         self._file.close()
 
 

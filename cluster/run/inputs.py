@@ -22,17 +22,17 @@ FILE = "inputs.json"
 
 def record(config: RunConfig, *, weights: bool = False) -> None:
     """Write the digests into the run directory, once. `weights`: the model's too, where no checkpoint holds them."""
-    place = config.output / FILE
-    if not place.exists():
-        write_text(place, json.dumps(digests(config, weights=weights), indent=1))
+    path = config.output / FILE
+    if not path.exists():
+        write_text(path, json.dumps(digests(config, weights=weights), indent=1))
 
 
 def changed(config: RunConfig, *, weights: bool = False) -> list[str]:
     """A line for each input that is not what it was when the run began; a mended reward function is only a warning."""
-    place = config.output / FILE
-    if not place.exists():
+    path = config.output / FILE
+    if not path.exists():
         return []
-    before, now = json.loads(place.read_text()), digests(config, weights=weights)
+    before, now = json.loads(path.read_text()), digests(config, weights=weights)
     out = []
     for name in sorted(before.keys() | now.keys()):
         if now.get(name) == before.get(name):

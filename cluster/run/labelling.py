@@ -199,7 +199,7 @@ def _kind(stage: StageConfig) -> str:
 def _after_tools(sample: Sample, end: int) -> int:
     """Where the policy goes on behind a step: what the step's program printed stands before that."""
     return next(
-        (place for place in range(end + 1, len(sample.output_ids)) if sample.sampled_mask[place]), len(sample.output_ids)
+        (index for index in range(end + 1, len(sample.output_ids)) if sample.sampled_mask[index]), len(sample.output_ids)
     )
 
 

@@ -179,9 +179,9 @@ class Loop:
             scalars = self.roles.learner.scalars(examples)
             self.held_out.assess(self.progress.step, stage, examples, scalars)
         self.labeller.finish(stage)
-        with self.clock.timed("other"), whole_directory(self.dir / "reward_model") as place:
-            self.roles.learner.export_reward_model(place)
-            self.labeller.write(place)
+        with self.clock.timed("other"), whole_directory(self.dir / "reward_model") as folder:
+            self.roles.learner.export_reward_model(folder)
+            self.labeller.write(folder)
 
     def _after_step(self, stage: StageConfig, buffer: Buffer) -> None:
         self.boundary.mark(buffer.sampled_ahead())
@@ -221,14 +221,14 @@ class Loop:
             "sampled_tokens": self.collector.tokens,
         }  # fmt: skip
 
-    def _restore(self, place: Path, state: State) -> None:
+    def _restore(self, folder: Path, state: State) -> None:
         """The learner takes its state, and engines and reward actors the same versions with the same bytes as before."""
         self.progress.restore(state)
         self.clock.restore(state["seconds"])
         self.collector.restore(state["sampled_tokens"])
         self.labeller.restore(state["labels"])
         stage = self.progress.stage
-        self.roles.learner.load(place / "learner", stage.spec(self.config.reward.model, self.config.seed))
+        self.roles.learner.load(folder / "learner", stage.spec(self.config.reward.model, self.config.seed))
         # While a reward model is trained, nobody is judged by it.
         self.serving.restore(state["serving"], judged=stage.trains_policy)
         self._kept = sampled_ahead(state)

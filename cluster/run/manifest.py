@@ -26,15 +26,15 @@ def seal(folder: Path, head: Mapping, promised: Mapping[str, int]) -> None:
         sync(path)
 
 
-def damage(place: Path) -> str:
+def damage(folder: Path) -> str:
     """What is wrong with a checkpoint, naming the file; empty when all of it is as its manifest says."""
     try:
-        text = (place / "manifest.json").read_text()
+        text = (folder / "manifest.json").read_text()
         manifest = json.loads(text)
         if text != _text(manifest):
             return "manifest.json does not have the content that was saved"
         for name, entry in manifest["files"].items():
-            path = place / name
+            path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
@@ -48,10 +48,10 @@ def damage(place: Path) -> str:
     return ""
 
 
-def number(place: Path) -> int:
-    """The place among all checkpoints written in the run, from 1; 0 where the manifest does not say."""
+def number(folder: Path) -> int:
+    """The position among all checkpoints written in the run, from 1; 0 where the manifest does not say."""
     try:
-        return int(json.loads((place / "manifest.json").read_text())["number"])
+        return int(json.loads((folder / "manifest.json").read_text())["number"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 

@@ -84,8 +84,8 @@ def _check_output(config: RunConfig, report: Report) -> None:
         report.problems.append(f"output: {out} is not empty; expected a new directory, or `cohort resume {out}`")
     elif out.exists() and not out.is_dir():
         report.problems.append(f"output: {out} is a file; expected a directory")
-    elif not (place := _existing(out)).is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        report.problems.append(f"output: {out} cannot be made: {place} is not a directory that can be written to")
+    elif not (folder := _existing(out)).is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        report.problems.append(f"output: {out} cannot be made: {folder} is not a directory that can be written to")
 
 
 def _unread(config: RunConfig) -> list[str]:
@@ -207,4 +207,4 @@ def _check_room(config: RunConfig, model: Model, report: Report) -> None:
 
 
 def _existing(path: Path) -> Path:
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())

@@ -84,12 +84,12 @@ def export(run_dir: Path, out: Path, step: int | None = None, dtype: str = "floa
         raise ConfigError([f"{run_dir}: found no checkpoint{which}"])
     if out.exists() and any(out.iterdir()):
         raise ConfigError([f"{out} is not empty"])
-    place, state = found
+    folder, state = found
     stage = config.stages[state["stage"]]
     learner_config = config.learner.model_copy(update={"ranks": 1})
     worker = LearnerWorker(learner_config, model_directory(config), rendezvous=f"file://{run_dir.resolve()}/.export")
     try:
-        worker.load(place / "learner", stage.spec(config.reward.model, config.seed))
+        worker.load(folder / "learner", stage.spec(config.reward.model, config.seed))
         worker.export(out, dtype)
     finally:
         worker.close()

@@ -90,5 +90,5 @@ class Ratio(Cell):
 
 def total(value_N: "Tensor", unit_N: "Tensor") -> "Tensor":
     """(N,) at each token, the sum over all tokens of its unit (an output, a pair), which lie in the same micro-batch."""
-    _, place_N = unit_N.unique(return_inverse=True)
-    return value_N.new_zeros(len(value_N)).index_add(0, place_N, value_N)[place_N]
+    _, inverse_N = unit_N.unique(return_inverse=True)
+    return value_N.new_zeros(len(value_N)).index_add(0, inverse_N, value_N)[inverse_N]

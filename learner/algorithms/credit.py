@@ -189,7 +189,7 @@ def _reward(item: ScoredSample) -> float:
     return math.fsum(event.value for event in item.events)
 
 
-def place(sample: Sample) -> str:
+def name_of(sample: Sample) -> str:
     return f"group {sample.group_id}, index {sample.index}"
 
 
@@ -223,7 +223,7 @@ def at_tokens(item: ScoredSample, values: Sequence[float]) -> list[float]:
         return at
     for position, value in zip((event.position for event in item.events), values, strict=True):
         if not 0 <= position < len(at):
-            raise ValueError(f"{place(item.sample)}: a reward at position {position}, but the output has {len(at)} tokens")
+            raise ValueError(f"{name_of(item.sample)}: a reward at position {position}, but the output has {len(at)} tokens")
         at[position] += value
     return at
 

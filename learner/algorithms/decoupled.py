@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from learner.algorithms.cells import Objection, Plan, Signals
-from learner.algorithms.credit import Advantages, Batch, RewardSource, WithinGroup, centred, deviation, place
+from learner.algorithms.credit import Advantages, Batch, RewardSource, WithinGroup, centred, deviation, name_of
 from reward.types import ScoredSample
 from rollout.config import nearest
 from rollout.rounding import apart
@@ -57,5 +57,5 @@ class DecoupledGroupRelative(WithinGroup):
 def _component(item: ScoredSample, name: str) -> float:
     parts = item.verdict.components
     if name not in parts:
-        raise ValueError(f"{place(item.sample)}: found components {', '.join(parts) or 'none'}, expected {name!r} among them")
+        raise ValueError(f"{name_of(item.sample)}: found components {', '.join(parts) or 'none'}, expected {name!r} among them")
     return parts[name]

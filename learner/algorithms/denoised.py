@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from learner.algorithms.cells import Objection, Plan
-from learner.algorithms.credit import Advantages, GroupRelative, RewardSource, place
+from learner.algorithms.credit import Advantages, GroupRelative, RewardSource, name_of
 from reward.types import ScoredSample
 
 
@@ -56,5 +56,7 @@ class DenoisedGroupRelative(GroupRelative):
 def _binary(item: ScoredSample) -> float:
     values = [event.value for event in item.events]
     if values not in ([0.0], [1.0]):
-        raise ValueError(f"{place(item.sample)}: found rewards {values}, expected one, of 0 or 1: a rule without a format part")
+        raise ValueError(
+            f"{name_of(item.sample)}: found rewards {values}, expected one, of 0 or 1: a rule without a format part"
+        )
     return values[0]

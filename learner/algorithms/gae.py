@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from learner.algorithms.cells import Need, PerToken, Signals
-from learner.algorithms.credit import Advantages, Batch, Credit, at_tokens, centred, deviation, judged, place, truncated
+from learner.algorithms.credit import Advantages, Batch, Credit, at_tokens, centred, deviation, judged, name_of, truncated
 from reward.types import ScoredSample, samples_of
 from rollout.rounding import apart
 
@@ -104,7 +104,7 @@ def _checked(item: ScoredSample, row: tuple[float, ...] | None, what: str) -> tu
     expected = len(item.sample.output_ids)
     if row is None or len(row) != expected:
         found = "no" if row is None else len(row)
-        raise ValueError(f"{place(item.sample)}: found {found} {what}, expected {expected}, one per token")
+        raise ValueError(f"{name_of(item.sample)}: found {found} {what}, expected {expected}, one per token")
     return row
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from learner.algorithms.cells import PerToken
-from learner.algorithms.credit import place
+from learner.algorithms.credit import name_of
 from learner.algorithms.weighting import output_mean
 from learner.types import MicroBatch, PackedBatch
 from rollout.types import Sample
@@ -43,7 +43,7 @@ class Output:
 
 def output_of(sample: Sample, group: int, mask: tuple[bool, ...], in_loss: bool) -> Output:
     ids = {"prompt_ids": sample.prompt_ids, "output_ids": sample.output_ids}
-    return Output(name=place(sample), group=group, mask=mask, in_loss=in_loss, **ids)
+    return Output(name=name_of(sample), group=group, mask=mask, in_loss=in_loss, **ids)
 
 
 def plain_output(group: int, prompt_ids: tuple[int, ...], output_ids: tuple[int, ...]) -> Output:
@@ -186,13 +186,13 @@ def _fits(rows: list[_Row], row: _Row, max_tokens: int) -> bool:
 
 
 def _fields(output: Output, slot: int) -> dict[str, np.ndarray]:
-    """The per-token fields of one output's trained tokens; `place` is relative to where the output starts."""
+    """The per-token fields of one output's trained tokens; `index_N` is relative to where the output starts."""
     if not output.prompt_ids or len(output.mask) != len(output.output_ids):
         found = f"{len(output.prompt_ids)} prompt tokens, and a mask of length {len(output.mask)}"
         raise ValueError(f"{output.name}: found {found}; expected a prompt, and {len(output.output_ids)} entries of the mask")
     mask = np.array(output.mask, dtype=bool)
     return {
-        "place_N": np.flatnonzero(mask),
+        "index_N": np.flatnonzero(mask),
         "target_N": np.array(output.output_ids, dtype=np.int64)[mask],
         "slot_N": np.arange(slot, slot + int(mask.sum())),
     }
@@ -213,12 +213,12 @@ def _micro_batch(rows: list[_Row], outputs: Sequence[Output], fields: dict[int, 
             here = slice(start, start + len(output))
             ids[b, here], segments[b, here] = output, segment
             positions[b, here] = np.arange(len(prompt), len(prompt) + len(output))
-            here_N = fields[i]["place_N"] + start
+            here_N = fields[i]["index_N"] + start
             source = np.where(here_N == start, len(prompt), here_N) - 1
-            for name, column in (fields[i] | {"place_N": here_N + b * width, "source_N": source + b * width}).items():
+            for name, column in (fields[i] | {"index_N": here_N + b * width, "source_N": source + b * width}).items():
                 parts[name].append(column)
             start += len(output)
-    integers = ("source_N", "place_N", "target_N", "sample_N", "group_N", "slot_N")
+    integers = ("source_N", "index_N", "target_N", "sample_N", "group_N", "slot_N")
     return MicroBatch(
         input_ids_BT=torch.from_numpy(ids),
         position_ids_BT=torch.from_numpy(positions),

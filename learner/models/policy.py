@@ -1,7 +1,7 @@
 """The policy: a Hugging Face causal language model, called on packed rows, its head on trained positions only.
 
 Each kind of layer gets a mask of its own: a position sees the prompt and its own output, in layers with a sliding window no
-further back than the window, counted in positions and not in places of the row.
+further back than the window, counted in positions and not in columns of the row.
 """
 
 from collections.abc import Iterable

@@ -39,8 +39,8 @@ def load_given(paths: Sequence[Path], policy_dir: Path) -> ScalarModel:
 
     Raises ValueError for one that reads token ids otherwise than the policy does, and for one that cannot be trained packed.
     """
-    for place in (place for path in paths for place in member_directories(path)):
-        check_tokenizer(place, policy_dir)
+    for folder in (folder for path in paths for folder in member_directories(path)):
+        check_tokenizer(folder, policy_dir)
     model = load(paths, torch.float32)
     check_scalar_packing(model)
     return model
@@ -59,7 +59,7 @@ def check_scalar_packing(model: ScalarModel) -> None:
     with ExitStack() as windows:
         for member in model.members:
             windows.enter_context(short_window(member))
-        packed_KN = scalars(model, micro, micro.place_N)
+        packed_KN = scalars(model, micro, micro.index_N)
         alone_KN = torch.cat([_alone(model, prompt, output) for output in outputs], dim=1)
     gap_KN = (packed_KN - alone_KN).abs() / (1 + alone_KN.abs())
     agree(f"{type(model.members[0]).__name__}: scalars", gap_KN.max().item())

@@ -113,7 +113,7 @@ class RankingObjective:
     """How often each member sees each sample of the batch; the same for both of a pair."""
 
     def __call__(self, model: ScalarModel, micro: LabelBatch) -> Parts:
-        scalar_KN = scalars(model, micro, micro.place_N)
+        scalar_KN = scalars(model, micro, micro.index_N)
         first_P, second_P = micro.group_N.argsort(stable=True).view(len(micro.group_N) // 2, 2).T
         sign_P = (micro.label_N[first_P] - micro.label_N[second_P]).sign()
         margin_KP = sign_P * (scalar_KN[:, first_P] - scalar_KN[:, second_P])
@@ -141,7 +141,7 @@ class LabelObjective:
     """How often each member sees each sample of the batch."""
 
     def __call__(self, model: ScalarModel, micro: LabelBatch) -> Parts:
-        scalar_KN, label_N = scalars(model, micro, micro.place_N), micro.label_N
+        scalar_KN, label_N = scalars(model, micro, micro.index_N), micro.label_N
         loss_KN = binary_cross_entropy_with_logits(scalar_KN, label_N.expand_as(scalar_KN), reduction="none")
         loss = (loss_KN * self.weight_KS[:, micro.sample_N] * micro.token_weight_N).sum()
         right_N = (scalar_KN.mean(0) > 0) == (label_N > 0.5)

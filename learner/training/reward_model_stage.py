@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from learner.algorithms.credit import place
+from learner.algorithms.credit import name_of
 from learner.algorithms.labels import CrossEntropy, Ranking
 from learner.algorithms.table import RewardModelRow
 from learner.batch.packing import Output, columns, output_of
@@ -51,7 +51,7 @@ class RewardModelStage:
 def scalars_at_targets(model: ScalarModel, pack: Pack, batch: Batch) -> list[tuple[tuple[float, ...], ...]]:
     """Per example, per target, the K scalars at the target's token; nothing for an example without one. A collective."""
     packed = pack(outputs_of(batch, [bool(item.targets) for item in _flat(batch)]))
-    read = read_all(model, packed, lambda model, micro: scalars(model, micro, micro.place_N))
+    read = read_all(model, packed, lambda model, micro: scalars(model, micro, micro.index_N))
     flat = iter(gather_by_slot(read, packed).movedim(-1, 0).tolist())
     found = []
     for item in _flat(batch):
@@ -69,8 +69,8 @@ def outputs_of(batch: Batch, in_loss: Sequence[bool]) -> list[Output]:
     for (g, item), here in zip(items, in_loss, strict=True):
         positions, length = [target.position for target in item.targets], len(item.sample.output_ids)
         if len(set(positions)) < len(positions) or not all(0 <= position < length for position in positions):
-            where = place(item.sample)
-            raise ValueError(f"{where}: labels at tokens {positions}, expected different ones of 0 to {length - 1}")
+            name = name_of(item.sample)
+            raise ValueError(f"{name}: labels at tokens {positions}, expected different ones of 0 to {length - 1}")
         found.append(output_of(item.sample, g, tuple(t in positions for t in range(length)), here))
     return found
 
@@ -87,9 +87,9 @@ def ranked(batch: Batch) -> list[bool]:
         for item in group.labelled:
             positions = [target.position for target in item.targets]
             if positions and positions != [len(item.sample.output_ids) - 1]:
-                raise ValueError(f"{place(item.sample)}: labels at tokens {positions}, expected one at the last token")
+                raise ValueError(f"{name_of(item.sample)}: labels at tokens {positions}, expected one at the last token")
         if (count := len(group.labelled)) != 2:
-            raise ValueError(f"{place(group.labelled[0].sample)}: found {count} outputs in its group, expected a pair")
+            raise ValueError(f"{name_of(group.labelled[0].sample)}: found {count} outputs in its group, expected a pair")
         labels = [target.value for item in group.labelled for target in item.targets]
         found += [len(labels) == 2 and apart(labels)] * 2
     return found
@@ -100,7 +100,7 @@ def labelled(batch: Batch) -> list[bool]:
     for item in _flat(batch):
         wrong = [target.value for target in item.targets if not 0.0 <= target.value <= 1.0]
         if wrong:
-            raise ValueError(f"{place(item.sample)}: found label {wrong[0]}, expected a probability in [0, 1]")
+            raise ValueError(f"{name_of(item.sample)}: found label {wrong[0]}, expected a probability in [0, 1]")
     return [bool(item.targets) for item in _flat(batch)]
 
 

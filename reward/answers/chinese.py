@@ -10,7 +10,7 @@ from typing import Literal
 
 LONGEST_NUMERAL = 60
 _DIGITS = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
-_PLACES = {"亿": 10**8, "万": 10**4, "千": 1000, "百": 100, "十": 10}
+_POWERS = {"亿": 10**8, "万": 10**4, "千": 1000, "百": 100, "十": 10}
 _NUMERAL = "零〇一二两兩三四五六七八九十百千万亿点负"
 _NOUN = rf"[^\W{_NUMERAL}0-9_半余来几]"
 _COUNTERS = (
@@ -40,7 +40,7 @@ def chinese_number(text: str) -> tuple[Fraction, Literal["%", "1"]] | None:
     if len(text) > LONGEST_NUMERAL:
         return None
     if match := _SCALED.fullmatch(text):
-        return Fraction(match[1]) * math.prod(_PLACES[character] for character in match[2]), "1"
+        return Fraction(match[1]) * math.prod(_POWERS[character] for character in match[2]), "1"
     if match := _MIXED.fullmatch(text):
         whole, bottom, top = (_number(part) if part else Fraction(0) for part in match.groups()[1:])
         if whole is None or top is None or not bottom:
@@ -68,13 +68,13 @@ def _integer(text: str) -> int | None:
     """一万零五十, 一百五 and 二〇二四 alike; None where the characters make no number."""
     if text and _DIGITS.keys() >= set(text):
         return int("".join(str(_DIGITS[c]) for c in text))
-    place = next((place for place in _PLACES if place in text), None)
-    if place is None:
+    power = next((power for power in _POWERS if power in text), None)
+    if power is None:
         return None
-    before, _, behind = text.rpartition(place)
+    before, _, behind = text.rpartition(power)
     many, rest = _integer(before) if before.strip("零〇") else 1, _integer(behind) if behind else 0
-    if many is None or rest is None or place in "千百十" and many > 9:
+    if many is None or rest is None or power in "千百十" and many > 9:
         return None
-    # 一百五 is 150: a last digit without a place takes the next one.
-    short = _PLACES[place] // 10 if len(behind) == 1 and place != "十" else 1
-    return many * _PLACES[place] + rest * short
+    # 一百五 is 150: a last digit without a power takes the next one.
+    short = _POWERS[power] // 10 if len(behind) == 1 and power != "十" else 1
+    return many * _POWERS[power] + rest * short

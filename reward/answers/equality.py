@@ -165,7 +165,7 @@ def _in_order(values: Collection) -> tuple[Value, ...]:
 
 def _same_whatever_order(items: tuple[Value, ...], others: list[Value]) -> bool:
     for item in items:
-        found = next((place for place, other in enumerate(others) if same_value(item, other)), None)
+        found = next((index for index, other in enumerate(others) if same_value(item, other)), None)
         if found is None:
             return False
         del others[found]

@@ -39,10 +39,10 @@ def _spoken(text: str, reading: Reading) -> str:
     last = {match[0].lower(): match.end() for match in tags.finditer(text)}
     if not last:
         return ends.sub("\n", text).rstrip()
-    places = [[last.get(tag.lower(), 0) for tag in pair] for pair in reading.reasoning_tags]
-    if any(opened > closed for opened, closed in places):
+    positions = [[last.get(tag.lower(), 0) for tag in pair] for pair in reading.reasoning_tags]
+    if any(opened > closed for opened, closed in positions):
         return ""
-    return ends.sub("\n", text[max(closed for _, closed in places) :]).rstrip()
+    return ends.sub("\n", text[max(closed for _, closed in positions) :]).rstrip()
 
 
 @lru_cache(maxsize=64)
@@ -57,9 +57,9 @@ def _any(text: str, reading: Reading) -> str | None:
     boxed = max((match.start() for match in _BOXED.finditer(text)), default=None)
     marked = [head for head in heads if parse(head[1]) is not None] + ([] if boxed is None else [(boxed, _boxed(text))])
     if marked:
-        place, answer = max(marked, key=lambda mark: mark[0])
+        position, answer = max(marked, key=lambda mark: mark[0])
         # A heading before the mark is no answer; one behind it is, where it has a value.
-        said = [plainly(stated.words) for stated in _stated(text, reading) if stated.start > place]
+        said = [plainly(stated.words) for stated in _stated(text, reading) if stated.start > position]
         return next((words for words in reversed(said) if parse(words) is not None), answer)
     # The last line states the answer also where it is a sentence, or several.
     last = heads[-1][1] if heads else ""
@@ -123,11 +123,11 @@ def _content(text: str, box: re.Match[str]) -> tuple[str | None, int]:
     if box[2]:
         return box[2], box.end()
     depth, start = 1, box.end()
-    for place in range(start, len(text)):
-        escaped = text[place - 1] == "\\"
-        depth += 0 if escaped else (text[place] == "{") - (text[place] == "}")
+    for position in range(start, len(text)):
+        escaped = text[position - 1] == "\\"
+        depth += 0 if escaped else (text[position] == "{") - (text[position] == "}")
         if depth == 0:
-            return text[start:place].strip() or None, place + 1
+            return text[start:position].strip() or None, position + 1
     return None, len(text)
 
 

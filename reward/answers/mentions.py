@@ -86,7 +86,7 @@ def mentions(text: str) -> Iterator[Mention]:
     """Every number of a text, with the mathematics and the words at it that change its value; several numbers in a row between
     which there is "or" or "and" are one."""
     text = _without_items(_SERIES.sub(_blank, _LABEL.sub(_blank, plain_characters(text))))
-    places: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     end = 0
     for found in _FOUND.finditer(text):
         stop = _end(text, found) if found.start() >= end else 0
@@ -97,13 +97,13 @@ def mentions(text: str) -> Iterator[Mention]:
         right = _RIGHT.match(text, stop)
         # The same may be said twice, as in 0.6 or 60%.
         joined = _SEVERAL.fullmatch(text, end, begin) and found[0].endswith("%") <= text[:end].endswith("%")
-        begin, end = places.pop()[0] if places and joined else begin, right.end() if right else stop
-        places.append((begin, end))
-    yield from (Mention(text[begin:end].strip(), end) for begin, end in places)
+        begin, end = spans.pop()[0] if spans and joined else begin, right.end() if right else stop
+        spans.append((begin, end))
+    yield from (Mention(text[begin:end].strip(), end) for begin, end in spans)
 
 
 def _end(text: str, found: re.Match[str]) -> int:
-    """Where what was found ends, with letters at it that are no unit; 0 where it is no number: letters, or a place in a row."""
+    """Where what was found ends, with letters at it that are no unit; 0 where it is no number: letters, or a rank in a row."""
     letters = _LETTERS.match(text, found.end())
     end = letters.end() if letters else found.end()
     if not re.search("[0-9]", _SMALL.sub("", found[0])) or _PLACE.fullmatch(text, found.start(), end):

@@ -46,7 +46,7 @@ LABELS = (
     (rf"{_LINE}\[[0-9]{{1,3}}\](?=:|[ \t]+(?:https?:|www\.|[A-Z]))", "[1] https://x", "a reference"),
     (r"\\pmod\s*(?:\{[^{}]*\}|[0-9]+)", r"\equiv \pmod{7}", "what is divided by"),
     (r"(?:https?://|www\.)\S+", "https://x.org/?n=3", "an address"),
-    (r"(?<!#)#[0-9]+(?![0-9.,]*[0-9])", "we are #3", "a place in a row"),
+    (r"(?<!#)#[0-9]+(?![0-9.,]*[0-9])", "we are #3", "a rank in a row"),
 )
 """Numbers that are no values; each hides what it matches."""
 # fmt: on

@@ -96,10 +96,10 @@ class Pool:
         busy: dict[Process, deque[int]] = {}
         with selectors.DefaultSelector() as selector:
             while (todo or busy) and not patience.gone:
-                for place, process in enumerate(self._processes):
+                for index, process in enumerate(self._processes):
                     if todo and process not in busy:
                         if not process.alive:  # it died while nobody asked it: no row's fault
-                            process = self._fresh(place)
+                            process = self._fresh(index)
                         busy[process] = deque(todo.popleft())
                         process.send([rows[i] for i in busy[process]])
                         process.watch(selector)
@@ -153,13 +153,13 @@ class Pool:
         self._fresh(self._processes.index(process))
         return [[i] for i in pending] if self._batched else [list(pending)] if pending else []
 
-    def _fresh(self, place: int) -> Process:
+    def _fresh(self, index: int) -> Process:
         """Another process in the place of one that is of no more use."""
         self.kills += 1
-        self._processes[place].kill()
-        self._processes[place] = Process(self._setup, self._log)
-        self._processes[place].await_ready()
-        return self._processes[place]
+        self._processes[index].kill()
+        self._processes[index] = Process(self._setup, self._log)
+        self._processes[index].await_ready()
+        return self._processes[index]
 
     def __enter__(self) -> "Pool":
         return self

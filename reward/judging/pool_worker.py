@@ -22,15 +22,15 @@ from rollout.tools.confine import die_with_parent, no_network, no_new_processes
 
 def load(target: str) -> Callable:
     """The function of `package.module:name` or `file.py:name`. Raises ValueError, AttributeError or what the import raises."""
-    place, _, name = target.rpartition(":")
-    if not place.endswith(".py"):
+    source, _, name = target.rpartition(":")
+    if not source.endswith(".py"):
         return pkgutil.resolve_name(target)
-    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    spec = importlib.util.spec_from_file_location(Path(source).stem, source)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{place} cannot be imported")
+        raise ValueError(f"{source} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     # Beside the file lie what it imports; pickling and dataclasses look modules up by name.
-    sys.path.insert(0, str(Path(place).resolve().parent))
+    sys.path.insert(0, str(Path(source).resolve().parent))
     # Python would take the bytecode of the file as it was for one that is edited within the same second.
     sys.modules[spec.name], sys.dont_write_bytecode = module, True
     spec.loader.exec_module(module)

@@ -67,11 +67,11 @@ class Replay:
         """Offer fresh groups to the history; they are mixed in once the stage is done."""
         for group in groups:
             self._seen += 1
-            place = random.Random(f"reservoir/{self._seed}/{self._seen}").randrange(self._seen)
+            index = random.Random(f"reservoir/{self._seed}/{self._seen}").randrange(self._seen)
             if len(self._next) < self._capacity:
                 self._next.append(group)
-            elif place < self._capacity:
-                self._next[place] = group
+            elif index < self._capacity:
+                self._next[index] = group
 
     def finish_stage(self) -> None:
         """What was fresh is history from here on."""

@@ -64,12 +64,12 @@ class StepFinder:
     def _stretch_ends(self, pieces: list[str], sampled_mask: Sequence[bool]) -> list[int]:
         """The tokens that hold a marker's last character, and the last one before a tool speaks or the output ends."""
         found: set[int] = set()
-        for said, run in groupby(range(len(pieces)), key=lambda place: sampled_mask[place]):
+        for said, run in groupby(range(len(pieces)), key=lambda index: sampled_mask[index]):
             if said:
-                places = list(run)
-                after = list(accumulate(len(pieces[place]) for place in places))
-                markers = re.finditer(re.escape(self._marker), "".join(pieces[place] for place in places))
-                found |= {places[bisect_right(after, marker.end() - 1)] for marker in markers} | {places[-1]}
+                indices = list(run)
+                after = list(accumulate(len(pieces[index]) for index in indices))
+                markers = re.finditer(re.escape(self._marker), "".join(pieces[index] for index in indices))
+                found |= {indices[bisect_right(after, marker.end() - 1)] for marker in markers} | {indices[-1]}
         return sorted(found)
 
     def _pieces(self, ids: Sequence[int]) -> list[str]:

@@ -93,11 +93,13 @@ def load(paths: Sequence[Path], dtype: torch.dtype) -> ScalarModel:
 
     Raises ValueError for a directory that holds no classifier with one label, for two kinds, and for no directory.
     """
-    places = [place for path in paths for place in member_directories(Path(path))]
-    kinds: list[Kind] = [kind_of(place) for place in places]
+    folders = [folder for path in paths for folder in member_directories(Path(path))]
+    kinds: list[Kind] = [kind_of(folder) for folder in folders]
     if len(set(kinds)) != 1:
-        raise ValueError(f"{', '.join(map(str, places))}: found {kinds or 'no directory'}, expected reward models of one kind")
-    return ScalarModel([_load(place, kinds[0], AutoConfig.from_pretrained(place), dtype) for place in places], kinds[0]).eval()
+        raise ValueError(f"{', '.join(map(str, folders))}: found {kinds or 'no directory'}, expected reward models of one kind")
+    return ScalarModel(
+        [_load(folder, kinds[0], AutoConfig.from_pretrained(folder), dtype) for folder in folders], kinds[0]
+    ).eval()
 
 
 def save(model: ScalarModel, directory: Path, tokenizer_dir: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -108,13 +110,13 @@ def save(model: ScalarModel, directory: Path, tokenizer_dir: Path, weights: Mapp
     """
     state = dict(weights if weights is not None else model.state_dict())
     for index, member in enumerate(model.members):
-        place = directory if len(model.members) == 1 else directory / f"member-{index}"
-        place.mkdir(parents=True, exist_ok=True)
+        folder = directory if len(model.members) == 1 else directory / f"member-{index}"
+        folder.mkdir(parents=True, exist_ok=True)
         prefix = f"members.{index}."
-        member.save_pretrained(place, state_dict={n.removeprefix(prefix): x for n, x in state.items() if n.startswith(prefix)})
-        as_umask_says(place)
-        copy_tokenizer(tokenizer_dir, place)
-        set_padding(place, member.config.pad_token_id)
+        member.save_pretrained(folder, state_dict={n.removeprefix(prefix): x for n, x in state.items() if n.startswith(prefix)})
+        as_umask_says(folder)
+        copy_tokenizer(tokenizer_dir, folder)
+        set_padding(folder, member.config.pad_token_id)
 
 
 def _load(path: Path, kind: Kind, config: Any, dtype: torch.dtype, head_is_new: bool = False) -> PreTrainedModel:
@@ -167,15 +169,15 @@ def read_scalars(
 
     `max_tokens`: of a batch, padding included; a longer sequence goes alone. Raises ValueError for a position outside.
     """
-    for index, (ids, places) in enumerate(zip(sequences, positions, strict=True)):
-        if any(not 0 <= place < len(ids) for place in places):
-            raise ValueError(f"sequence {index}: positions {list(places)}, expected 0 to {len(ids) - 1}")
-    asked = [(tuple(ids), tuple(places)) for ids, places in zip(sequences, positions, strict=True)]
+    for index, (ids, wanted) in enumerate(zip(sequences, positions, strict=True)):
+        if any(not 0 <= position < len(ids) for position in wanted):
+            raise ValueError(f"sequence {index}: positions {list(wanted)}, expected 0 to {len(ids) - 1}")
+    asked = [(tuple(ids), tuple(wanted)) for ids, wanted in zip(sequences, positions, strict=True)]
     answers: dict[tuple[tuple[int, ...], tuple[int, ...]], list[list[float]]] = dict.fromkeys(asked, [])
     distinct = list(answers)
-    for batch in _batches([len(ids) if places else 0 for ids, places in distinct], max_tokens):
+    for batch in _batches([len(ids) if wanted else 0 for ids, wanted in distinct], max_tokens):
         width = max(len(distinct[i][0]) for i in batch)
-        at = [row * width + place for row, i in enumerate(batch) for place in distinct[i][1]]
+        at = [row * width + position for row, i in enumerate(batch) for position in distinct[i][1]]
         values = iter(_scalars_of_rows(model, [distinct[i][0] for i in batch], width, at).T.tolist())
         for i in batch:
             answers[distinct[i]] = [next(values) for _ in distinct[i][1]]

@@ -64,13 +64,13 @@ def _plurality_is_right(subset: Sequence[int], answers: Sequence[str | None], co
     votes: dict[str, int] = {}
     first: dict[str, int] = {}
     unknown = 0
-    for place in subset:
-        answer = answers[place]
-        if correct[place] is None:
+    for index in subset:
+        answer = answers[index]
+        if correct[index] is None:
             unknown += 1
         elif answer is not None:
             votes[answer] = votes.get(answer, 0) + 1
-            first.setdefault(answer, place)
+            first.setdefault(answer, index)
     if not votes:
         return False
     if unknown:

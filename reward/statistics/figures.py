@@ -108,11 +108,11 @@ def figures(groups: Outputs, ks: Sequence[int] | None = None, scores: Sequence[S
     gets better by losing the hard ones. `ks` defaults to 1, 2, 4, ...
     """
     counts = Counter(one.status for group in groups for one in group)
-    kept = [[place for place, one in enumerate(group) if one.status != "unscorable"] for group in groups]
-    scorable = [[group[i] for i in places] for group, places in zip(groups, kept, strict=True)]
+    kept = [[index for index, one in enumerate(group) if one.status != "unscorable"] for group in groups]
+    scorable = [[group[i] for i in indices] for group, indices in zip(groups, kept, strict=True)]
     largest = max(map(len, scorable), default=0)
     ks = [k for k in ks or up_to(largest) if k <= largest]
-    own = [[of[i] for i in places] for of, places in zip(scores, kept, strict=True)] if scores is not None else None
+    own = [[of[i] for i in indices] for of, indices in zip(scores, kept, strict=True)] if scores is not None else None
     return {
         "questions": len(groups), "responses": counts.total(),
         **{status: counts[status] for status in WITHOUT}, **shown(accuracy(scorable)),

@@ -124,7 +124,7 @@ def load_data(
     labelled = left(config.labelled_steps, "labelled_steps", loader.labelled_steps)
     return Data(
         train=QuestionSet(train, seed),
-        evaluation=[replace(question, ordinal=place) for place, question in enumerate(evaluation)],
+        evaluation=[replace(question, ordinal=index) for index, question in enumerate(evaluation)],
         demonstrations=DemonstrationSet(demonstrations, seed) if demonstrations else None,
         preferences=PreferenceSet(preferences, seed) if preferences else None,
         labelled_steps=LabelledSet(labelled, seed) if labelled else None,
@@ -140,7 +140,7 @@ def load_questions(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", gol
     questions = loader.questions(load_rows(config.questions), config.questions)
     if loader.unjudgeable:
         log.warning("%d questions are left out: their reference answer is absent or cannot be judged", loader.unjudgeable)
-    return [replace(question, ordinal=place) for place, question in enumerate(questions)]
+    return [replace(question, ordinal=index) for index, question in enumerate(questions)]
 
 
 def _hold_out(questions: list[Question], count: int, seed: int) -> tuple[list[Question], list[Question]]:
@@ -149,8 +149,8 @@ def _hold_out(questions: list[Question], count: int, seed: int) -> tuple[list[Qu
             f"data.hold_out: {count}, and there are {len(questions)} questions; expected fewer, to leave some to train on"
         )
     chosen = set(random.Random(f"{seed}/hold out").sample(range(len(questions)), count))
-    left = [question for place, question in enumerate(questions) if place not in chosen]
-    return left, [questions[place] for place in sorted(chosen)]
+    left = [question for index, question in enumerate(questions) if index not in chosen]
+    return left, [questions[index] for index in sorted(chosen)]
 
 
 def _without(questions: Sequence[Question], held_out: Collection[str]) -> list[Question]:

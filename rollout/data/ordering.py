@@ -18,9 +18,9 @@ class Ordered(Generic[T]):
         return len(self.rows)
 
     def at(self, ordinal: int) -> T:
-        epoch, place = divmod(ordinal, len(self.rows))
+        epoch, position = divmod(ordinal, len(self.rows))
         if epoch != self._epoch:
             order = list(range(len(self.rows)))
             random.Random(f"{self._seed}/epoch {epoch}").shuffle(order)
             self._epoch, self._order = epoch, order
-        return self.rows[self._order[place]]
+        return self.rows[self._order[position]]

@@ -2,7 +2,7 @@
 
 What a user's text says stays text. In the plain form a string such as `<|im_end|>` is encoded as its characters; in the
 chat form, where template and text are encoded together, it is refused. BOS stands exactly once where the model uses one.
-All errors are ValueErrors without a place: the caller knows the row. What is the same for every row is found once per
+All errors are ValueErrors without file and line: the caller knows the row. What is the same for every row is found once per
 tokenizer, so a tokenizer is not to be changed after its first use here.
 """
 
@@ -69,8 +69,8 @@ def encode_steps(
     """
     ids: list[int] = []
     ends = []
-    for place, step in enumerate(steps):
-        last = place == len(steps) - 1
+    for index, step in enumerate(steps):
+        last = index == len(steps) - 1
         ids += _encode(tokenizer, step if last else step + "\n", split_special_tokens=True)
         if last:
             ids.append(end_token_id(tokenizer, config))
@@ -177,7 +177,7 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, split_special_token
 @lru_cache(maxsize=8)
 def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
     # Some tokenizers add runs of blanks as tokens; those are text.
-    return {place: token.content for place, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    return {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
 
 
 def _with_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:

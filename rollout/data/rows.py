@@ -108,8 +108,8 @@ def _json_rows(path: Path) -> list[Row]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, start = data.count(b"\n", 0, error.start) + 1, data.rfind(b"\n", 0, error.start) + 1
-        place = f"{path}:{line}:{error.start - start + 1}"
-        raise ValueError(f"{place}: byte {data[error.start]:#04x} is not UTF-8; expected a UTF-8 file") from error
+        where = f"{path}:{line}:{error.start - start + 1}"
+        raise ValueError(f"{where}: byte {data[error.start]:#04x} is not UTF-8; expected a UTF-8 file") from error
     rows, escapes = [], "\\ud" in text.lower()
     for number, columns in (_array if text.lstrip().startswith("[") else _lines)(path, text):
         if not isinstance(columns, dict):
@@ -143,21 +143,21 @@ def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {_beyond(error)}") from error
     decoder, line, seen = json.JSONDecoder(), 1, 0
-    place = _item(text, text.index("[") + 1)
-    while text[place] != "]":
-        line, seen = line + text.count("\n", seen, place), place
-        item, place = decoder.raw_decode(text, place)
+    position = _item(text, text.index("[") + 1)
+    while text[position] != "]":
+        line, seen = line + text.count("\n", seen, position), position
+        item, position = decoder.raw_decode(text, position)
         yield line, item
-        place = _item(text, place)
+        position = _item(text, position)
 
 
 _SPACE = re.compile(r"[\s,]*")
 
 
-def _item(text: str, place: int) -> int:
+def _item(text: str, position: int) -> int:
     """Past blanks and commas."""
-    found = _SPACE.match(text, place)
-    return found.end() if found else place
+    found = _SPACE.match(text, position)
+    return found.end() if found else position
 
 
 def _not_json(path: Path, number: int, error: json.JSONDecodeError, *, last: bool) -> ValueError:

@@ -1,6 +1,6 @@
 """Templates over the columns of rows: Python format strings, whose fields may lead into a column.
 
-`{reward_model.ground_truth}`, `{turns[0][content]}` and `{turns[-1].content}` are places; a column whose name is the whole of
+`{reward_model.ground_truth}`, `{turns[0][content]}` and `{turns[-1].content}` are fields; a column whose name is the whole of
 it comes first. A question's template may be one column that holds a list of messages.
 """
 
@@ -16,7 +16,7 @@ from rollout.data.rows import Row, reject
 from rollout.types import Messages
 
 ROLES = ("system", "user", "assistant")
-_PLACE = re.compile(r"[^.\[\]]+(\[[^\[\]]+\]|\.[^.\[\]]+)*")
+_FIELD = re.compile(r"[^.\[\]]+(\[[^\[\]]+\]|\.[^.\[\]]+)*")
 _PARTS = re.compile(r"\[([^\[\]]+)\]|\.?([^.\[\]]+)")
 
 
@@ -62,48 +62,48 @@ def text_of(question: str | Messages) -> str:
 
 
 def column(rows: Sequence[Row], name: str, role: str) -> list[Any]:
-    """The values of a column, or of a place in one such as `a[b]`, as they are. Raises ValueError where it is missing."""
+    """The values of a column, or of a field in one such as `a[b]`, as they are. Raises ValueError where it is missing."""
     _check_columns(rows, [name], f"the {role} template '{{{name}}}'")
     return _whole(rows, _each(rows, lambda columns: look_up(name, columns)), f"the {role} column {name!r} cannot be read")
 
 
-def look_up(place: str, columns: Mapping[str, Any]) -> Any:
-    """What stands at a place. Raises ValueError, saying where the way ends."""
-    head = _head(place, columns)
-    value = columns[head] if head in columns else _lost(place, head, columns)
-    for key, name in _PARTS.findall(place[len(head) :]):
+def look_up(field: str, columns: Mapping[str, Any]) -> Any:
+    """What stands in a field. Raises ValueError, saying where the way ends."""
+    head = _head(field, columns)
+    value = columns[head] if head in columns else _lost(field, head, columns)
+    for key, name in _PARTS.findall(field[len(head) :]):
         part = key or name
         if isinstance(value, Mapping) and part in value:
             value = value[part]
         elif isinstance(value, list) and re.fullmatch(r"-?\d+", part) and -len(value) <= int(part) < len(value):
             value = value[int(part)]
         else:
-            _lost(place, part, value)
+            _lost(field, part, value)
     return value
 
 
-def _head(place: str, columns: Mapping[str, Any]) -> str:
-    """The column that a place begins with: its longest beginning that is the name of one."""
-    heads = [place, *(place[: match.start()] for match in reversed([*re.finditer(r"[.\[]", place)]))]
+def _head(field: str, columns: Mapping[str, Any]) -> str:
+    """The column that a field begins with: its longest beginning that is the name of one."""
+    heads = [field, *(field[: match.start()] for match in reversed([*re.finditer(r"[.\[]", field)]))]
     return next((head for head in heads if head in columns), heads[-1])
 
 
-def _lost(place: str, part: str, value: object) -> None:
+def _lost(field: str, part: str, value: object) -> None:
     there = f"; it has {', '.join(map(str, value))}" if isinstance(value, Mapping) else ""
     there = f"; it has {len(value)} items" if isinstance(value, list) else there
     found = "is null" if value is None else f"has no {part!r}"
-    raise ValueError(f"{place!r} leads nowhere: {value!r:.60} {found}{there}")
+    raise ValueError(f"{field!r} leads nowhere: {value!r:.60} {found}{there}")
 
 
 class _Formatter(string.Formatter):
-    """Fields are places."""
+    """What the fields of a format string become."""
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
         return look_up(field_name, kwargs), field_name
 
 
 def _fields(template: str, role: str) -> list[str]:
-    """The places of a format string. Raises ValueError for a malformed one, and where there is none."""
+    """The fields of a format string. Raises ValueError for a malformed one, and where there is none."""
     try:
         parts = [(name, spec) for _, name, spec, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
@@ -113,24 +113,24 @@ def _fields(template: str, role: str) -> list[str]:
     names = list(dict.fromkeys(name for name, _ in parts))
     if not names or "" in names:
         raise ValueError(f"{role}: {template!r} names no column; expected something like '{{{role}}}'")
-    if wrong := [name for name in names if not _PLACE.fullmatch(name)]:
-        expected = "expected places such as {reward_model.ground_truth} or {turns[-1][content]}"
+    if wrong := [name for name in names if not _FIELD.fullmatch(name)]:
+        expected = "expected fields such as {reward_model.ground_truth} or {turns[-1][content]}"
         raise ValueError(f"{role}: {template!r} has {wrong[0]!r}; {expected}")
     return names
 
 
 def _bare(template: str) -> str:
-    """The place that is the whole template, or nothing."""
+    """The field that is the whole template, or nothing."""
     (literal, name, spec, conversion), *more = string.Formatter().parse(template)
     return "" if literal or spec or conversion or more or name is None else name
 
 
-def _check_columns(rows: Sequence[Row], places: Sequence[str], what: str) -> None:
-    """Raises ValueError where a place begins with a column that no row has; names the nearest one."""
-    for place in places:
-        lacking = [row for row in rows if _head(place, row.columns) not in row.columns]
+def _check_columns(rows: Sequence[Row], fields: Sequence[str], what: str) -> None:
+    """Raises ValueError where a field begins with a column that no row has; names the nearest one."""
+    for field in fields:
+        lacking = [row for row in rows if _head(field, row.columns) not in row.columns]
         if rows and len(lacking) == len(rows):
-            columns, name = rows[0].columns, _head(place, rows[0].columns)
+            columns, name = rows[0].columns, _head(field, rows[0].columns)
             near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             present = ", ".join(sorted(columns))
@@ -168,7 +168,7 @@ def _format(template: str, fields: Sequence[str], columns: Mapping[str, Any]) ->
 
 
 def _first_text(value: object) -> str:
-    """The place of a text inside a list or a mapping: of a list of messages, what the last one says."""
+    """The field of a text inside a list or a mapping: of a list of messages, what the last one says."""
     if isinstance(value, list) and value and isinstance(value[-1], Mapping) and "content" in value[-1]:
         return "[-1][content]"
     if isinstance(value, list) and value:

@@ -83,21 +83,21 @@ class Engine(UpdatableEngine):
         requests: Sequence[TokenRequest],
         *,
         deadline_s: float = DEADLINE_S,
-        each: Callable[[int, Completion], None] = lambda place, completion: None,
+        each: Callable[[int, Completion], None] = lambda position, completion: None,
     ) -> list[Completion]:
-        """Sample one output per request: a wave. `each` hears of every output and its place as soon as it has ended.
+        """Sample one output per request: a wave. `each` hears of every output and its position as soon as it has ended.
 
         Raises EngineError; cancelling it aborts the wave.
         """
         jobs = [(request.prompt_ids, sampling_params(request, self._stop_token_ids)) for request in requests]
         completions: dict[int, Completion] = {}
 
-        def ended(place: int, output: RequestOutput) -> None:
-            completions[place] = completion(output, self._version)
-            each(place, completions[place])
+        def ended(position: int, output: RequestOutput) -> None:
+            completions[position] = completion(output, self._version)
+            each(position, completions[position])
 
         await self._wave(jobs, deadline_s, ended)
-        return [completions[place] for place in range(len(requests))]
+        return [completions[position] for position in range(len(requests))]
 
     async def logprobs(self, sequences: Sequence[Sequence[int]], *, deadline_s: float = DEADLINE_S) -> list[list[float]]:
         """Log-probability, at temperature 1, of each token after the first. Sequences are shorter than `max_model_len`.
@@ -133,14 +133,14 @@ class Engine(UpdatableEngine):
         self,
         jobs: Sequence[tuple[Sequence[int], SamplingParams]],
         deadline_s: float,
-        ended: Callable[[int, RequestOutput], None] = lambda place, output: None,
+        ended: Callable[[int, RequestOutput], None] = lambda position, output: None,
     ) -> list[RequestOutput]:
         """Enqueue in order on the paused engine, resume, collect in the same order; `ended` hears of each as it ends."""
         waiting = []
 
-        async def collect(place: int) -> RequestOutput:
-            output = await waiting[place].get()
-            ended(place, output)
+        async def collect(position: int) -> RequestOutput:
+            output = await waiting[position].get()
+            ended(position, output)
             return output
 
         try:
@@ -159,7 +159,7 @@ class Engine(UpdatableEngine):
                             waiting.append(await self._llm.add_request(f"{self._prefix}-{self._requests}", *request))
                     finally:
                         await self._llm.resume_generation()
-                collecting = [asyncio.create_task(collect(place)) for place in range(len(waiting))]
+                collecting = [asyncio.create_task(collect(position)) for position in range(len(waiting))]
                 try:
                     return await asyncio.gather(*collecting)
                 finally:

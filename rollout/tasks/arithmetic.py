@@ -168,13 +168,13 @@ def demonstration(item: Item, imperfect: float, rng: random.Random) -> str:
     that would take a later value out of 10..29 is not made.
     """
     value, lines = item.start, []
-    for place, (sign, operand) in enumerate(item.operations):
+    for index, (sign, operand) in enumerate(item.operations):
         change = operand if sign == "+" else -operand
         result = value + change
         carries = not 0 <= value % 10 + (operand % 10 if sign == "+" else -(operand % 10)) <= 9
         if carries and rng.random() < imperfect:
             wrong = result - 10 if sign == "+" else result + 10
-            if _stays_in_range(wrong, item.operations[place + 1 :]):
+            if _stays_in_range(wrong, item.operations[index + 1 :]):
                 result = wrong
         lines.append(f"{value}{sign}{operand}={result}")
         value = result
@@ -197,7 +197,7 @@ def character_tokenizer(characters: str = TASK_CHARACTERS, words: Sequence[str] 
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<pad>", "<bos>", "<eos>", "<unk>"]
-    vocabulary = {token: place for place, token in enumerate([*specials, *characters, *words])}
+    vocabulary = {token: index for index, token in enumerate([*specials, *characters, *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*map(re.escape, words), r"[\s\S]"])), behavior="isolated")
     core.decoder = decoders.Fuse()

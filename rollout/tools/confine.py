@@ -159,12 +159,12 @@ def files(readable: Iterable[Path], writable: Iterable[Path]) -> bool:
 
 
 def _allow(ruleset: int, path: Path, rights: int) -> bool:
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        rule = ctypes.create_string_buffer(struct.pack("=Qi", rights if path.is_dir() else rights & _FILE_ONLY, place))
+        rule = ctypes.create_string_buffer(struct.pack("=Qi", rights if path.is_dir() else rights & _FILE_ONLY, opened))
         return _libc.syscall(_LANDLOCK_ADD, ruleset, 1, rule, 0) == 0
     finally:
-        os.close(place)
+        os.close(opened)
 
 
 def _refused(table: dict[str, dict[str, int]], *names: str) -> list[tuple[int, int, int, int]]:
@@ -178,7 +178,7 @@ def _refuse_when(number: int, argument: int, values: tuple[int, ...]) -> list[tu
     return [
         (_EQUAL, 0, count + 3, number),
         (_LOAD, 0, 0, _ARGUMENT_AT + 8 * argument),
-        *((_EQUAL, count - place, 0, value) for place, value in enumerate(values)),
+        *((_EQUAL, count - index, 0, value) for index, value in enumerate(values)),
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, _ERRNO | errno.EPERM),
     ]

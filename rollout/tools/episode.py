@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FENCE = "```"
 Seed = Callable[[int, int], int]
-"""(place in the wave, turn) -> seed."""
+"""(position in the wave, turn) -> seed."""
 _PROGRAM = re.compile(r"```python[ \t]*\n((?:(?!```).)*)```\s*\Z", re.DOTALL)
 _OUTPUT = re.compile(r"```output[ \t]*\n.*?(?:```\n?|\Z)", re.DOTALL)
 _APPENDED = re.compile(rf"(\n?{_OUTPUT.pattern})", re.DOTALL)
@@ -80,7 +80,7 @@ class ToolLoop:
         await self._sandbox.check()
 
     async def run(self, requests: Sequence[TokenRequest], generate: GenerateFn, seed: Seed) -> list[Episode]:
-        """The ended episodes of these requests, in order. `seed(place, turn)` seeds a later turn."""
+        """The ended episodes of these requests, in order. `seed(position, turn)` seeds a later turn."""
         episodes = [Episode(request=request) for request in requests]
         patience = Patience(self._config.seconds, len(requests))
         turn = 0

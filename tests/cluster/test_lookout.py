@@ -49,7 +49,7 @@ def spawn(watch):
     def start(name, *kinds, answers=True):
         command = [sys.executable, "-c", WORK]
         environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
-        log = (watch.place.parent.parent / f"{name}.log").open("w")
+        log = (watch.stacks.parent.parent / f"{name}.log").open("w")
         made = [subprocess.Popen([*command, kind], stdout=subprocess.PIPE, stderr=log, env=environment) for kind in kinds]
         assert all(process.stdout.readline() for process in made)
         actor = Handle(Engine(answers))

@@ -39,7 +39,7 @@ def micro_of(ratios, samples, dtype=torch.float64) -> PolicyBatch:
     count = len(ratios)
     mu_N = torch.linspace(-3, -1, count, dtype=dtype)
     return PolicyBatch(
-        **dict.fromkeys(("input_ids_BT", "position_ids_BT", "segment_BT", "source_N", "place_N"), torch.empty(0)),
+        **dict.fromkeys(("input_ids_BT", "position_ids_BT", "segment_BT", "source_N", "index_N"), torch.empty(0)),
         **dict.fromkeys(("target_N", "group_N", "slot_N"), torch.arange(count)),
         sample_N=torch.tensor(samples),
         token_weight_N=torch.full((count,), 1 / 7, dtype=dtype),

@@ -38,7 +38,7 @@ def every_token(old_N: torch.Tensor, reference_N: torch.Tensor) -> PolicyBatch:
     """One trained token for each of the five, without advantage, so that KL is all that acts."""
     tokens, none = torch.arange(5), torch.empty(0)
     return PolicyBatch(
-        **dict.fromkeys(("input_ids_BT", "position_ids_BT", "segment_BT", "source_N", "place_N"), none),
+        **dict.fromkeys(("input_ids_BT", "position_ids_BT", "segment_BT", "source_N", "index_N"), none),
         **dict.fromkeys(("target_N", "sample_N", "group_N", "slot_N"), tokens),
         **dict.fromkeys(("behaviour_logprob_N", "old_logprob_N"), old_N),
         advantage_N=torch.zeros(5, dtype=torch.float64),

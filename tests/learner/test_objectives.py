@@ -16,7 +16,7 @@ def micro(kind, count: int, **columns):
     """Trained tokens with these columns, of equal weight."""
     whole = torch.arange(count)
     given = {name: torch.empty(0) for name in ("input_ids_BT", "position_ids_BT", "segment_BT", "target_N")}
-    given |= {"source_N": whole, "place_N": whole, "sample_N": whole, "group_N": whole, "slot_N": whole}
+    given |= {"source_N": whole, "index_N": whole, "sample_N": whole, "group_N": whole, "slot_N": whole}
     given |= {"token_weight_N": torch.full((count,), 1 / max(count, 1), dtype=F64)}
     return kind(**given | columns)
 
@@ -64,7 +64,7 @@ def test_a_value_that_has_not_moved_is_not_clipped():
 
 def test_the_value_is_read_before_the_token_and_labels_at_it():
     model = torch.tensor([[10.0, 20.0, 30.0]])
-    at = {"source_N": torch.tensor([0]), "place_N": torch.tensor([2])}
+    at = {"source_N": torch.tensor([0]), "index_N": torch.tensor([2])}
     value = micro(ValueBatch, 1, **at, return_N=torch.zeros(1), old_value_N=torch.zeros(1))
     assert ValueObjective(clip=1.0)(model, value)[2].tolist() == [10.0]
     label = micro(LabelBatch, 1, **at, label_N=torch.zeros(1))

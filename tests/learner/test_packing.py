@@ -20,7 +20,7 @@ def tokens_of(packed_ranks):
             for n, slot in enumerate(micro.slot_N.tolist()):
                 source = micro.source_N[n]
                 fields = (micro.target_N, micro.advantage_N, micro.token_weight_N, micro.behaviour_logprob_N, micro.sample_N)
-                fields += (micro.group_N, ids[micro.place_N], positions[micro.place_N])
+                fields += (micro.group_N, ids[micro.index_N], positions[micro.index_N])
                 assert slot not in found
                 found[slot] = (*(x[n].item() for x in fields), ids[source].item(), positions[source].item())
     return found
@@ -103,7 +103,7 @@ def test_pairs_are_never_split(max_tokens, world_size):
         for m, micro in enumerate(packed.micro_batches):
             rows, width = micro.input_ids_BT.shape
             assert rows * width <= max_tokens or rows == 1
-            for group, place in zip(micro.group_N.tolist(), micro.place_N.tolist(), strict=True):
+            for group, place in zip(micro.group_N.tolist(), micro.index_N.tolist(), strict=True):
                 homes.setdefault(group, set()).add((r, m, place // width))
     assert sorted(homes) == list(range(9))
     assert all(len(places) == 1 for places in homes.values())
@@ -151,7 +151,7 @@ def test_the_worked_example_of_the_type_holds():
     assert micro.position_ids_BT.tolist() == [[0, 1, 2, 3, 2]]
     assert micro.segment_BT.tolist() == [[0, 0, 1, 1, 2]]
     assert micro.source_N.tolist() == [1, 2, 1]
-    assert micro.place_N.tolist() == [2, 3, 4]
+    assert micro.index_N.tolist() == [2, 3, 4]
     assert micro.target_N.tolist() == [5, 2, 6]
     assert micro.token_weight_N.tolist() == [0.25, 0.25, 0.5]
     assert micro.behaviour_logprob_N.isnan().all()

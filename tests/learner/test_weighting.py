@@ -88,7 +88,7 @@ def micro_of(row: Algorithm, outputs: list[Output]) -> tuple[PolicyBatch, torch.
     def spread(values, dtype=torch.int64):
         return torch.repeat_interleave(torch.tensor(values, dtype=dtype), torch.tensor(lengths))
 
-    unread = dict.fromkeys(("input_ids_BT", "position_ids_BT", "segment_BT", "source_N", "place_N", "target_N"), torch.empty(0))
+    unread = dict.fromkeys(("input_ids_BT", "position_ids_BT", "segment_BT", "source_N", "index_N", "target_N"), torch.empty(0))
     micro = PolicyBatch(
         **unread,
         advantage_N=torch.cat([torch.tensor(advantage, dtype=torch.float64)[o.mask] for _, o, advantage in kept]),
