@@ -122,8 +122,8 @@ class Canary:
 
 def differences(engine: list[list[float]], learner: list[list[float]]) -> list[float]:
     """|difference| of every token, in order."""
-    pairs = zip(engine, learner, strict=True)
-    return [abs(a - b) for row_a, row_b in pairs for a, b in zip(row_a, row_b, strict=True)]
+    rows = zip(engine, learner, strict=True)
+    return [abs(a - b) for row_a, row_b in rows for a, b in zip(row_a, row_b, strict=True)]
 
 
 class Fleet(Protocol):

@@ -56,30 +56,30 @@ class Ranges:
     """Numbers that come nearly in order, in memory that grows with their gaps only."""
 
     def __init__(self) -> None:
-        self.pairs: list[list[int]] = []
+        self.bounds: list[list[int]] = []
         """[first, last] of each stretch, in order."""
 
     def add(self, number: int) -> None:
-        at = len(self.pairs)
-        while at and self.pairs[at - 1][0] > number:
+        at = len(self.bounds)
+        while at and self.bounds[at - 1][0] > number:
             at -= 1
-        if at and number <= self.pairs[at - 1][1] + 1:
-            self.pairs[at - 1][1] = max(self.pairs[at - 1][1], number)
+        if at and number <= self.bounds[at - 1][1] + 1:
+            self.bounds[at - 1][1] = max(self.bounds[at - 1][1], number)
         else:
-            self.pairs.insert(at, [number, number])
+            self.bounds.insert(at, [number, number])
             at += 1
-        if at < len(self.pairs) and self.pairs[at][0] == self.pairs[at - 1][1] + 1:
-            self.pairs[at - 1][1] = self.pairs.pop(at)[1]
+        if at < len(self.bounds) and self.bounds[at][0] == self.bounds[at - 1][1] + 1:
+            self.bounds[at - 1][1] = self.bounds.pop(at)[1]
 
     def gaps(self) -> Iterator[tuple[int, int]]:
         """First and last of what is missing from 0 to the last number."""
-        for (_, end), (start, _) in zip([[0, -1], *self.pairs], self.pairs, strict=False):
+        for (_, end), (start, _) in zip([[0, -1], *self.bounds], self.bounds, strict=False):
             if start > end + 1:
                 yield end + 1, start - 1
 
     def __str__(self) -> str:
-        shown = [_range(*pair) for pair in self.pairs[:NAMED]]
-        return ", ".join(shown + [f"... in {len(self.pairs)} stretches"] * (len(self.pairs) > NAMED)) or "none"
+        shown = [_range(*stretch) for stretch in self.bounds[:NAMED]]
+        return ", ".join(shown + [f"... in {len(self.bounds)} stretches"] * (len(self.bounds) > NAMED)) or "none"
 
 
 class Balance:
@@ -120,7 +120,7 @@ class Balance:
         return {"holds": not self.offenders, "offences": self.offences} | {
             "stages": {
                 name: {
-                    "ordinals_asked": stage.asked.pairs, "ordinals_trained": stage.trained.pairs,
+                    "ordinals_asked": stage.asked.bounds, "ordinals_trained": stage.trained.bounds,
                     "samples": {what: stage.counts[what] for what in COUNTS}, "dropped_because": dict(stage.reasons),
                 }
                 for name, stage in self.stages.items()

@@ -157,8 +157,8 @@ def _same_expression(a: Any, b: Any) -> bool:
     points, symbols = _POINTS + (_NEGATIVE if a.has(sympy.Abs) or b.has(sympy.Abs) else ()), a.free_symbols | b.free_symbols
     # A decimal inside a formula was read as a floating-point number, and one of many digits was printed from one.
     rounded = any(x.has(sympy.Float) or isinstance(x, sympy.Rational) and x.q > 10**11 for x in (a, b))
-    pairs = zip(_values(a, symbols, points), _values(b, symbols, points), strict=True)
-    return all(_close(x, y, "1e-12" if rounded else "1e-20") for x, y in pairs)
+    values = zip(_values(a, symbols, points), _values(b, symbols, points), strict=True)
+    return all(_close(x, y, "1e-12" if rounded else "1e-20") for x, y in values)
 
 
 def _same_relation(a: Any, b: Any) -> bool:
@@ -169,8 +169,8 @@ def _same_relation(a: Any, b: Any) -> bool:
     left, right = a.lhs - a.rhs, b.lhs - b.rhs
     if type(a) is not type(b) or left.free_symbols != right.free_symbols:
         return False
-    pairs = list(zip(_values(left, left.free_symbols), _values(right, left.free_symbols), strict=True))
-    (x0, y0), *others = pairs
+    values = list(zip(_values(left, left.free_symbols), _values(right, left.free_symbols), strict=True))
+    (x0, y0), *others = values
     if x0 is None or y0 is None or isinstance(a, sympy.Lt | sympy.Le) and not (x0 * y0).is_positive:
         return False
     return all(None not in (x, y) and _close(x * y0, y * x0, "1e-12") for x, y in others)

@@ -153,8 +153,8 @@ def _collection(plain: str) -> Collection | None:
     items = [item for item in items if item]
     named = [_NAMED.fullmatch(item) for item in items]
     if len(items) > 1 and all(named) and len({match["name"].partition("_")[0] for match in named if match}) == len(items):
-        pairs = sorted((match["name"], match["value"]) for match in named if match)
-        return _several(" ".join(name for name, _ in pairs), (parse(value) for _, value in pairs))
+        assigned = sorted((match["name"], match["value"]) for match in named if match)
+        return _several(" ".join(name for name, _ in assigned), (parse(value) for _, value in assigned))
     values = _expanded(items) if len(items) > 1 or len(_PLUS_MINUS.findall(plain)) == 1 else ()
     regions = all(isinstance(value, Collection) and value.kind in (*INTERVALS, "union") for value in values)
     kind = "union" if regions and re.search(r"\bor\b", plain) else "list"

@@ -78,7 +78,7 @@ def as_json(columns: dict[str, Any]) -> dict[str, Any]:
 
 
 def reject(problems: Sequence[tuple[str, str]], what: str) -> None:
-    """Raise a ValueError that says `what` of the (where, reason) pairs, if there are any."""
+    """Raise a ValueError that says `what` of each (where, reason), if there are any."""
     if problems:
         lines = [f"  {where}: {reason}" for where, reason in problems[:SHOWN]]
         rest = [f"  and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []

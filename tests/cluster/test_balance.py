@@ -111,8 +111,8 @@ def test_ranges_are_the_numbers_that_were_added(seed):
     numbers = [rng.randrange(30) for _ in range(rng.randint(0, 40))]
     for number in numbers:
         ranges.add(number)
-    assert [n for a, b in ranges.pairs for n in range(a, b + 1)] == sorted(set(numbers))
-    assert all(b + 1 < c for (_, b), (c, _) in zip(ranges.pairs, ranges.pairs[1:], strict=False)), "as few as can be"
+    assert [n for a, b in ranges.bounds for n in range(a, b + 1)] == sorted(set(numbers))
+    assert all(b + 1 < c for (_, b), (c, _) in zip(ranges.bounds, ranges.bounds[1:], strict=False)), "as few as can be"
     missing = sorted(set(range(max(numbers, default=-1))) - set(numbers))
     assert [n for a, b in ranges.gaps() for n in range(a, b + 1)] == missing
 
