@@ -225,6 +225,11 @@ def _at_the_end(sample: Sample, reward: float) -> tuple[RewardEvent, ...]:
 
 def _score(reward: float, components: dict[str, float], judged: Judgement, version: int | None) -> Verdict:
     return Verdict(
-        status="score", reward=reward, components=components, extracted=judged["extracted"], reason="",
-        reward_version=version, value=judged["value"],
-    )  # fmt: skip
+        status="score",
+        reward=reward,
+        components=components,
+        extracted=judged["extracted"],
+        reason="",
+        reward_version=version,
+        value=judged["value"],
+    )

@@ -129,10 +129,15 @@ class StageConfig(Strict):
         """What the learner needs to know of the stage; `model` is the run's reward.model."""
         model = model or RewardModelConfig()
         return StageSpec(
-            row=self.resolved(), optimizer=self.optimizer, total_updates=self.steps * self.updates_per_batch,
-            critic_optimizer=self.critic_optimizer, value_clip=self.value_clip,
-            members=model.count, reward_model=model.path, seed=seed,
-        )  # fmt: skip
+            row=self.resolved(),
+            optimizer=self.optimizer,
+            total_updates=self.steps * self.updates_per_batch,
+            critic_optimizer=self.critic_optimizer,
+            value_clip=self.value_clip,
+            members=model.count,
+            reward_model=model.path,
+            seed=seed,
+        )
 
 
 def reward_model_row(stage: StageConfig) -> RewardModelRow:
@@ -188,9 +193,12 @@ def _unread(stage: StageConfig) -> list[Objection]:
         "pairs_per_question": stage.pairs and not stage.given,
         "from_file": not policy or stage.resolved().data_source is DataSource.PAIRS,
         "value_clip": Need.CRITIC in stage.resolved().needs,
-        "reward": policy, "credit": policy, "weighting": policy,
-        "labels": not policy and not stage.from_file, "objective": not policy,
-    }  # fmt: skip
+        "reward": policy,
+        "credit": policy,
+        "weighting": policy,
+        "labels": not policy and not stage.from_file,
+        "objective": not policy,
+    }
     # A resolved configuration that is read back gives every key.
     values = {key: value for key, value in stage if value != StageConfig.model_fields[key].default}
     return [

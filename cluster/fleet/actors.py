@@ -160,9 +160,13 @@ class LearnerActor:
 
         self.rollout = rollout
         self.worker = LearnerWorker(
-            self.config, self.model_dir, rank=self.rank, world_size=self.config.ranks, rendezvous=rendezvous,
+            self.config,
+            self.model_dir,
+            rank=self.rank,
+            world_size=self.config.ranks,
+            rendezvous=rendezvous,
             timeout_seconds=self.timeout_s,
-        )  # fmt: skip
+        )
         self.publisher = Publisher(self.worker, rollout, self.rank, prefix, ahead=ahead)
         return {**self.worker.describe(), **whereabouts()}
 

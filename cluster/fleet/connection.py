@@ -52,9 +52,13 @@ def cluster(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[None]:
             folder = temporary_folder("ray")
             with _temporary_files_in(folder) as outside:
                 _init(
-                    stop, address="local", include_dashboard=config.cluster.dashboard is not False,
-                    _metrics_export_port=config.cluster.metrics_port, runtime_env={"env_vars": {"TMPDIR": outside}}, **common,
-                )  # fmt: skip
+                    stop,
+                    address="local",
+                    include_dashboard=config.cluster.dashboard is not False,
+                    _metrics_export_port=config.cluster.metrics_port,
+                    runtime_env={"env_vars": {"TMPDIR": outside}},
+                    **common,
+                )
         yield
     finally:
         ray.shutdown()

@@ -46,11 +46,17 @@ class Spawner:
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle.place)
         if not environment and not bundle.gpus:
             environment = {"CUDA_VISIBLE_DEVICES": ""}  # Ray would let it see all of its node's
-        remote = ray.remote(cast(type, cls)).options(
-            name=f"{self.prefix}/{role}-{slot}" + (f".{number}" if number else ""), namespace="cohort",
-            num_cpus=bundle.cpus, num_gpus=bundle.gpus, scheduling_strategy=strategy,
-            max_restarts=0, max_task_retries=0, runtime_env={"env_vars": ENVIRONMENT | dict(environment or {})},
-        ).remote  # fmt: skip
+        options = ray.remote(cast(type, cls)).options
+        remote = options(
+            name=f"{self.prefix}/{role}-{slot}" + (f".{number}" if number else ""),
+            namespace="cohort",
+            num_cpus=bundle.cpus,
+            num_gpus=bundle.gpus,
+            scheduling_strategy=strategy,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": ENVIRONMENT | dict(environment or {})},
+        ).remote
 
         def start(*args: P.args, **kwargs: P.kwargs) -> ActorHandle[A]:
             actor = cast(ActorHandle[A], remote(*args, **kwargs))

@@ -120,12 +120,14 @@ class Balance:
         return {"holds": not self.offenders, "offences": self.offences} | {
             "stages": {
                 name: {
-                    "ordinals_asked": stage.asked.bounds, "ordinals_trained": stage.trained.bounds,
-                    "samples": {what: stage.counts[what] for what in COUNTS}, "dropped_because": dict(stage.reasons),
+                    "ordinals_asked": stage.asked.bounds,
+                    "ordinals_trained": stage.trained.bounds,
+                    "samples": {what: stage.counts[what] for what in COUNTS},
+                    "dropped_because": dict(stage.reasons),
                 }
                 for name, stage in self.stages.items()
             }
-        }  # fmt: skip
+        }
 
     def table(self) -> Table:
         """A column a stage."""

@@ -89,13 +89,27 @@ def sample_rows(groups: Sequence[ScoredGroup], advantages: Sequence[float | None
     for (asked, scored), advantage in zip(batch, advantages or [None] * len(batch), strict=True):
         s, v = scored.sample, scored.verdict
         yield {
-            "group": s.group_id, "ordinal": s.ordinal, "index": s.index, "attempt": s.attempt, "versions": s.versions,
-            "id": asked.id, "question": asked.text, "gold": asked.gold, "response": s.text, "extracted": v.extracted,
-            "verdict": v.status, "reward": v.reward, "components": v.components, "reward_version": v.reward_version,
-            "reason": v.reason, "advantage": advantage, "fate": "dropped" if advantage is None else "trained",
+            "group": s.group_id,
+            "ordinal": s.ordinal,
+            "index": s.index,
+            "attempt": s.attempt,
+            "versions": s.versions,
+            "id": asked.id,
+            "question": asked.text,
+            "gold": asked.gold,
+            "response": s.text,
+            "extracted": v.extracted,
+            "verdict": v.status,
+            "reward": v.reward,
+            "components": v.components,
+            "reward_version": v.reward_version,
+            "reason": v.reason,
+            "advantage": advantage,
+            "fate": "dropped" if advantage is None else "trained",
             "finish_reason": s.finish_reason,
-            "prompt_ids": s.prompt_ids, "output_ids": s.output_ids,
-        }  # fmt: skip
+            "prompt_ids": s.prompt_ids,
+            "output_ids": s.output_ids,
+        }
 
 
 def write_rows(path: Path, rows: Iterable[dict | list]) -> None:

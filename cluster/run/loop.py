@@ -217,9 +217,11 @@ class Loop:
     def _state(self) -> State:
         """For a checkpoint: what only a step of the learner changes, and what may be later than the boundary."""
         return {
-            "serving": self.serving.state(), "labels": self.labeller.state(), "seconds": self.clock.spent(),
+            "serving": self.serving.state(),
+            "labels": self.labeller.state(),
+            "seconds": self.clock.spent(),
             "sampled_tokens": self.collector.tokens,
-        }  # fmt: skip
+        }
 
     def _restore(self, folder: Path, state: State) -> None:
         """The learner takes its state, and engines and reward actors the same versions with the same bytes as before."""

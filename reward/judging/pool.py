@@ -67,9 +67,13 @@ class Pool:
         self, target: str, *, workers: int, seconds: float, memory_gb: float, adapter: str = "", reach: Reach = Reach()
     ):
         self._setup = {
-            "target": target, "adapter": adapter, "memory_bytes": int(memory_gb * 2**30),
-            "environment": reach.environment, "network": reach.network, "printing": reach.log is not None,
-        }  # fmt: skip
+            "target": target,
+            "adapter": adapter,
+            "memory_bytes": int(memory_gb * 2**30),
+            "environment": reach.environment,
+            "network": reach.network,
+            "printing": reach.log is not None,
+        }
         self._seconds = seconds
         self._log = PrintLog(reach.log) if reach.log else None
         self.kills = 0

@@ -58,9 +58,13 @@ class Process:
     def __init__(self, setup: Mapping[str, Any], printed: PrintLog | None = None):
         self._setup, self._log = setup, printed
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "reward.judging.pool_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if printed else None, start_new_session=True, env=_environment(setup["environment"]),
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", "reward.judging.pool_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if printed else None,
+            start_new_session=True,
+            env=_environment(setup["environment"]),
+        )
         self._rows, self.answers = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
         for pipe in filter(None, (self.answers, self._process.stderr)):
             os.set_blocking(pipe.fileno(), False)

@@ -19,9 +19,13 @@ def judge(output: str, gold: str, answer_format: AnswerFormat, reading: Mapping[
     extracted, answer = extract(output, answer_format, read), reference(gold)
     equal = same_with_units if read.compare_units else same
     return {
-        "extracted": extracted, "value": canonical(extracted), "correct": equal(answer, extracted),
-        "parsed": parse(extracted) is not None, "reference": answer, "problem": _problem(answer),
-    }  # fmt: skip
+        "extracted": extracted,
+        "value": canonical(extracted),
+        "correct": equal(answer, extracted),
+        "parsed": parse(extracted) is not None,
+        "reference": answer,
+        "problem": _problem(answer),
+    }
 
 
 def _problem(answer: str) -> str | None:

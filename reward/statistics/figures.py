@@ -114,11 +114,14 @@ def figures(groups: Outputs, ks: Sequence[int] | None = None, scores: Sequence[S
     ks = [k for k in ks or up_to(largest) if k <= largest]
     own = [[of[i] for i in indices] for of, indices in zip(scores, kept, strict=True)] if scores is not None else None
     return {
-        "questions": len(groups), "responses": counts.total(),
-        **{status: counts[status] for status in WITHOUT}, **shown(accuracy(scorable)),
-        "pass_at_k": pass_at(scorable, ks), "maj_at_k": maj_at(scorable, ks),
+        "questions": len(groups),
+        "responses": counts.total(),
+        **{status: counts[status] for status in WITHOUT},
+        **shown(accuracy(scorable)),
+        "pass_at_k": pass_at(scorable, ks),
+        "maj_at_k": maj_at(scorable, ks),
         "rm_at_k": {} if own is None else rm_at(scorable, own, ks),
-    }  # fmt: skip
+    }
 
 
 def shown(found: Accuracy | None) -> dict:

@@ -84,9 +84,14 @@ class Sandbox:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-I", str(child), json.dumps(self._asked(folder, tells))],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder, env=_environment(folder),
-                start_new_session=True, pass_fds=(tells,),
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=_environment(folder),
+                start_new_session=True,
+                pass_fds=(tells,),
+            )
         except OSError as error:
             raise SandboxError(f"the sandbox did not start: {error}") from error
         else:
@@ -115,9 +120,13 @@ class Sandbox:
     def _asked(self, folder: Path, status: int) -> dict:
         readable = [*READABLE, *dict.fromkeys((sys.prefix, sys.base_prefix, os.path.realpath(sys.executable)))]
         return {
-            "folder": str(folder), "readable": readable, "memory_bytes": int(self._config.memory_gb * 2**30),
-            "cpu_seconds": int(self._config.seconds) + 2, "file_bytes": FILE_BYTES, "status": status,
-        }  # fmt: skip
+            "folder": str(folder),
+            "readable": readable,
+            "memory_bytes": int(self._config.memory_gb * 2**30),
+            "cpu_seconds": int(self._config.seconds) + 2,
+            "file_bytes": FILE_BYTES,
+            "status": status,
+        }
 
     def _followed(self, process: subprocess.Popen, seconds: float) -> Ran:
         """The output until the program ends, or is ended."""

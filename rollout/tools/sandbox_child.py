@@ -24,9 +24,12 @@ def main() -> None:
     program = sys.stdin.buffer.read().decode()
     memory = int(asked["memory_bytes"])
     for limit, value in (
-        (resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, asked["cpu_seconds"]), (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, asked["file_bytes"]), (resource.RLIMIT_NOFILE, 64),
-    ):  # fmt: skip
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, asked["cpu_seconds"]),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, asked["file_bytes"]),
+        (resource.RLIMIT_NOFILE, 64),
+    ):
         resource.setrlimit(limit, (value, value))
     folder = Path(asked["folder"])
     readable = [Path(path) for path in asked["readable"]]
