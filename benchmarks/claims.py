@@ -145,35 +145,35 @@ def failures(args) -> bool:
     return all(passed)
 
 
-def fails(place: Path, does: str | None, cause: str) -> bool:
+def fails(folder: Path, does: str | None, cause: str) -> bool:
     """A short run in which every output is rejected (its model knows more tokens than its tokenizer) or fails its judge."""
     from transformers import AutoModelForCausalLM
 
     from rollout.tasks.arithmetic import make_small_llama
 
-    shutil.rmtree(place, ignore_errors=True)
-    make_small_llama(place / "model", 0)
+    shutil.rmtree(folder, ignore_errors=True)
+    make_small_llama(folder / "model", 0)
     if does is None:
-        model = AutoModelForCausalLM.from_pretrained(place / "model")
+        model = AutoModelForCausalLM.from_pretrained(folder / "model")
         model.resize_token_embeddings(4096, mean_resizing=False)
-        model.save_pretrained(place / "model")
-    (place / "mine.py").write_text(FUNCTION.format(does=does))
+        model.save_pretrained(folder / "model")
+    (folder / "mine.py").write_text(FUNCTION.format(does=does))
     grpo = {"algorithm": "grpo", "reward": "rule", "steps": 4, "questions_per_step": 4, "samples_per_question": 4}
     recipe = {
-        "name": "failures", "output": str(place / "run"), "model": {"path": str(place / "model")},
+        "name": "failures", "output": str(folder / "run"), "model": {"path": str(folder / "model")},
         "data": {"questions": {"task": "chained-arithmetic", "rows": 64}, "hold_out": 8, "prompt": {"template": "plain"},
                  "max_prompt_tokens": 32},
         "rollout": {"max_new_tokens": 16, "kv_cache_gb": 0.25}, "evaluation": {"questions": 2, "samples_per_question": 2},
-        "reward": {} if does is None else {"function": str(place / "mine.py:score"), "answer_format": "hash"},
+        "reward": {} if does is None else {"function": str(folder / "mine.py:score"), "answer_format": "hash"},
         "stages": [grpo | {"optimizer": {"learning_rate": 1.0e-4}}],
     }  # fmt: skip
-    (place / "recipe.yaml").write_text(json.dumps(recipe))
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
     began = time.monotonic()
-    done = subprocess.run([str(COHORT), "train", str(place / "recipe.yaml")], capture_output=True, text=True, timeout=900)
+    done = subprocess.run([str(COHORT), "train", str(folder / "recipe.yaml")], capture_output=True, text=True, timeout=900)
     said = next((line for line in done.stderr.splitlines() if line.startswith("the run failed")), done.stderr[-500:])
-    trained = (place / "run" / "checkpoints").exists()
+    trained = (folder / "run" / "checkpoints").exists()
     print(
-        f"{place.name}: exit {done.returncode} after {time.monotonic() - began:.0f} s, trained: {trained}; {said}", flush=True
+        f"{folder.name}: exit {done.returncode} after {time.monotonic() - began:.0f} s, trained: {trained}; {said}", flush=True
     )
     return done.returncode == 3 and cause in done.stderr and not trained
 

@@ -30,24 +30,24 @@ BOUNDS = {"float32": {"logprobs": 1e-4, "gradients": 1e-4}, "bfloat16": {"logpro
 def exact(**shape: int) -> Iterator[Line]:
     """A small model's log-probabilities, gradients of every row, sharding and checkpoint, against float64 on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
-        places = [write_model(Path(folder) / str(seed), seed=seed, **(MODEL | shape)) for seed in (0, 1)]
+        directories = [write_model(Path(folder) / str(seed), seed=seed, **(MODEL | shape)) for seed in (0, 1)]
         for dtype, bounds in BOUNDS.items():
-            worker = new_worker(places[0], compute_dtype=dtype, max_tokens_per_microbatch=256)
+            worker = new_worker(directories[0], compute_dtype=dtype, max_tokens_per_microbatch=256)
             yield _sharded(worker)
-            yield _compared("logprobs", dtype, bounds, {"policy": _logprob_error(worker, places[0])})
-            errors = _row_errors(worker, places, Path(folder)) if dtype == "float32" else _sft_errors(worker, places)
+            yield _compared("logprobs", dtype, bounds, {"policy": _logprob_error(worker, directories[0])})
+            errors = _row_errors(worker, directories, Path(folder)) if dtype == "float32" else _sft_errors(worker, directories)
             yield _compared("gradients", dtype, bounds, errors)
             worker.close()
-        yield _continued(places[0], Path(folder) / "checkpoint")
+        yield _continued(directories[0], Path(folder) / "checkpoint")
 
 
 def _sharded(worker: LearnerWorker) -> Line:
     found = worker.describe()
-    places, device = sorted(set(found["placements"].values())), "cuda" if torch.cuda.is_available() else "cpu"
+    shards, device = sorted(set(found["placements"].values())), "cuda" if torch.cuda.is_available() else "cpu"
     text = (
-        f"{found['parameters']} parameters as {', '.join(places)} on {found['device']}, computing in {found['compute_dtype']}"
+        f"{found['parameters']} parameters as {', '.join(shards)} on {found['device']}, computing in {found['compute_dtype']}"
     )
-    passed = places == ["(Shard(dim=0),)"] and found["device"] == device
+    passed = shards == ["(Shard(dim=0),)"] and found["device"] == device
     return Line(name="FSDP2", passed=passed, text=text)
 
 
@@ -57,9 +57,9 @@ def _compared(what: str, dtype: str, bounds: Mapping[str, float], errors: dict[s
     return Line(name=what, passed=errors[worst] <= bounds[what], text=text, figures={"dtype": dtype, "errors": errors})
 
 
-def _logprob_error(worker: LearnerWorker, place: Path) -> float:
+def _logprob_error(worker: LearnerWorker, directory: Path) -> float:
     """The largest |difference| in nats."""
-    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float64)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
     samples = [item.sample for item in random_batch(groups=6)]
     found = worker.logprobs([s.prompt_ids + s.output_ids for s in samples])
     with torch.no_grad():
@@ -68,30 +68,30 @@ def _logprob_error(worker: LearnerWorker, place: Path) -> float:
     return (torch.cat(rows) - torch.cat(exact)).abs().max().item()
 
 
-def _row_errors(worker: LearnerWorker, places: Sequence[Path], folder: Path) -> dict[str, float]:
+def _row_errors(worker: LearnerWorker, directories: Sequence[Path], folder: Path) -> dict[str, float]:
     """Of every row's policy and critic, and of reward models of one and of several members."""
-    found, errors = all_gradients(worker, folder, places[1]), {}
+    found, errors = all_gradients(worker, folder, directories[1]), {}
     for name, row in TABLE.items():
         batch = batch_of(row.weighting.unit, process=row.reward == "process_model")
-        for model, expected in zip(("policy", "critic"), policy_gradients(name, *places, batch), strict=True):
+        for model, expected in zip(("policy", "critic"), policy_gradients(name, *directories, batch), strict=True):
             if (name, model) in found:
                 errors[f"{name} {model}"] = relative(found[name, model], expected)
     kinds = {"outcome_model": ("outcome", pairs, ranking_gradients), "process_model": ("process", outputs, label_gradients)}
     for name, (kind, examples, slow) in kinds.items():
         for members in (1, MEMBERS):
-            model = scalar_models.build(places[0], kind, members=members, seed=HEAD_SEED, dtype=torch.float64)
+            model = scalar_models.build(directories[0], kind, members=members, seed=HEAD_SEED, dtype=torch.float64)
             batch = REWARD_MODEL_BATCHES[name]
             expected = slow(model, batch, bootstrap(examples(batch), members, HEAD_SEED))
             errors[f"{name} x {members}"] = relative(found[name, members], expected)
     return errors
 
 
-def _sft_errors(worker: LearnerWorker, places: Sequence[Path]) -> dict[str, float]:
+def _sft_errors(worker: LearnerWorker, directories: Sequence[Path]) -> dict[str, float]:
     """The row without a clipped ratio: at the edge of a clip, rounding decides whether a token counts."""
     worker.begin_stage(stage(TABLE["sft"], adamw(**OPTIMIZER), 1))
     batch = batch_of(TABLE["sft"].weighting.unit)
     worker.step(groups(batch), updates=1, temperature=1.0)
-    return {"sft policy": relative(gradients(worker), policy_gradients("sft", *places, batch)[0])}
+    return {"sft policy": relative(gradients(worker), policy_gradients("sft", *directories, batch)[0])}
 
 
 def relative(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
@@ -102,17 +102,17 @@ def relative(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> flo
     return max((found[name].cpu().double() - x).abs().max().item() / scales[name] for name, x in expected.items())
 
 
-def _continued(place: Path, folder: Path) -> Line:
+def _continued(directory: Path, folder: Path) -> Line:
     """A checkpoint gives back the same bits, and what follows it is what would have followed; atomic sums may round apart."""
     plan = stage(grpo(), adamw(learning_rate=1e-3), 4)
-    first = new_worker(place)
+    first = new_worker(directory)
     first.begin_stage(plan)
     first.step(groups(random_batch(0)), updates=1, temperature=1.0)
     first.save(folder)
     first.writing(wait=True)
     saved, report = weights(first), first.step(groups(random_batch(1)), updates=1, temperature=1.0)
     first.close()
-    second = new_worker(place)
+    second = new_worker(directory)
     second.load(folder, plan)
     same = all(torch.equal(saved[name], x) for name, x in weights(second).items())
     again = second.step(groups(random_batch(1)), updates=1, temperature=1.0)

@@ -50,8 +50,8 @@ def steps(staleness: int, generates: float, trains: float, count: int) -> list[d
     """The metrics of a run's steps, but for the first ones, which fill the pipeline."""
     stage = GRPO | {"steps": count, "max_staleness": staleness}
     task = {"questions": {"task": "chained-arithmetic", "rows": 40}, "hold_out": 2, "prompt": {"template": "plain"}}
-    with tempfile.TemporaryDirectory() as place:
-        config = configuration(Path(place) / "run", stages=[stage], data=task, checkpoint_every=1000)
+    with tempfile.TemporaryDirectory() as folder:
+        config = configuration(Path(folder) / "run", stages=[stage], data=task, checkpoint_every=1000)
         tokenizer = character_tokenizer()
         data = load_data(config.data, tokenizer, 0, gold_check(RewardConfig()))
         loop = drive(config, data, Sleeping(tokenizer, generates, trains))

@@ -50,12 +50,12 @@ class Runs:
 
     def run(self, name: str, recipe: str, seed: int, *overrides: str) -> Path:
         """The finished run of a recipe from the seed's warm start and, where it takes one, the seed's reward model."""
-        place = self.root / f"{name}-{seed}"
+        folder = self.root / f"{name}-{seed}"
         if recipe in JUDGES:
             judge = self.run(JUDGES[recipe], JUDGES[recipe], seed)
             overrides = (f"reward.model.path=[{judge / 'reward_model'}]", *overrides)
-        finished(place, recipe, f"seed={seed}", f"model.path={self.warm_start(seed)}", *overrides)
-        return place
+        finished(folder, recipe, f"seed={seed}", f"model.path={self.warm_start(seed)}", *overrides)
+        return folder
 
     def all(self, name: str, recipe: str, *overrides: str) -> list[Path]:
         """One run a seed."""
@@ -94,12 +94,12 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def curve(places: Sequence[Path], points: Callable[[Path], Sequence[tuple[float, float]]]) -> list[Point]:
+def curve(folders: Sequence[Path], points: Callable[[Path], Sequence[tuple[float, float]]]) -> list[Point]:
     """The points (x, y) of every run, averaged. Raises ValueError unless the runs have the same x."""
     out = []
-    for at in zip(*map(points, places), strict=True):
+    for at in zip(*map(points, folders), strict=True):
         if len({x for x, _ in at}) > 1:
-            raise ValueError(f"{', '.join(map(str, places))}: found points at {[x for x, _ in at]}, expected the same")
+            raise ValueError(f"{', '.join(map(str, folders))}: found points at {[x for x, _ in at]}, expected the same")
         out.append((at[0][0], *spread([y for _, y in at])))
     return out
 

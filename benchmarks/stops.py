@@ -30,8 +30,8 @@ STOP_S, REPLACED_S, LONGEST_S = 20.0, 30.0, 300.0
 class Run:
     """A command and what can be seen of its run."""
 
-    def __init__(self, place: Path, *command: str):
-        self.place, self.log = place, place.with_name(place.name + ".log")
+    def __init__(self, folder: Path, *command: str):
+        self.folder, self.log = folder, folder.with_name(folder.name + ".log")
         self.log.unlink(missing_ok=True)
         with self.log.open("w") as log:
             self.process = subprocess.Popen([COHORT, *command], stdout=log, stderr=log)
@@ -40,7 +40,7 @@ class Run:
         return words in self.log.read_text()
 
     def steps(self, stage: str) -> int:
-        path = self.place / "metrics.jsonl"
+        path = self.folder / "metrics.jsonl"
         return sum(row["stage"] == stage for row in read_jsonl(path)) if path.exists() else 0
 
     def until(self, true: Callable[[], bool], what: str) -> float:
@@ -56,16 +56,16 @@ class Run:
 PHASES: dict[str, Callable[[Run], bool]] = {
     "start": lambda run: run.says("starting"),
     "warm start": lambda run: run.steps("sft") >= 10,
-    "save": lambda run: any((run.place / "checkpoints").glob(".step_*.tmp")),
+    "save": lambda run: any((run.folder / "checkpoints").glob(".step_*.tmp")),
     "evaluation": lambda run: run.says("evaluating"),
     "GRPO": lambda run: run.steps("grpo") >= 2,
 }
 
 
-def stop(place: Path, phase: str) -> bool:
+def stop(folder: Path, phase: str) -> bool:
     """SIGTERM in the phase; whether the command ended in time, and as it should."""
-    shutil.rmtree(place, ignore_errors=True)
-    run = Run(place, "train", str(RECIPE), f"output={place}", *SETTINGS)
+    shutil.rmtree(folder, ignore_errors=True)
+    run = Run(folder, "train", str(RECIPE), f"output={folder}", *SETTINGS)
     run.until(lambda: PHASES[phase](run), phase)
     run.process.send_signal(signal.SIGTERM)
     took = run.until(lambda: run.process.poll() is not None, f"the end after SIGTERM in {phase}")
@@ -73,9 +73,9 @@ def stop(place: Path, phase: str) -> bool:
     return run.process.returncode == STOPPED and took <= STOP_S
 
 
-def hang(place: Path) -> bool:
+def hang(folder: Path) -> bool:
     """SIGSTOP to the engine of the run that was stopped in GRPO, taken up again."""
-    run = Run(place, "resume", str(place))
+    run = Run(folder, "resume", str(folder))
     before = run.steps("grpo")
     run.until(lambda: run.steps("grpo") > before, "a step of the resumed run")
     engines = [p for p in psutil.Process(run.process.pid).children(recursive=True) if title(p).startswith(VICTIMS["engine"])]

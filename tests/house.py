@@ -76,7 +76,7 @@ def circles(graph: Graph) -> list[list[str]]:
 
 def upward(graph: Graph) -> list[str]:
     """Imports of a package by one to its left."""
-    order = {layer: place for place, layer in enumerate(LAYERS)}
+    order = {layer: index for index, layer in enumerate(LAYERS)}
     pairs = ((a, b) for a, others in graph.items() for b in others)
     return [f"{a} imports {b}" for a, b in pairs if order[a.split(".")[0]] < order[b.split(".")[0]]]
 

@@ -147,7 +147,7 @@ def test_an_evaluation_is_not_lost_for_want_of_a_picture(tmp_path, slots, monkey
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     """A small model and a file with 40 questions that it can read."""
     here = tmp_path_factory.mktemp("benchmark")
     make_small_llama(here / "model", 0)
@@ -156,16 +156,16 @@ def place(tmp_path_factory):
     return here
 
 
-def asked(place):
+def asked(folder):
     settings = ['data.prompt.suffix=""', "rollout.max_new_tokens=16", "data.max_prompt_tokens=32", "rollout.kv_cache_gb=0.25"]
-    options = ["--benchmark", "gsm8k", "--data", place / "data.jsonl", "--k", "1,2", "--out", place / "out", "--json"]
-    return [str(x) for x in ("evaluate", place / "model", *settings, *options)]
+    options = ["--benchmark", "gsm8k", "--data", folder / "data.jsonl", "--k", "1,2", "--out", folder / "out", "--json"]
+    return [str(x) for x in ("evaluate", folder / "model", *settings, *options)]
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_a_killed_evaluation_goes_on_and_ends_with_what_an_unbroken_one_has(place, monkeypatch):
-    command, stored = [COHORT, *asked(place)], place / "out" / "generations.jsonl"
+def test_a_killed_evaluation_goes_on_and_ends_with_what_an_unbroken_one_has(folder, monkeypatch):
+    command, stored = [COHORT, *asked(folder)], folder / "out" / "generations.jsonl"
     driver = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     until(lambda: (stored.exists() and stored.read_text()) or driver.poll() is not None, 240, "a generation", every=0.05)
     driver.send_signal(signal.SIGTERM)
@@ -179,11 +179,11 @@ def test_a_killed_evaluation_goes_on_and_ends_with_what_an_unbroken_one_has(plac
     rows = read_jsonl(stored)
     assert sorted(r["ordinal"] for r in rows) == list(range(40)) and all(len(r["outputs"]) == 2 for r in rows)
     assert stored.read_text().startswith(kept) and found["rows"] == 40 and found["responses"] == 80
-    assert (place / "out" / "at_k.png").stat().st_size > 1000
-    assert json.loads((place / "out" / "results.json").read_text()) == found
-    again = invoke(*asked(place))
+    assert (folder / "out" / "at_k.png").stat().st_size > 1000
+    assert json.loads((folder / "out" / "results.json").read_text()) == found
+    again = invoke(*asked(folder))
     assert again.exit_code == 0 and json.loads(again.stdout) == found, "nothing is left to do"
-    other = invoke(*asked(place), "--temperature", "0.3")
+    other = invoke(*asked(folder), "--temperature", "0.3")
     assert other.exit_code == 2 and "evaluation.temperature: 0.7 -> 0.3" in other.stderr
 
 

@@ -49,9 +49,9 @@ def store(tmp_path):
     return Checkpoints(tmp_path, keep=2)
 
 
-def break_file(place, name="learner/__1_0.distcp"):
-    content = (place / name).read_bytes()
-    (place / name).write_bytes(content[:7] + bytes([content[7] ^ 1]) + content[8:])
+def break_file(folder, name="learner/__1_0.distcp"):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:7] + bytes([content[7] ^ 1]) + content[8:])
 
 
 def saved(store, *steps):

@@ -52,10 +52,10 @@ class Judged(FakeRoles):
         if by == "rule":
             return scored
         self.events.append(f"judge by {self.judge_version}")
-        place = count()
+        order = count()
 
         def by_model(s):
-            reward = s.verdict.reward + next(place) % 3
+            reward = s.verdict.reward + next(order) % 3
             return replace(s, verdict=replace(s.verdict, reward=reward, reward_version=self.judge_version))
 
         return [replace(group, scored=tuple(map(by_model, group.scored))) for group in scored]

@@ -93,7 +93,7 @@ def test_a_completion_is_judged_with_what_it_completes():
 def test_a_completion_goes_on_behind_what_the_steps_program_printed():
     said, shown, rest = "19+4=", "\n23\n2\n", "#### 21"
     made = output(said + shown + rest)
-    mask = (*(not len(said) <= place < len(said + shown) for place in range(len(made.output_ids))),)
+    mask = (*(not len(said) <= index < len(said + shown) for index in range(len(made.output_ids))),)
     cell = stage(labels={"cell": "monte_carlo", "completions": 2})
     groups = judged(replace(made, sampled_mask=mask))
     (item,) = labels(labeller(Collector({said + shown: 2})).examples(cell, groups, 0))

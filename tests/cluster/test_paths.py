@@ -84,14 +84,14 @@ def test_the_home_of_nobody_is_refused(recipe):
 
 def test_a_run_that_was_moved_goes_on_where_it_is(recipe, tmp_path, monkeypatch):
     begun = load(recipe, [f"output={tmp_path}/before"])
-    place = tmp_path / "after"
-    place.mkdir()
-    (place / "config.yaml").write_text(resolved_yaml(begun))
+    after = tmp_path / "after"
+    after.mkdir()
+    (after / "config.yaml").write_text(resolved_yaml(begun))
     monkeypatch.chdir(tmp_path)
-    assert run_config(Path("after")) == begun.model_copy(update={"output": place})
+    assert run_config(Path("after")) == begun.model_copy(update={"output": after})
     started = []
     monkeypatch.setattr("cluster.run.launch.run", lambda config, *rest: started.append(config.output))
     resume(Path("after"), [], Stop())
-    assert started == [place]
+    assert started == [after]
     with pytest.raises(ConfigError, match="output: .*/after.* -> .*/other.*: a resumed run cannot change it"):
         resume(Path("after"), ["output=other"], Stop())

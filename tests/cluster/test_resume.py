@@ -87,8 +87,8 @@ def test_the_configuration_is_replaced_whole_or_not_at_all(run_dir, runs, monkey
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again(run_dir, runs):
-    for place in (at(run_dir, 0, 4), at(run_dir, 1, 2)):
-        break_file(place)
+    for folder in (at(run_dir, 0, 4), at(run_dir, 1, 2)):
+        break_file(folder)
     with pytest.raises(ConfigError) as refused:
         resume(run_dir, [], Stop())
     assert all(f"step_{n}: learner/__1_0.distcp does not have the content" in str(refused.value) for n in (4, 6))

@@ -12,7 +12,7 @@ from tests.learner.builders import credit, outputs, pack, random_batch, scored
 
 
 def tokens_of(packed_ranks):
-    """Every trained token of all ranks as {slot: its fields, itself at its place, and the id and position that predict it}."""
+    """Every trained token of all ranks as {slot: its fields, itself at its index, and the id and position that predict it}."""
     found = {}
     for packed in packed_ranks:
         for micro in packed.micro_batches:
@@ -42,11 +42,11 @@ def expected_tokens(batch, advantages, weight=paper):
         in_group = sum(batch[j].sample.group_id == sample.group_id for j in kept)
         for t, token in enumerate(sample.output_ids):
             if sample.sampled_mask[t]:
-                place = len(sample.prompt_ids) + t
-                before = (sample.prompt_ids + sample.output_ids)[place - 1]
+                index = len(sample.prompt_ids) + t
+                before = (sample.prompt_ids + sample.output_ids)[index - 1]
                 weighs = weight(len(groups), in_group, sum(sample.sampled_mask), tokens)
                 reals = (advantages[i][t], weighs, sample.logprobs[t])
-                where = (i, order.index(sample.group_id), token, place, before, place - 1)
+                where = (i, order.index(sample.group_id), token, index, before, index - 1)
                 found[slot] = (token, *map(pytest.approx, reals), *where)
                 slot += 1
     return found
@@ -103,10 +103,10 @@ def test_pairs_are_never_split(max_tokens, world_size):
         for m, micro in enumerate(packed.micro_batches):
             rows, width = micro.input_ids_BT.shape
             assert rows * width <= max_tokens or rows == 1
-            for group, place in zip(micro.group_N.tolist(), micro.index_N.tolist(), strict=True):
-                homes.setdefault(group, set()).add((r, m, place // width))
+            for group, index in zip(micro.group_N.tolist(), micro.index_N.tolist(), strict=True):
+                homes.setdefault(group, set()).add((r, m, index // width))
     assert sorted(homes) == list(range(9))
-    assert all(len(places) == 1 for places in homes.values())
+    assert all(len(indices) == 1 for indices in homes.values())
     assert tokens_of(ranks) == expected_tokens(batch, credit(Ones(), batch))
 
 

@@ -59,10 +59,10 @@ def test_the_gradient_of_logits_at_tokens_that_a_program_printed_is_exactly_zero
         # The head is linear, so the gradient here is the head's weight times that of the logits.
         moved = hidden.pop().grad.flatten(0, 1).abs().amax(-1)
         tokens, first = micro.input_ids_BT.flatten().tolist(), len(predicted)
-        for place, token in enumerate(tokens):
+        for index, token in enumerate(tokens):
             # The first token of an output is predicted at the prompt's end, which all outputs share.
             if token > 5 and token not in (6, 9, 12, 46):
-                predicted[token] = moved[place - 1].item()
+                predicted[token] = moved[index - 1].item()
         assert len(predicted) > first
     printed = {token for token in predicted if token >= 40}
     assert printed == {40, 41, 42, 43, 44, 45} and all(predicted[token] == 0.0 for token in printed)

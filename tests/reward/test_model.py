@@ -76,7 +76,7 @@ def close(scalars, others) -> bool:
 def test_members_are_written_apart_and_load_in_their_order(tiny_model_dir, tmp_path):
     model, sequences = made(tiny_model_dir, members=11), random_ids(2, 3)
     save(model, tmp_path, tiny_model_dir)
-    assert [place.name for place in member_directories(tmp_path)] == [f"member-{k}" for k in range(11)]
+    assert [folder.name for folder in member_directories(tmp_path)] == [f"member-{k}" for k in range(11)]
     mine = read_scalars(model, sequences, last(sequences), max_tokens=64)
     assert close(read_scalars(load([tmp_path], F32), sequences, last(sequences), max_tokens=64), mine)
     two = load([tmp_path / "member-3", tmp_path / "member-0"], F32)
@@ -101,7 +101,7 @@ def test_scores_do_not_depend_on_batching(tiny_model_dir):
     model, sequences = made(tiny_model_dir, "process", members=2), random_ids(3, 17)
     positions = [[] if k == 4 else [0, len(ids) - 1, len(ids) // 2] for k, ids in enumerate(sequences)]
     alone = read_scalars(model, sequences, positions, max_tokens=1)
-    assert alone[4] == [] and [len(rows) for rows in alone] == [len(places) for places in positions]
+    assert alone[4] == [] and [len(rows) for rows in alone] == [len(wanted) for wanted in positions]
     for max_tokens in (40, 100, 10_000):
         batched = read_scalars(model, sequences, positions, max_tokens=max_tokens)
         torch.testing.assert_close(flat(batched), flat(alone), atol=1e-5, rtol=0)
@@ -127,12 +127,12 @@ def test_outputs_in_one_row_under_a_mask_of_four_dimensions_score_as_alone(tiny_
     segments = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
     seen = ((segments[:, None] == segments) | (segments == 0)).tril()
     mask = torch.zeros(1, 1, 8, 8).masked_fill(~seen, -torch.inf)
-    ids, places = torch.tensor([prompt + outputs[0] + outputs[1]]), torch.tensor([[0, 1, 2, 3, 4, 5, 3, 4]])
+    ids, position_ids = torch.tensor([prompt + outputs[0] + outputs[1]]), torch.tensor([[0, 1, 2, 3, 4, 5, 3, 4]])
     with torch.no_grad():
-        row = model(ids, mask, places, torch.tensor([5, 7]))
+        row = model(ids, mask, position_ids, torch.tensor([5, 7]))
     alone = read_scalars(model, [prompt + output for output in outputs], [[5], [4]], max_tokens=64)
     torch.testing.assert_close(row.T, torch.tensor(alone)[:, 0], atol=1e-5, rtol=0)
-    assert model(ids, mask, places, torch.tensor([], dtype=torch.int64)).shape == (2, 0)
+    assert model(ids, mask, position_ids, torch.tensor([], dtype=torch.int64)).shape == (2, 0)
 
 
 def test_a_sharded_model_scores_alike_and_is_saved_from_its_gathered_weights(tiny_model_dir, tmp_path):
@@ -188,10 +188,10 @@ def test_a_directory_that_lacks_weights_is_refused(tiny_model_dir, tmp_path):
             made(tmp_path / name) if name == "policy" else load([tmp_path / name], F32)
 
 
-@pytest.mark.parametrize("place", [-1, 3])
-def test_a_position_outside_its_sequence_is_refused(tiny_model_dir, place):
+@pytest.mark.parametrize("position", [-1, 3])
+def test_a_position_outside_its_sequence_is_refused(tiny_model_dir, position):
     with pytest.raises(ValueError, match="sequence 1: positions"):
-        read_scalars(made(tiny_model_dir), [[1, 2, 3], [1, 2, 3]], [[0], [place]], max_tokens=8)
+        read_scalars(made(tiny_model_dir), [[1, 2, 3], [1, 2, 3]], [[0], [position]], max_tokens=8)
 
 
 def test_exports_are_float32_with_one_label_and_the_class_of_their_kind(tiny_model_dir, tmp_path):

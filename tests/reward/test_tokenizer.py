@@ -18,9 +18,9 @@ def test_only_what_decides_ids_counts(tiny_model_dir, tmp_path):
     tokenizer(["w1", "w1 w2"], padding=True, truncation=True, max_length=2)
     tokenizer.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again/tokenizer.json").read_text())["padding"]
-    for place in (tmp_path, tmp_path / "again"):
-        assert tokenizer_hash(place) == tokenizer_hash(tiny_model_dir)
-        check_tokenizer(place, tiny_model_dir)
+    for folder in (tmp_path, tmp_path / "again"):
+        assert tokenizer_hash(folder) == tokenizer_hash(tiny_model_dir)
+        check_tokenizer(folder, tiny_model_dir)
 
 
 def test_another_vocabulary_is_refused_and_both_directories_are_named(tiny_model_dir, tmp_path):
@@ -42,11 +42,11 @@ def test_without_tokenizer_json_the_vocabulary_files_count_and_without_those_not
 
 
 def test_padding_never_ends_an_output(tiny_model_dir, tmp_path):
-    def padding(place, **changes):
-        config = AutoConfig.from_pretrained(place)
+    def padding(folder, **changes):
+        config = AutoConfig.from_pretrained(folder)
         for name, value in changes.items():
             setattr(config, name, value)
-        return padding_id(place, config)
+        return padding_id(folder, config)
 
     assert padding(tiny_model_dir) == 1, "the bos: pad is an eos"
     assert padding(tiny_model_dir, pad_token_id=0) == 0, "a padding token of its own stays"

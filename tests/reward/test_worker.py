@@ -70,7 +70,7 @@ def reference(directory, kind, model_dir):
 
 
 def assert_close(found, expected):
-    assert [[place for place, _ in row] for row in found] == [[place for place, _ in row] for row in expected]
+    assert [[position for position, _ in row] for row in found] == [[position for position, _ in row] for row in expected]
     assert [v for row in found for _, v in row] == pytest.approx([v for row in expected for _, v in row], abs=1e-5)
 
 

@@ -71,7 +71,7 @@ def play(*scripts, tokens=400, sandbox=None, **config):
         for i in range(len(scripts))
     ]
     policy = Scripted(*scripts)
-    episodes = asyncio.run(loop.run(requests, policy, lambda place, turn: 1000 * place + turn))
+    episodes = asyncio.run(loop.run(requests, policy, lambda position, turn: 1000 * position + turn))
     return policy, episodes
 
 

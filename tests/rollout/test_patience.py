@@ -29,9 +29,9 @@ def test_a_few_may_take_all_their_time_then_each_a_tenth_and_a_hopeless_rest_non
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    place = tmp_path_factory.mktemp("code")
-    make_small_llama(place, 0, "small-llama-code")
-    return place
+    folder = tmp_path_factory.mktemp("code")
+    make_small_llama(folder, 0, "small-llama-code")
+    return folder
 
 
 class Engine:

@@ -170,8 +170,8 @@ def test_a_sender_that_cannot_go_on_still_joins_every_gather(transport, without_
         raise OSError("no space left")
 
     trainer = trainer_of(transport, Counted(TENSORS), Client())
-    place = {"shm": (transfer, "sha256_of"), "nccl": (nccl_engine, "packed_nccl_broadcast_producer")}
-    monkeypatch.setattr(*place.get(transport, (ipc_engine, "packed_ipc_producer")), full)
+    sent_by = {"shm": (transfer, "sha256_of"), "nccl": (nccl_engine, "packed_nccl_broadcast_producer")}
+    monkeypatch.setattr(*sent_by.get(transport, (ipc_engine, "packed_ipc_producer")), full)
     with pytest.raises(OSError, match="no space left"):
         trainer.send_weights()
     assert taken == ["embed", "norm"]
