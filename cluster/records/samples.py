@@ -60,8 +60,8 @@ def staleness(groups: Sequence[ScoredGroup], version: PolicyVersion) -> dict[str
 
 def _rewards(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Means over the scored outputs, of the reward and of every component; and how many groups say something."""
-    judged = [[s for s in group.scored if s.verdict.status == "score"] for group in groups]
-    scored = [s for group in judged for s in group]
+    with_score = [[s for s in group.scored if s.verdict.status == "score"] for group in groups]
+    scored = [s for group in with_score for s in group]
     components: dict[str, list[float]] = {}
     for s in scored:
         for name, value in s.verdict.components.items():
@@ -69,7 +69,7 @@ def _rewards(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     out = {name: fmean(values) for name, values in components.items()}
     if scored:
         out["reward"] = fmean(s.verdict.reward for s in scored if s.verdict.reward is not None)
-    several = [group for group in judged if len(group) > 1]
+    several = [group for group in with_score if len(group) > 1]
     if any(len(group.scored) > 1 for group in groups):
         out["thin_group_share"] = 1 - len(several) / len(groups)
     if several:

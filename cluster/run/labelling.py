@@ -19,7 +19,7 @@ from learner.algorithms.labels import FileLabels, MonteCarloLabels, RuleLabels
 from reward.config import RewardConfig, RewardModelConfig
 from reward.judging.judges import step_pool, step_row
 from reward.judging.pool import Outcome
-from reward.labels.examples import as_judged, from_completions, outcome_label, pairs, step_labels
+from reward.labels.examples import as_labelled, from_completions, outcome_label, pairs, step_labels
 from reward.labels.replay import Replay, dumped, loaded
 from reward.labels.steps import StepFinder
 from reward.types import Labelled, LabelledGroup, ScoredGroup, ScoredSample, samples_of, without_score
@@ -56,17 +56,17 @@ class Labeller:
 
         An output that should have a score and has none gets no label.
         """
-        fresh = [group for group in self._labelled(stage, _judged(groups)) if group.labelled]
+        fresh = [group for group in self._labelled(stage, _with_score(groups)) if group.labelled]
         replay = self.replay[_kind(stage)]
         replay.add(fresh)
         return replay.mix(fresh, step)
 
     def held_out(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
         """Outputs of held-out questions, labelled as the stage's are (those of a file by the rule), to measure the model on."""
-        judged, row = _judged(groups), reward_model_row(stage)
+        scored, row = _with_score(groups), reward_model_row(stage)
         if row.supervision == "outcome":
-            return _labelled([map(outcome_label, group.scored) for group in judged])
-        return self._by_completions(row.labels, judged) if isinstance(row.labels, MonteCarloLabels) else self._by_steps(judged)
+            return _labelled([map(outcome_label, group.scored) for group in scored])
+        return self._by_completions(row.labels, scored) if isinstance(row.labels, MonteCarloLabels) else self._by_steps(scored)
 
     def count(self, labels: int) -> None:
         """The learner has trained on so many labels."""
@@ -104,7 +104,7 @@ class Labeller:
         row = reward_model_row(stage)
         match row.labels:
             case FileLabels():
-                return [as_judged(group) for group in groups]
+                return [as_labelled(group) for group in groups]
             case MonteCarloLabels() as labels:
                 return self._by_completions(labels, groups)
             case RuleLabels() as labels:
@@ -118,7 +118,7 @@ class Labeller:
     def _pairs(self, stage: StageConfig, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
         first = min((group.question.ordinal for group in groups), default=0)
         rng = random.Random(f"{self._seed}/{stage.name}/{first}/pairs")
-        return [as_judged(pair) for pair in pairs(groups, per_group=stage.pairs_per_question, rng=rng)]
+        return [as_labelled(pair) for pair in pairs(groups, per_group=stage.pairs_per_question, rng=rng)]
 
     def _by_steps(self, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
         """Labels by the step rule. Raises Unscored when it fails on more outputs than the run bears."""
@@ -151,8 +151,8 @@ class Labeller:
         for wave in (orders[start : start + size] for start in range(0, len(orders), size)):
             made = self._collector.sample(wave, "complete", booked=False)
             joined = [_whole(group, prefixes[group.question.ordinal]) for group in made]
-            judged = self._collector.score(joined, "rule", "score completions", whole=len(orders) <= size)
-            marks += [[_mark(s) for s in group.scored] for group in judged]
+            scored = self._collector.score(joined, "rule", "score completions", whole=len(orders) <= size)
+            marks += [[_mark(s) for s in group.scored] for group in scored]
         found = iter(marks)
 
         def labelled(item: ScoredSample) -> Labelled | None:
@@ -172,7 +172,7 @@ class Labeller:
         return self._finder.texts(sample.output_ids, sample.sampled_mask)
 
 
-def _judged(groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+def _with_score(groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
     """The groups without outputs that should have a score and have none."""
     return [replace(group, scored=tuple(s for s in group.scored if not s.verdict.failed)) for group in groups]
 

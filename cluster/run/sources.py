@@ -80,12 +80,12 @@ class PolicySamples(Source):
         return lambda sampled: self._groups(questions, sampled)
 
     def again(self, groups: Sequence[Group]) -> Job:
-        def judged(sampled: Sampled) -> list[ScoredGroup]:
+        def scored(sampled: Sampled) -> list[ScoredGroup]:
             sampled(groups)
             what = f"score step {self._step(groups[0].question.ordinal)}"
             return self.collector.scored(self.collector.score(groups, self.stage.reward_source, what))
 
-        return judged
+        return scored
 
     def trained(self, groups: Sequence[ScoredGroup]) -> None:
         """A selection takes note of the groups that are trained: what it chooses from then on does not depend on who was
@@ -151,10 +151,10 @@ class Given(Source):
                 return (as_given(rows.sample(ordinal, self.stage)),)
             case PreferenceSet() as rows:
                 ranked = zip(rows.pair(ordinal, self.stage), (1.0, 0.0), strict=True)
-                return tuple(_as_judged(sample, [(len(sample.output_ids) - 1, value)], value) for sample, value in ranked)
+                return tuple(_as_scored(sample, [(len(sample.output_ids) - 1, value)], value) for sample, value in ranked)
             case LabelledSet() as rows:
                 sample, labels = rows.output(ordinal, self.stage)
-                return (_as_judged(sample, labels, sum(value for _, value in labels) / len(labels)),)
+                return (_as_scored(sample, labels, sum(value for _, value in labels) / len(labels)),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +220,7 @@ def _booked(collector: Collector, groups: list[ScoredGroup]) -> list[ScoredGroup
     return collector.scored(groups)
 
 
-def _as_judged(sample: Sample, events: Iterable[tuple[int, float]], reward: float) -> ScoredSample:
+def _as_scored(sample: Sample, events: Iterable[tuple[int, float]], reward: float) -> ScoredSample:
     """An output with the judgement that its file gives."""
     verdict = Verdict(status="score", reward=reward, components={}, extracted=None, reason="", reward_version=None)
     return ScoredSample(sample=sample, events=tuple(RewardEvent(position=p, value=v) for p, v in events), verdict=verdict)

@@ -82,7 +82,7 @@ class Accepted(Credit):
     """All samples, rejected ones at 0 (eq. 8), or accepted ones only: each question that has any then counts the same."""
 
     def of_group(self, group: Sequence[ScoredSample]) -> Advantages:
-        return [self._advantage(item) if judged(item) else None for item in group]
+        return [self._advantage(item) if has_score(item) else None for item in group]
 
     def _advantage(self, item: ScoredSample) -> tuple[float, ...] | None:
         accepted = _reward(item) > self.threshold
@@ -102,7 +102,7 @@ class Signed(Credit):
         if len(group) != 2:
             raise ValueError(f"group {group[0].sample.group_id}: found {len(group)} outputs, expected a pair")
         rewards = [_reward(item) for item in group]
-        there = all(judged(item) and any(item.sample.sampled_mask) for item in group)
+        there = all(has_score(item) and any(item.sample.sampled_mask) for item in group)
         if not there or not apart(rewards, _terms(group)):
             return [None, None]
         best = rewards.index(max(rewards))
@@ -119,7 +119,7 @@ class WithinGroup(Credit):
 
     def of_group(self, group: Sequence[ScoredSample]) -> Advantages:
         """Raises ValueError for an event outside its output."""
-        counted = [i for i, item in enumerate(group) if judged(item) and not (self.truncated == "drop" and truncated(item))]
+        counted = [i for i, item in enumerate(group) if has_score(item) and not (self.truncated == "drop" and truncated(item))]
         advantages: Advantages = [None] * len(group)
         if len(counted) >= self.smallest_group:
             for i, advantage in zip(counted, self._relative([group[i] for i in counted]), strict=True):
@@ -177,7 +177,7 @@ class LeaveOneOut(WithinGroup):
         return [(scale * value,) * len(item.sample.output_ids) for item, value in zip(group, values, strict=True)]
 
 
-def judged(item: ScoredSample) -> bool:
+def has_score(item: ScoredSample) -> bool:
     return item.verdict.status == "score"
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from learner.algorithms.cells import Need, PerToken, Signals
-from learner.algorithms.credit import Advantages, Batch, Credit, at_tokens, centred, deviation, judged, name_of, truncated
+from learner.algorithms.credit import Advantages, Batch, Credit, at_tokens, centred, deviation, has_score, name_of, truncated
 from reward.types import ScoredSample, samples_of
 from rollout.rounding import apart
 
@@ -77,7 +77,7 @@ class GAE(Credit):
         ]
 
     def _counts(self, item: ScoredSample) -> bool:
-        return judged(item) and not (self.truncated == "mask" and truncated(item))
+        return has_score(item) and not (self.truncated == "mask" and truncated(item))
 
     def _signals(self, item: ScoredSample, i: int, signals: Signals) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Values and KL penalties of one output."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.algorithms.cells import Need, PerToken, Signals
-from learner.algorithms.credit import Advantages, judged
+from learner.algorithms.credit import Advantages, has_score
 from learner.algorithms.table import Algorithm, DataSource
 from learner.batch.packing import Output, by_sample, columns, output_of
 from learner.models.scalars import scalars
@@ -91,7 +91,7 @@ class PolicyStage:
         """What models say of all judged outputs, for a credit that needs any: who is in the loss, it says only then."""
         if not self._row.credit.needs:
             return {}
-        outputs = outputs_of(batch, [judged(item) for item in samples_of(batch)])
+        outputs = outputs_of(batch, [has_score(item) for item in samples_of(batch)])
         packed = self._packed(outputs)
         said = self._read(packed, self._row.needs, temperature)
         return {need: by_sample(outputs, gather_by_slot(values, packed).tolist()) for need, values in said.items()}

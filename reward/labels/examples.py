@@ -33,7 +33,7 @@ def outcome_label(item: ScoredSample, component: str = "correct", *, every_token
     return Labelled(sample=item.sample, targets=tuple(Target(position=t, value=value) for t in where))
 
 
-def as_judged(group: ScoredGroup) -> LabelledGroup:
+def as_labelled(group: ScoredGroup) -> LabelledGroup:
     """The group's rewards as labels."""
     return LabelledGroup(
         labelled=tuple(

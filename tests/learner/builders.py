@@ -15,7 +15,7 @@ from learner.batch import packing
 from learner.config import LearnerConfig, OptimizerConfig
 from learner.types import PackedBatch, PolicyBatch
 from learner.worker import LearnerWorker
-from reward.labels.examples import as_judged
+from reward.labels.examples import as_labelled
 from reward.types import LabelledGroup, RewardEvent, ScoredSample, Verdict, samples_of
 from rollout.types import FinishReason, Sample
 from tests.reward.builders import scored_groups as groups
@@ -77,7 +77,7 @@ def random_batch(seed: int = 0, groups: int = 3, size: int = 4, noise: float = 0
 
 def examples(batch: list[ScoredSample]) -> list[LabelledGroup]:
     """With the samples' events as labels."""
-    return [as_judged(group) for group in groups(batch)]
+    return [as_labelled(group) for group in groups(batch)]
 
 
 def signals(count: int, *, values=None, old=None, reference=None) -> Signals:

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from reward.labels.examples import as_judged, from_completions, outcome_label, pairs, step_labels
+from reward.labels.examples import as_labelled, from_completions, outcome_label, pairs, step_labels
 from reward.labels.step_rules import rule_labels
 from reward.labels.steps import StepFinder
 from reward.types import RewardEvent, Target
@@ -32,8 +32,8 @@ def test_an_outcome_label_is_the_true_correctness_at_the_last_token():
 
 def test_the_rewards_of_a_group_are_its_labels_where_a_file_judged_it():
     (group,) = scored_groups([judged(index=0, reward=1.0), judged(index=1, reward=0.5, tokens=2)])
-    assert targets(as_judged(group).labelled) == [[(2, 1.0)], [(1, 0.5)]]
-    assert [item.sample for item in as_judged(group).labelled] == [item.sample for item in group.scored]
+    assert targets(as_labelled(group).labelled) == [[(2, 1.0)], [(1, 0.5)]]
+    assert [item.sample for item in as_labelled(group).labelled] == [item.sample for item in group.scored]
 
 
 def test_every_pair_has_a_better_and_a_worse_one_and_equal_rewards_make_none():

@@ -3,14 +3,14 @@ import random
 
 import pytest
 
-from reward.labels.examples import as_judged
+from reward.labels.examples import as_labelled
 from reward.labels.replay import Replay
 from tests.reward.builders import flat, judged, scored_groups
 
 
 def group(name, size=2):
     (made,) = scored_groups([judged(f"{name}", i, float(i)) for i in range(size)])
-    return as_judged(made)
+    return as_labelled(made)
 
 
 def names(groups):
