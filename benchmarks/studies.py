@@ -8,6 +8,7 @@
     python benchmarks/studies.py overoptimisation    a reward model's reward against the true one
     python benchmarks/studies.py noise       flipped rewards: plain against noise-robust credit
     python benchmarks/studies.py transfer    questions longer and shorter than those trained on
+    python benchmarks/studies.py staleness   outputs sampled up to 0, 1, 4, 8 steps before they are trained on, corrected or not
 
 One run per (row, seed) below --runs: a study goes on where it stopped, and studies share their runs. Each writes
 benchmarks/<study>.json and .png and prints what it found. The lengths of recipes were chosen on seed 3.
@@ -195,9 +196,28 @@ def transfer(runs: Runs) -> Found:
     return data, words, True
 
 
+def staleness(runs: Runs) -> Found:
+    """Held-out accuracy and what it cost, for the ratio to the policy that sampled, clipped, and for the decoupled objective:
+    pi_old is the learner's, and pi_old/mu a truncated weight."""
+    cells = {"clipped": (), "decoupled": ("stages.grpo.weighting={old: learner, behaviour: {cell: truncated}}",)}
+    short = ("stages.grpo.steps=40", "stages.grpo.questions_per_step=16", "evaluation.every=0")
+    data, words = {label: [] for label in cells}, []
+    for bound in (0, 1, 4, 8):
+        shown = []
+        for label, cell in cells.items():
+            places = runs.all(f"stale-{label}-{bound}", "grpo_rule", *short, f"stages.grpo.max_staleness={bound}", *cell)
+            mean, error = spread([gain(p) for p in places])
+            data[label].append((bound, mean, error))
+            drift = spread([spread([row["mismatch_mean"] for row in read_jsonl(p / "metrics.jsonl")])[0] for p in places])[0]
+            shown.append(f"{label} {mean:+.3f} ± {error:.3f} (behaviour {drift:.4f} nats away)")
+        words.append(f"max_staleness {bound}: {'; '.join(shown)}")
+    return data, words, True
+
+
 STUDIES: dict[str, Callable[[Runs], Found]] = {
     "rows": rows, "judges": judges, "figure5": figure5, "figure6": figure6, "figure7": figure7,
     "overoptimisation": overoptimisation, "noise": noise, "transfer": transfer,
+    "staleness": staleness,
 }  # fmt: skip
 
 
