@@ -17,11 +17,12 @@ import vllm
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
+from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from rollout.config import RolloutConfig
 from rollout.engine.requests import completion, logprob_params, sampling_params
-from rollout.engine.settings import bind_cores, engine_settings, temporary_files_in
+from rollout.engine.settings import bind_cores, engine_environment, engine_settings
 from rollout.engine_log import EngineLog
 from rollout.leftovers import before_shutdown, record_engine, remove_engine, remove_folder, running, temporary_folder
 from rollout.types import Completion, TokenRequest
@@ -57,8 +58,10 @@ class Engine(UpdatableEngine):
         args = AsyncEngineArgs(**engine_settings(model_dir, config, max_model_len=max_model_len))
         folder, log = temporary_folder("engine"), EngineLog()
         try:
-            with temporary_files_in(folder):
-                llm = AsyncLLM.from_engine_args(args)
+            with engine_environment(folder, compiled=config.compile):
+                settings = args.create_engine_config()
+                with OMPProcessManager(settings).configure_omp_envs(0, 0):
+                    llm = AsyncLLM.from_vllm_config(settings, disable_log_stats=True)
         except Exception as error:
             remove_folder(folder)
             raise EngineError(f"vLLM did not start on {model_dir}: {log.explain(error)}") from error
@@ -66,14 +69,14 @@ class Engine(UpdatableEngine):
         engine._folder = folder
         async with engine._failures("start"):
             await llm.update_weight_version("0")
-            engine._pids = [process.pid for process in engine._llm.engine_core.resources.engine_manager.processes]
-            engine._pids += await llm.collective_rpc("process_id")
+            processes = [process.pid for process in engine._llm.engine_core.resources.engine_manager.processes]
+            engine._pids = list(dict.fromkeys(processes + await llm.collective_rpc("process_id")))
         del llm  # a frame that outlives this call would keep it, and its finaliser, until the interpreter is half gone
         engine._record = record_engine(prefix, engine._pids)
         return engine
 
     def describe(self) -> dict[str, Any]:
-        """What runs, for the run's summary; `pids` are the EngineCore process, then its workers."""
+        """What runs, for the run's summary; `pids` are the EngineCore process, then its workers if it has any."""
         config = self._llm.vllm_config
         device, dtype = config.device_config.device_type, str(config.model_config.dtype).removeprefix("torch.")
         return {"vllm": vllm.__version__, "device": device, "dtype": dtype, "transport": self._transport, "pids": self._pids}

@@ -31,8 +31,7 @@ def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: in
         "max_model_len": max_model_len,
         "max_num_seqs": config.max_concurrent_samples,
         "tensor_parallel_size": config.tensor_parallel_size,
-        # Inside a Ray placement group vLLM would pick its Ray executor by itself.
-        "distributed_executor_backend": "mp",
+        "distributed_executor_backend": executor(config.tensor_parallel_size),
         "enforce_eager": not config.compile,
         "enable_prefix_caching": True,
         # A prompt is never split over engine steps: after a partial prefill vLLM rewinds the request's own random generator,
@@ -49,6 +48,13 @@ def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: in
     }
 
 
+def executor(ranks: int) -> str:
+    """Several ranks are processes, as inside a Ray placement group vLLM would pick its Ray executor by itself. One is in the
+    EngineCore's: a process less to start and to hear. On the CPU vLLM takes that only by its whole name, since the environment
+    of OpenMP must be there when the process starts."""
+    return "mp" if ranks > 1 else "uni" if torch.cuda.is_available() else "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+
 def bind_cores(cores: Sequence[int] | None, ranks: int) -> None:
     """Divide the cores (None: all allowed ones) among the engine's tensor-parallel ranks, for engines started from now on.
 
@@ -61,18 +67,27 @@ def bind_cores(cores: Sequence[int] | None, ranks: int) -> None:
 
 
 @contextmanager
-def temporary_files_in(folder: Path) -> Iterator[None]:
-    """For the start of an engine: its sockets and temporary files, which vLLM leaves behind, go where they can be removed.
+def engine_environment(folder: Path, *, compiled: bool) -> Iterator[None]:
+    """For the start of an engine's processes, which inherit it.
 
-    What torch compiles stays in a folder that all engines find. Changes the environment, from which other processes start.
+    Sockets and temporary files, which vLLM leaves behind, go into the folder, where they can be removed; what torch compiles
+    stays in one that all engines find. Where nothing is to be `compiled`, vLLM would still have g++ compile a line of its
+    sampler on the CPU, ten seconds in every engine's first wave.
     """
-    outside, outer = tempfile.gettempdir(), os.environ.get("TMPDIR")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(outside) / f"torchinductor_{os.getuid()}"))
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    outside = tempfile.gettempdir()
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(Path(outside) / f"torchinductor_{os.getuid()}"))
+    changes = {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": cache}
+    if not compiled and not torch.cuda.is_available():
+        changes["TORCHDYNAMO_DISABLE"] = "1"
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ |= changes
+    tempfile.tempdir = str(folder)
     try:
         yield
     finally:
         tempfile.tempdir = outside
-        del os.environ["TMPDIR"]
-        if outer is not None:
-            os.environ["TMPDIR"] = outer
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

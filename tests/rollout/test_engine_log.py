@@ -56,11 +56,11 @@ def test_an_engine_that_dies_names_the_cause_and_the_log(tmp_path, written, caus
 
 
 def test_an_engine_that_does_not_start_names_the_cause_and_the_log(tmp_path, tiny_model_dir, monkeypatch):
-    def fails(args):
+    def fails(settings, **options):
         os.write(1, LATER.replace("Worker failed, see above", "Available memory is less than asked for").encode())
         raise RuntimeError("Engine core initialization failed. See root cause above.")
 
-    monkeypatch.setattr(AsyncLLM, "from_engine_args", fails)
+    monkeypatch.setattr(AsyncLLM, "from_vllm_config", fails)
     start = {"max_model_len": 64, "stop_token_ids": (2,), "cores": None, "prefix": "fake"}
     with output_in(tmp_path / "worker.out"), pytest.raises(EngineError) as error:
         asyncio.run(Engine.start(tiny_model_dir, RolloutConfig(transport="shm"), **start))

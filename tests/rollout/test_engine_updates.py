@@ -84,10 +84,10 @@ def test_weights_of_another_model_are_refused_by_name(engine, engine_loop, updat
 
 
 @pytest.mark.engine
-def test_a_tied_head_follows_and_shutdown_leaves_nothing(make_tiny_model, start_engine, engine_loop, tmp_path, weight_source):
+def test_a_tied_head_follows_on_two_ranks_and_shutdown_leaves_nothing(make_tiny_model, start_engine, engine_loop, tmp_path, weight_source):
     model, weights = load(make_tiny_model(tmp_path, tied=True))
     assert weights["lm_head.weight"].equal(weights["model.embed_tokens.weight"])
-    engine = start_engine(tmp_path)
+    engine = start_engine(tmp_path, tensor_parallel_size=2)
     try:
         new = other(weights)
         new["lm_head.weight"] = new["model.embed_tokens.weight"]
@@ -98,7 +98,7 @@ def test_a_tied_head_follows_and_shutdown_leaves_nothing(make_tiny_model, start_
         serves(engine, engine_loop, model)
         described = engine.describe()
         assert {"device": "cpu", "dtype": "float32"}.items() <= described.items()
-        assert all(Path(f"/proc/{pid}").exists() for pid in described["pids"])
+        assert len(described["pids"]) == 3 and all(Path(f"/proc/{pid}").exists() for pid in described["pids"])
         segments = [engine._record, *(engine._record.parent / s for s in json.loads(engine._record.read_text())["segments"])]
         assert len(segments) > 1 and segments[0].exists()
         maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in described["pids"])
