@@ -84,7 +84,9 @@ def test_weights_of_another_model_are_refused_by_name(engine, engine_loop, updat
 
 
 @pytest.mark.engine
-def test_a_tied_head_follows_on_two_ranks_and_shutdown_leaves_nothing(make_tiny_model, start_engine, engine_loop, tmp_path, weight_source):
+def test_a_tied_head_follows_on_two_ranks_and_nothing_is_left(
+    make_tiny_model, start_engine, engine_loop, tmp_path, weight_source
+):
     model, weights = load(make_tiny_model(tmp_path, tied=True))
     assert weights["lm_head.weight"].equal(weights["model.embed_tokens.weight"])
     engine = start_engine(tmp_path, tensor_parallel_size=2)
