@@ -227,6 +227,9 @@ class RolloutConfig(Strict):
     transport: Literal["auto", "shm", "nccl", "ipc"] = "auto"
     """How weights reach the engines; auto is shm on the CPU and nccl between GPUs. With ipc an engine shares
     its GPUs with learner ranks."""
+    keep_kv: bool = False
+    """Outputs that are in flight when the weights change keep keys and values of the older ones; by default they are computed
+    anew, which is exact and takes as long as reading the output once. Read where a stage is `in_flight`."""
     sleep: bool = False
     """Engines on the learner's GPUs sleep while it trains: weights in host memory, and no key-value cache."""
 

@@ -31,6 +31,8 @@ def contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
     if (sharing.sleep or sharing.transport == "ipc") and config.learner.ranks not in (0, engines):
         found = f"{config.learner.ranks}, and the engines that share GPUs with the ranks have {engines}"
         out.append((("learner", "ranks"), f"found {found}; expected as many ranks"))
+    if sharing.keep_kv and not any(stage.in_flight for stage in config.stages):
+        out.append((("rollout", "keep_kv"), "given, but no stage is in_flight: weights change between outputs only"))
     for i, stage in enumerate(config.stages):
         if stage.max_staleness and sharing.sleep:
             why = "given, but with rollout.sleep engines rest while the learner trains; expected 0"

@@ -32,9 +32,11 @@ from rollout.weights.updates import DEADLINE_S, EngineError, UpdatableEngine
 class Engine(UpdatableEngine):
     """One vLLM engine. All methods belong to the event loop that ran `start`."""
 
-    def __init__(self, llm: Any, *, transport: str, stop_token_ids: tuple[int, ...], prefix: str) -> None:
+    def __init__(
+        self, llm: Any, *, transport: str, stop_token_ids: tuple[int, ...], prefix: str, keep_kv: bool = False
+    ) -> None:
         """Wrap a running AsyncLLM; use `Engine.start`."""
-        super().__init__(llm, transport)
+        super().__init__(llm, transport, keep_kv=keep_kv)
         self._stop_token_ids = list(stop_token_ids)
         self._prefix = prefix
         self._requests = 0
@@ -65,7 +67,7 @@ class Engine(UpdatableEngine):
         except Exception as error:
             remove_folder(folder)
             raise EngineError(f"vLLM did not start on {model_dir}: {log.explain(error)}") from error
-        engine = cls(llm, transport=config.transport, stop_token_ids=stop_token_ids, prefix=prefix)
+        engine = cls(llm, transport=config.transport, stop_token_ids=stop_token_ids, prefix=prefix, keep_kv=config.keep_kv)
         engine._folder = folder
         async with engine._failures("start"):
             await llm.update_weight_version("0")
@@ -158,7 +160,7 @@ class Engine(UpdatableEngine):
                             raise EngineError("vLLM did not drop its prefix cache")
                         for prompt, params in jobs:
                             self._requests += 1
-                            request = tokens_input(list(prompt)), params
+                            request = tokens_input(list(prompt), cache_salt=f"v{self._version}"), params
                             waiting.append(await self._llm.add_request(f"{self._prefix}-{self._requests}", *request))
                     finally:
                         await self._llm.resume_generation()

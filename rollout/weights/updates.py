@@ -25,8 +25,10 @@ class EngineError(RuntimeError):
 class UpdatableEngine:
     """An AsyncLLM and the version of the weights that it holds. Once an update has failed in it, it is out of service."""
 
-    def __init__(self, llm: Any, transport: str) -> None:
+    def __init__(self, llm: Any, transport: str, *, keep_kv: bool = False) -> None:
+        """`keep_kv`: see RolloutConfig."""
         self._llm: Any = llm
+        self._keep_kv = keep_kv
         self._transport, self._log = transport, EngineLog()
         self._gate = asyncio.Lock()
         self._broken = ""
@@ -82,9 +84,10 @@ class UpdatableEngine:
         return verdicts[0]["digest"]
 
     async def finish_weight_update(self, version: int, sums: Mapping[str, int]) -> None:
-        """Load, compare what is held with the sender's sums of bits, drop the prefix cache, serve the new version.
+        """Load, compare what is held with the sender's sums of bits, drop the key-value cache, serve the new version.
 
-        Requests in flight keep their tokens and go on under the new weights. Raises EngineError; the engine, which may hold
+        Requests in flight keep their tokens and go on under the new weights; with `keep_kv` the cache too, which requests of
+        another version do not find. Raises EngineError; the engine, which may hold
         a mixture, is out of service then.
         """
         if self._transport == "shm":
@@ -100,7 +103,7 @@ class UpdatableEngine:
                 await self._llm.finish_weight_update(weight_version=str(version))
                 await self._compare(sums)
                 await self._wake("kv_cache")
-                if not await self._llm.reset_prefix_cache(reset_running_requests=True):
+                if not self._keep_kv and not await self._llm.reset_prefix_cache(reset_running_requests=True):
                     raise EngineError("vLLM did not drop its prefix cache")
                 await self._llm.resume_generation()
             self._version, self._broken = version, ""

@@ -54,6 +54,7 @@ MODEL = ["stages.grpo.reward=outcome_model", "reward.model.path=[a]"]
         ("stages.sft.max_refills=1", "stages.0.max_refills: given, but 'sft' does not read it"),
         ("stages.sft.max_staleness=1", "stages.0.max_staleness: given, but 'sft' does not read it"),
         ("stages.grpo.in_flight=true", "stages.1.in_flight: given, but 'grpo' does not read it"),
+        ("rollout.keep_kv=true", "rollout.keep_kv: given, but no stage is in_flight: weights change between outputs only"),
         (
             "stages.1={algorithm: online_rft, steps: 1, questions_per_step: 2, samples_per_question: 2, max_staleness: 2, "
             "optimizer: {learning_rate: 1.0e-3}}",

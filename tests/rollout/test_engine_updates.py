@@ -50,6 +50,32 @@ def test_a_commit_reaches_requests_in_flight_and_the_prefixes_they_cached(engine
 
 
 @pytest.mark.engine
+def test_kept_keys_and_values_are_those_of_the_older_weights_and_no_later_request_finds_them(
+    engine, engine_loop, updates, model, monkeypatch
+):
+    prompt, new, old_version = PROMPTS[3], other(updates.weights), engine.version
+    monkeypatch.setattr(engine, "_keep_kv", True)
+    updates.prepare(new)
+    flying = engine_loop.submit(engine.generate(requests([prompt] * 8, temperature=0.0, max_new_tokens=340)))
+    engine_loop.run(asyncio.sleep(0.2))
+    engine_loop.run(engine.finish_weight_update(old_version + 1, sums_of(new)))
+    late = engine_loop.submit(engine.generate(requests([prompt])))
+    completion = next(c for c in flying.result(300) if len(c.versions) == 2)
+    split = completion.versions[1][1]
+    head, tail = completion.output_ids[:split], completion.output_ids[split:]
+    with torch.no_grad():
+        cache = model(torch.tensor([(*prompt, *head[:-1])])).past_key_values
+        model.load_state_dict(new)
+        logits = model(torch.tensor([(head[-1], *tail[:-1])]), past_key_values=cache).logits[0]
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(tail)[:, None])[:, 0].tolist()
+    assert completion.logprobs[split:] == pytest.approx(expected, abs=1e-3)
+    anew = reference(model, prompt + head, tail)
+    assert max(abs(a - b) for a, b in zip(expected, anew, strict=True)) > 0.01, "computed anew it would be something else"
+    [other_one] = late.result(300)
+    assert other_one.logprobs == pytest.approx(reference(model, prompt, other_one.output_ids), abs=1e-3)
+
+
+@pytest.mark.engine
 def test_bytes_changed_on_the_way_are_refused_and_the_old_version_serves(engine, engine_loop, updates, model):
     version, new = engine.version, other(updates.weights)
     with pytest.raises(EngineError, match=rf"version {version} still serves.*tensor '[\w.]+' in cohort_test_.*received sha256"):
