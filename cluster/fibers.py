@@ -126,12 +126,17 @@ class Hub:
 
     def close(self) -> None:
         """End all fibers where they wait."""
-        for fiber in self._fibers:
-            fiber.ended = True
-            if fiber.wait is not None and not fiber.done:
-                self._resume(fiber)
-        self._fibers.clear()
+        for fiber in list(self._fibers):
+            self.end(fiber)
         self._ready.clear()
+
+    def end(self, fiber: Fiber) -> None:
+        """End a fiber where it waits; the main thread may."""
+        fiber.ended = True
+        if fiber.wait is not None and not fiber.done:
+            self._resume(fiber)
+        if fiber in self._fibers:
+            self._fibers.remove(fiber)
 
     def _due(self, wait: _Wait) -> bool:
         return wait.condition() or not self._ready.isdisjoint(wait.refs) or self.world.now() >= wait.until

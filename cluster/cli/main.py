@@ -132,6 +132,27 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def scale(
+    run: RunPath,
+    workers: Annotated[int | None, typer.Argument(metavar="[N]", help="Rollout workers, each with an engine.")] = None,
+    reward: Annotated[int | None, typer.Option(metavar="N", help="Reward workers.")] = None,
+    wait: Annotated[float, typer.Option(metavar="SECONDS", help="For the run to have them; 0 only asks.")] = 900.0,
+) -> None:
+    """Add workers to a live run, or remove some: those end what they were asked first."""
+
+    wanted = {role: count for role, count in (("rollout", workers), ("reward", reward)) if count is not None}
+    if not wanted:
+        raise typer.BadParameter("expected a number of rollout workers, or --reward")
+
+    def work(stop: Stop) -> dict:
+        from cluster.run.request import request
+
+        return {"has": request(run, wanted, wait, typer.echo)}
+
+    perform(work, lambda found: typer.echo(found["has"]))
+
+
+@app.command()
 def export(
     run: RunPath,
     out: Annotated[Path, typer.Argument(callback=home, metavar="OUT", help="A new directory.")],

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from cluster.config.contradictions import unread_here
@@ -126,8 +127,8 @@ def _nodes() -> dict[str, dict[str, float]]:
     }
 
 
-def place(config: RunConfig, model_dir: Path) -> tuple[PlacementGroup, list[Bundle]]:
-    """Reserve a bundle for every actor. Raises PlacementError when they cannot fit, or do not come before the deadline."""
+def fitting(config: RunConfig, model_dir: Path) -> list[Bundle]:
+    """A bundle for every actor. Raises PlacementError when they cannot fit."""
     total = ray.cluster_resources()
     if problems := unread_here(config, gpus=total.get("GPU", 0.0) > 0):
         raise PlacementError("\n".join(problems))
@@ -135,6 +136,29 @@ def place(config: RunConfig, model_dir: Path) -> tuple[PlacementGroup, list[Bund
     if not total.get("GPU"):
         wanted = on_cpus(config, wanted, model_dir, total.get("CPU", 0.0))
     fit(wanted, _nodes())
+    return wanted
+
+
+def added(config: RunConfig, model_dir: Path, role: str, slot: int) -> Bundle:
+    """What one more worker asks of a node, in a placement group of its own; `config` counts it. Where the cluster is too small,
+    that is a whole core: a demand that brings another node where Ray scales the cluster."""
+    total = ray.cluster_resources()
+    wanted = bundles(config, cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+    one = replace(next(b for b in wanted if b.role == role), slot=slot, place=0)
+    if total.get("GPU"):
+        return one
+    try:
+        fitting(config, model_dir)
+    except PlacementError:
+        return replace(one, cpus=1.0)
+    # The roles take turns on the same cores, nearly all of which those that run have claimed.
+    free = max(node.get("CPU", 0.0) for node in available_resources_per_node().values())
+    return replace(one, cpus=max(1, int(min(one.cpus, free / 2) * 1e4)) / 1e4)
+
+
+def place(config: RunConfig, model_dir: Path) -> tuple[PlacementGroup, list[Bundle]]:
+    """Reserve a bundle for every actor. Raises PlacementError when they cannot fit, or do not come before the deadline."""
+    wanted = fitting(config, model_dir)
     # Memory is counted and not reserved: of a node's, Ray gives out only what its object store leaves.
     reserved = resources([replace(b, memory=0.0) for b in wanted])
     group = placement_group(reserved, strategy="PACK")

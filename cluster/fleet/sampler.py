@@ -1,7 +1,8 @@
 """Orders for outputs and judgements, carried out whatever workers die on the way, with every sample booked in the ledger."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from cluster.fleet.calls import LATE, RoleFailed
@@ -69,6 +70,8 @@ class Sampler:
 
     def __init__(self, roles: Roles, bound: Bound, serving: Serving | OnDisk):
         self._roles, self._bound, self._serving = roles, bound, serving
+        self.orders: Counter[tuple[str, int]] = Counter()
+        """By role and slot, how many orders are under way there."""
 
     def sample(
         self,
@@ -103,21 +106,32 @@ class Sampler:
 
         if ledger:
             self._book_lease(ledger, leases)
-        while waves:
-            self._serving.changing.free()
-            begun |= {slot: self._roles.lives["rollout", slot] for slot in waves}
-            failed = self._roles.generate(waves, sampling, name, arrived)
-            gone = {slot: REPLACED for slot, wave in waves.items() if any(lease.group_id not in made for lease in wave)}
-            errors, asked, waves = gone | failed, waves, {}
-            for slot, why in errors.items():
-                self._renew(slot, begun[slot], why)
-                again = [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in asked[slot]]
-                if left := [lease for lease in again if lease.group_id not in made]:
-                    waves[slot] = again
-                    if ledger:
-                        self._book_lease(ledger, left, attempt=left[0].attempt, why=why[:200])
+        with self._busy("rollout", waves):
+            while waves:
+                self._serving.changing.free()
+                begun |= {slot: self._roles.lives["rollout", slot] for slot in waves}
+                failed = self._roles.generate(waves, sampling, name, arrived)
+                gone = {slot: REPLACED for slot, wave in waves.items() if any(lease.group_id not in made for lease in wave)}
+                errors, asked, waves = gone | failed, waves, {}
+                for slot, why in errors.items():
+                    self._renew(slot, begun[slot], why)
+                    again = [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in asked[slot]]
+                    if left := [lease for lease in again if lease.group_id not in made]:
+                        waves[slot] = again
+                        if ledger:
+                            self._book_lease(ledger, left, attempt=left[0].attempt, why=why[:200])
         # Whichever slot answered first: what comes of the outputs depends on their order.
         return [made[lease.group_id] for lease in leases]
+
+    @contextmanager
+    def _busy(self, role: str, slots: Iterable[int]) -> Iterator[None]:
+        """An order to these slots, none of which ends before it."""
+        workers = [(role, slot) for slot in slots]
+        self.orders.update(workers)
+        try:
+            yield
+        finally:
+            self.orders.subtract(workers)
 
     def _dealt(self, leases: Sequence[Lease]) -> dict[int, list[Lease]]:
         slots, waves = self._roles.slots(), {}
@@ -154,23 +168,24 @@ class Sampler:
         slots, turn = self._roles.reward_slots(), 0
         groups: list[Group] = []
         scored: dict[int, ScoredGroup] = {}
-        while len(scored) < len(order):
-            if len(scored) == len(groups):
-                groups += after(len(groups))
-            todo = [i for i in range(len(groups)) if i not in scored]
-            if by == "model":
-                self._serving.bring_up_reward_actors()
-            deal = {slot: [i for i in todo if slots[(i + turn) % len(slots)] == slot] for slot in slots}
-            parts = {slot: [groups[i] for i in part] for slot, part in deal.items() if part}
-            begun = {slot: self._roles.lives["reward", slot] for slot in parts}
-            answers, errors = self._roles.score(parts, by, name)
-            for slot, answer in answers.items():
-                scored |= zip(deal[slot], answer, strict=True)
-            for slot, why in errors.items():
-                with self._serving.changing:
-                    if self._roles.lives["reward", slot] == begun[slot]:
-                        self._roles.replace_reward_actor(slot, why)
-            turn += bool(errors)
+        with self._busy("reward", slots):
+            while len(scored) < len(order):
+                if len(scored) == len(groups):
+                    groups += after(len(groups))
+                todo = [i for i in range(len(groups)) if i not in scored]
+                if by == "model":
+                    self._serving.bring_up_reward_actors(slots)
+                deal = {slot: [i for i in todo if slots[(i + turn) % len(slots)] == slot] for slot in slots}
+                parts = {slot: [groups[i] for i in part] for slot, part in deal.items() if part}
+                begun = {slot: self._roles.lives["reward", slot] for slot in parts}
+                answers, errors = self._roles.score(parts, by, name)
+                for slot, answer in answers.items():
+                    scored |= zip(deal[slot], answer, strict=True)
+                for slot, why in errors.items():
+                    with self._serving.changing:
+                        if self._roles.lives["reward", slot] == begun[slot]:
+                            self._roles.replace_reward_actor(slot, why)
+                turn += bool(errors)
         by_id = {_id(group): scored[i] for i, group in enumerate(groups)}
         found = [by_id[group_id] for group_id in order]
         if by == "model":

@@ -1,17 +1,19 @@
-"""Actors in their bundles of the run's placement group."""
+"""Actors in their bundles: those that a run begins with in one placement group, each that is added in one of its own."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.placement_group import remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config.run_config import RunConfig
-from cluster.fleet.placement import place
+from cluster.fleet.calls import RoleFailed, gather
+from cluster.fleet.placement import Bundle, added, place, resources
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -19,19 +21,42 @@ ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false
 
 
 class Spawner:
-    """Holds the placement group of a run, and starts actors in it."""
+    """Holds the placement groups of a run, and starts actors in them."""
 
     def __init__(self, config: RunConfig, model_dir: Path, prefix: str):
         """Raises PlacementError where the roles do not fit."""
-        self.prefix = prefix
-        self._group, self._bundles = place(config, model_dir)
+        self.prefix, self._model_dir = prefix, model_dir
+        self._group, wanted = place(config, model_dir)
+        self._rooms: dict[tuple[str, int], tuple[PlacementGroup, Bundle]] = {(b.role, b.slot): (self._group, b) for b in wanted}
+        """By role and slot."""
         self._spawned: Counter = Counter()
         self._handles: list[ActorHandle] = []
 
     @property
     def gpus(self) -> bool:
         """Whether any role has one."""
-        return any(bundle.gpus for bundle in self._bundles)
+        return any(bundle.gpus for _, bundle in self._rooms.values())
+
+    def reserve(self, role: str, slot: int, config: RunConfig) -> None:
+        """Wait for room for one more worker, which `config` counts; it is the cluster's to find it, or to grow. Raises
+        RoleFailed."""
+        if (role, slot) in self._rooms:  # the run began with it
+            return
+        bundle = replace(added(config, self._model_dir, role, slot), memory=0.0)
+        asked = resources([bundle])
+        group = placement_group(asked, name=f"{self.prefix}/{role}-{slot}")
+        self._rooms[role, slot] = group, bundle
+        _, errors = gather({slot: group.ready()}, config.cluster.start_deadline_s, what=f"{role}: placement")
+        if errors:
+            free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+            raise RoleFailed(f"no node has room for {role}-{slot} ({asked[0]}; free now: {free}): {errors[slot]}")
+
+    def release(self, role: str, slot: int) -> None:
+        """Give back what was reserved; the room of those that the run began with stays, for others in their slot."""
+        group, _ = self._rooms.get((role, slot), (self._group, None))
+        if group is not self._group:
+            del self._rooms[role, slot]
+            remove_placement_group(group)
 
     def spawn(
         self, role: str, slot: int, cls: Callable[P, A], *, environment: Mapping[str, str] | None = None
@@ -41,9 +66,9 @@ class Spawner:
         A replacement's name carries its number: Ray frees names late. One whose bundle has no GPU sees none, unless
         `environment` says which.
         """
-        bundle = next(b for b in self._bundles if (b.role, b.slot) == (role, slot))
+        group, bundle = self._rooms[role, slot]
         number, self._spawned[role, slot] = self._spawned[role, slot], self._spawned[role, slot] + 1
-        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle.place)
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle.place)
         if not environment and not bundle.gpus:
             environment = {"CUDA_VISIBLE_DEVICES": ""}  # Ray would let it see all of its node's
         options = ray.remote(cast(type, cls)).options
@@ -69,4 +94,5 @@ class Spawner:
         """End every actor."""
         for handle in self._handles:
             ray.kill(handle)
-        remove_placement_group(self._group)
+        for group in {id(group): group for group, _ in self._rooms.values()}.values():
+            remove_placement_group(group)

@@ -19,7 +19,7 @@ class OnDisk:
 
     def bring_up(self, slot: int) -> None: ...
 
-    def bring_up_reward_actors(self) -> None: ...
+    def bring_up_reward_actors(self, slots: Sequence[int]) -> None: ...
 
 
 class Serving:
@@ -67,11 +67,12 @@ class Serving:
             with self._clock.timed("sync"):
                 publish(self._roles, self.version, self._canary, self._logprobs, [slot])
 
-    def bring_up_reward_actors(self) -> None:
-        """Give fresh reward actors the serving reward model, which must be the learner's."""
-        if self._roles.stale and self.reward_version:
+    def bring_up_reward_actors(self, slots: Sequence[int]) -> None:
+        """Give the fresh reward actors among these the serving reward model, which must be the learner's."""
+        stale = self._roles.stale
+        if stale.intersection(slots) and self.reward_version:
             with self._clock.timed("sync"), self.changing:
-                publish_reward_model(self._roles, self.reward_version, sorted(self._roles.stale))
+                publish_reward_model(self._roles, self.reward_version, sorted(stale.intersection(slots)))
 
     def state(self) -> State:
         """For a checkpoint."""

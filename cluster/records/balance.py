@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cluster.records.ledger import LedgerError, Lives, every_line, ordinal_of
+from cluster.records.ledger import LedgerError, Lives, every_line, ordinal_of, scalings
 
 COUNTS = ("leased", "re-issued", "generated", "scored", "trained", "dropped", "under way", "abandoned")
 """Samples: asked for; asked for again, their worker being gone; and what came of them. Those that a dead driver had asked for
@@ -88,6 +88,8 @@ class Balance:
     def __init__(self, path: Path, *, finished: bool):
         """`finished`: nothing may be under way any more."""
         self.stages: dict[str, StageBalance] = {}
+        self.scaled = [line for _, line in scalings(path) if line["from"] != line["to"]]
+        """How numbers of workers changed while the run lived."""
         self.offences: list[str] = []
         """The first ones, in words."""
         self.offenders = self.under_way = 0
@@ -117,7 +119,8 @@ class Balance:
 
     def facts(self) -> dict:
         """For programs."""
-        return {"holds": not self.offenders, "offences": self.offences} | {
+        scaled = [{name: line[name] for name in ("role", "from", "to", "step")} for line in self.scaled]
+        return {"holds": not self.offenders, "offences": self.offences, "scaled": scaled} | {
             "stages": {
                 name: {
                     "ordinals_asked": stage.asked.bounds,
@@ -140,6 +143,14 @@ class Balance:
         """A line a stage."""
         parts = {name: [f"{what} {value}" for what, value in stage.lines()] for name, stage in self.stages.items()}
         return [f"ledger: {name}: {', '.join(said)}" for name, said in parts.items()]
+
+    def workers(self) -> list[str]:
+        """The same in words, a line a role."""
+        said: dict[str, str] = {}
+        for line in self.scaled:
+            before = said.get(line["role"], f"{line['role']} workers: {line['from']}")
+            said[line["role"]] = f"{before}, {line['to']} after step {line['step']}"
+        return list(said.values())
 
     def _take(self, lives: Lives, line: dict, group: str, members: int, abandoned: bool) -> None:
         try:
@@ -181,7 +192,7 @@ def show(balance: Balance) -> None:
         console.print(balance.table())
     else:
         print(*balance.lines(), sep="\n")
-    print(balance)
+    print(*balance.workers(), balance, sep="\n")
 
 
 def _range(first: int, last: int) -> str:

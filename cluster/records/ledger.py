@@ -124,6 +124,10 @@ class Ledger:
             kept.setdefault(sample.group_id, []).append(sample.index)
         self.record("resumed", kept)
 
+    def note(self, event: str, **fields) -> None:
+        """Record what is not about samples."""
+        self._write({"event": event, **fields})
+
     def offset(self) -> int:
         """Bytes written so far, safely on disk when this returns."""
         os.fsync(self._file.fileno())
@@ -158,8 +162,19 @@ def every_line(path: Path, end: int | None = None) -> Iterator[tuple[dict, bool]
     """
     gone = [(line["from"], line["to"]) for _, line in _lines(path, end) if line["event"] == "abandoned"]
     for at, line in _lines(path, end):
-        if line["event"] != "abandoned":
+        if "groups" in line:
             yield line, any(a <= at < b for a, b in gone)
+
+
+def scalings(path: Path, start: int = 0) -> Iterator[tuple[int, dict]]:
+    """Lines about numbers of workers, behind byte `start`, each with the byte at which it ends."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(start)
+        for raw in iter(file.readline, b""):
+            if raw.startswith(b"{") and b'"event": "scaled"' in raw and raw.endswith(b"}\n"):
+                yield file.tell(), json.loads(raw)
 
 
 def incarnations(path: Path) -> int:

@@ -1,8 +1,7 @@
 """Metrics of a run: what each name stands for, and where they are written.
 
 Only checkpoints and the ledger may stop a run. Whatever else cannot be written (a full disk, a gone backend) warns once, and
-training goes on: `Sinks` is the one place that catches. Left out: hosted trackers; they read metrics.jsonl or the TensorBoard
-folder.
+training goes on: `Sinks` is the one place that catches. Left out: hosted trackers; they read metrics.jsonl.
 """
 
 import json
@@ -94,6 +93,8 @@ METRICS: dict[str, Metric] = {
     "staleness_mean": Metric("mean over outputs of version - the version that began the output", "updates", "cluster"),
     "staleness_max": Metric("its largest value", "updates", "cluster"),
     "waves_waiting": Metric("later steps' groups that are scored when the step begins, in steps", "steps", "cluster"),
+    "rollout_workers": Metric("rollout workers that serve when the step begins", "workers", "cluster"),
+    "reward_workers": Metric("reward workers that serve when the step begins", "workers", "cluster"),
     "seconds_step": Metric("wall-clock of the step", "s", "cluster"),
     "trained_tokens": Metric("tokens with credit in the step's batch", "tokens", "learner"),
     "padding_share": Metric("padding / positions of the micro-batches", "share", "learner"),

@@ -48,6 +48,18 @@ class RunDirectory:
         self._file.close()
 
 
+def in_use(run_dir: Path) -> bool:
+    """Whether a driver, on any machine, holds the run's directory."""
+    try:
+        with (run_dir / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def run_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a run; its `output` is this directory, wherever the run was begun, unless an override names another.
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from cluster.config.run_config import ConfigError, RunConfig, config_hash, resolved_yaml
 from cluster.evaluation.held_out import HeldOut
+from cluster.fleet.calls import RoleFailed
 from cluster.fleet.connection import cluster
 from cluster.fleet.learner_group import LearnerFailed
 from cluster.fleet.placement import PlacementError
-from cluster.fleet.roles import RoleFailed, Roles
+from cluster.fleet.roles import Roles
 from cluster.fleet.versions import Serving
 from cluster.fleet.weight_update import UpdateFailed
 from cluster.records.clock import Clock
@@ -28,6 +29,7 @@ from cluster.run import inputs
 from cluster.run.checkpoints import FULL, CheckpointFailed, Checkpoints, disk_full
 from cluster.run.directory import RunDirectory, stage_facts
 from cluster.run.loop import Loop
+from cluster.run.request import scaled
 from cluster.stopping import RunFailed, Stop, Stopped, grace_s
 from rollout.data.datasets import Data
 from rollout.leftovers import sweep
@@ -218,7 +220,7 @@ def summarise(config: RunConfig, held_out: HeldOut, serving: Serving, actors: Ro
     return {
         "name": config.name,
         "seed": config.seed,
-        "config_hash": config_hash(config),
+        "config_hash": config_hash(scaled(config, actors.wanted)),
         "stages": stage_facts(config),
         **figures,
         "seconds": {phase: round(s, 2) for phase, s in spent.items()},
@@ -226,6 +228,7 @@ def summarise(config: RunConfig, held_out: HeldOut, serving: Serving, actors: Ro
         "reward_models": held_out.reward_models,
         "versions": serving.digests,
         "actors": actors.info,
+        "workers": {"rollout": len(actors.slots()), "reward": len(actors.reward_slots())},
         "replaced_workers": actors.deaths,
         "software": installed("cohort-rl", "torch", "transformers", "ray"),
     }

@@ -39,6 +39,7 @@ from cluster.run.checkpoints import Checkpoints
 from cluster.run.collector import Collector, Took
 from cluster.run.labelling import Labeller, used
 from cluster.run.progress import Progress
+from cluster.run.scaling import Scaling
 from cluster.run.sources import source_of
 from cluster.stopping import RunFailed, Stopped
 from learner.algorithms.cells import Need
@@ -66,6 +67,7 @@ class Loop:
         sampler = Sampler(roles, bound, self.serving)
         sampling = Sampling(temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens)
         self.collector = Collector(sampler, sampling, self.serving, records.ledger, self.progress, clock)
+        self.scaling = Scaling(config, roles, sampler, self.serving, records, self.progress)
         self.labeller = Labeller(config.reward, config.seed, tokenizer, self.collector, bound)
         self.held_out = HeldOut(config, data.evaluation, sampler, self.serving, records)
         checkpoints = Checkpoints(self.dir, keep=config.keep_checkpoints)
@@ -89,6 +91,7 @@ class Loop:
             raise
         finally:
             HUB.close()
+            self.scaling.close()
 
     def _run(self, resume_from: tuple[Path, dict] | None) -> None:
         if resume_from is None:
@@ -132,7 +135,7 @@ class Loop:
         """One step, from its questions to its line of metrics. Raises Unscored when too little of it can be judged."""
         took, version = Took(self.clock, self.collector), self.serving.version
         buffer.admit()
-        metrics = {"stage": stage.name, "version": version, "waves_waiting": buffer.waiting}
+        metrics = {"stage": stage.name, "version": version, "waves_waiting": buffer.waiting, **self.scaling.counts()}
         with self.stop.breakable(), took.waiting():
             groups = buffer.take()
         self.boundary.leave()
@@ -185,6 +188,7 @@ class Loop:
 
     def _after_step(self, stage: StageConfig, buffer: Buffer) -> None:
         self.boundary.mark(buffer.sampled_ahead())
+        self.scaling.between_steps()
         self._evaluate_between(stage)
         if self.progress.done == stage.steps or self.progress.step % self.config.checkpoint_every == 0:
             with self.clock.timed("other"):

@@ -60,25 +60,43 @@ def raylets(tmp_path, nodes=1, cpus=2, watched=True):
     started = []
     try:
         for i, arguments in enumerate(commands):
-            command = [RAY, "start", *arguments, "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--block"]
-            said = tmp_path / f"raylet-{i}.log"
-            with said.open("w") as log:
-                started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True))
-            until(lambda said=said: "Ray runtime started" in said.read_text(), 90, f"raylet {i}")
+            started.append(_raylet(env, tmp_path / f"raylet-{i}.log", arguments, cpus))
         if watched:
             until(lambda: answers(env, f"http://127.0.0.1:{dashboard}"), 90, "the dashboard")
         address = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
         yield {**env, **address}, f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics"
     finally:
-        for process in reversed(started):
-            os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + 5  # they drain for half a minute
-        for process in started:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(10)
+        _end(started)
+
+
+@contextlib.contextmanager
+def one_more(env, tmp_path, cpus):
+    """Another node of the cluster, while the block lasts."""
+    node = _raylet(env, tmp_path / "raylet-more.log", [f"--address={env['RAY_ADDRESS']}"], cpus)
+    try:
+        yield
+    finally:
+        _end([node])
+
+
+def _raylet(env, said, arguments, cpus):
+    command = [RAY, "start", *arguments, "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--block"]
+    with said.open("w") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    until(lambda: "Ray runtime started" in said.read_text(), 90, said.stem)
+    return process
+
+
+def _end(started):
+    for process in reversed(started):
+        os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 5  # they drain for half a minute
+    for process in started:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
 
 
 def answers(env, dashboard):

@@ -85,7 +85,7 @@ class Fleet:
 
     def __init__(self, engine, config, model_dir, *, max_model_len, incarnation):
         self.deaths, self.info, self.stale, self.lives, self.canary = 0, {}, set(), Counter(), None
-        self.config = config
+        self.config, self.aside, self.wanted = config, set(), {}
         self.engine, self._arguments = engine, (config, model_dir, max_model_len)
 
     def start(self):

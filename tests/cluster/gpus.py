@@ -15,7 +15,7 @@ from vllm.model_executor.model_loader import reload
 
 from cluster import fibers
 from cluster.config.run_config import RunConfig
-from cluster.fleet import actors, calls, publisher, receivers, roles, spawner
+from cluster.fleet import actors, calls, publisher, receivers, roles, spawner, workers
 from cluster.fleet.placement import bundles
 from learner import worker as learner_worker
 from reward import worker as reward_worker
@@ -135,7 +135,7 @@ class Fleet:
             reward_worker: {"RewardWorker": lambda *_: SimpleNamespace(describe=dict)},
             actors: {"ray": FakeRay, "arrived": lambda: "node", "whereabouts": dict,
                      "take_threads": lambda *_: None},
-            roles: {"ray": FakeRay, "Watch": Unwatched}, calls: {"ray": FakeRay}, fibers: {"ray": FakeRay},
+            workers: {"ray": FakeRay, "Watch": Unwatched}, calls: {"ray": FakeRay}, fibers: {"ray": FakeRay},
             spawner: {"ray": FakeRay, "place": lambda *_: (None, wanted)},
             publisher: {"ray": FakeRay}, receivers: {"ray": FakeRay, "node_id": lambda: "node"},
         }  # fmt: skip

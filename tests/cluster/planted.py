@@ -7,6 +7,7 @@ from cluster.fleet.sampler import Sampler
 from cluster.fleet.versions import Serving
 from cluster.run.boundary import Boundary
 from cluster.run.buffer import Buffer
+from cluster.run.scaling import Scaling
 
 
 def double_accept():
@@ -81,4 +82,26 @@ def mixture_served():
     return mock.patch.object(versions, "publish", publish)
 
 
-PLANTED = (double_accept, lost_lease, early_admission, version_reuse, mixture_served)
+def early_service():
+    """A new engine serves before it has the serving version."""
+
+    def join(self, role, slot):
+        with mock.patch.object(self._serving, "bring_up", lambda slot: None):
+            plain(self, role, slot)
+
+    plain = Scaling._join
+    return mock.patch.object(Scaling, "_join", join)
+
+
+def early_end():
+    """A worker that leaves is ended with what it was asked."""
+
+    def retire(self, role, slot):
+        plain(self, role, slot)
+        self._roles.remove(role, slot)
+
+    plain = Scaling._retire
+    return mock.patch.object(Scaling, "_retire", retire)
+
+
+PLANTED = (double_accept, lost_lease, early_admission, version_reuse, mixture_served, early_service, early_end)

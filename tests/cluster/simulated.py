@@ -9,18 +9,15 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from cluster.fibers import HUB
-from cluster.fleet.calls import LATE
+from cluster.fleet.calls import LATE, RoleFailed
 from reward.types import RewardEvent, ScoredGroup, ScoredSample, Verdict
 from rollout.types import FinishReason, Group, Sample, sample_seed
+from tests.cluster.elastic import Elastic, Violated
 from tests.cluster.fleet import LearnerCalls
 from tests.reward.builders import flat
 
 MIXTURE = -1
 """Weights that are none."""
-
-
-class Violated(AssertionError):
-    """An invariant that did not hold."""
 
 
 class Clockwork:
@@ -63,26 +60,38 @@ class Engine:
     """Out of service, as after a commit that failed."""
 
 
-class Roles:
-    """Two engines, two judges and a learner."""
+class Roles(Elastic):
+    """Engines, judges and a learner; two, two and one at first."""
 
-    def __init__(self, world: World, tokenizer, rng: random.Random, faults: float):
+    def __init__(self, world: World, tokenizer, rng: random.Random, faults: float, workers=(2, 2)):
         self.world, self.rng, self.faults = world, rng, faults
         self.tokenizer = tokenizer
-        self.engines, self.weights, self.kept = {0: Engine(), 1: Engine()}, 0, {}
+        self.engines, self.weights, self.kept = {slot: Engine() for slot in range(workers[0])}, 0, {}
+        self.begin(*workers)
         self.stale, self.info, self.deaths, self.lives, self.canary = set(), {}, 0, Counter(), None
         self.learner, self.writes = LearnerCalls(self._learn), None
 
-    def slots(self):
-        return [0, 1]
+    def starts(self, role, slot):
+        """It may never do."""
+        if role == "rollout":
+            self.engines[slot] = Engine()
+        self._pass(self._seconds())
+        if self.rng.random() < self.faults:
+            raise RoleFailed(f"{role}-{slot}: killed")
 
-    reward_slots = slots
+    def dismiss(self, role, slot):
+        self._pass(self._seconds())
+        super().dismiss(role, slot)
 
     def rest(self):
         pass
 
     def generate(self, waves, sampling, name, each):
         """Groups come one by one, in any order; a slot may die or hang on the way, and answer twice."""
+        with self.asked("rollout", waves):
+            return self._generated(waves, each)
+
+    def _generated(self, waves, each):
         events, errors, begun = [], {}, {slot: self.engines[slot].version for slot in waves}
         engines = {slot: self.engines[slot] for slot in waves}
         for slot, leases in waves.items():
@@ -118,7 +127,8 @@ class Roles:
         )  # fmt: skip
 
     def score(self, parts, by, name):
-        self._pass(self._seconds())
+        with self.asked("reward", parts):
+            self._pass(self._seconds())
         errors = {slot: "killed" for slot in parts if self.rng.random() < self.faults}
         return {slot: list(map(_judged, part)) for slot, part in parts.items() if slot not in errors}, errors
 

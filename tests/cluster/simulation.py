@@ -6,6 +6,7 @@ engines, judges and learner are numbers that take time, fail, answer twice and d
     every ordinal is trained exactly once, in order         no output is older than the bound
     no engine serves a mixture of weights                   no version stands for two states of the weights
     every wait ends                                         scheduled, the weights are those of an undisturbed run
+    no worker is ended with what it was asked               every worker that is there serves
 """
 
 import json
@@ -16,11 +17,14 @@ from functools import cache
 from pathlib import Path
 
 from cluster.fibers import HUB
+from cluster.records.ledger import scalings
+from cluster.run.request import NAME, scaled
 from reward.config import RewardConfig
 from reward.judging.judges import gold_check
 from rollout.data.datasets import load_data
 from rollout.tasks.arithmetic import character_tokenizer
-from tests.cluster.simulated import Clockwork, Roles, Violated, World
+from tests.cluster.elastic import MOST, Violated
+from tests.cluster.simulated import Clockwork, Roles, World
 from tests.cluster.test_pipeline import configuration, drive, trained
 
 STEPS, QUESTIONS, SAMPLES = 4, 2, 2
@@ -33,14 +37,18 @@ class Killed(BaseException):
 
 
 class Faulty(Clockwork):
-    """A clockwork that kills the driver at a given second."""
+    """A clockwork that kills the driver at a given second, and asks for other numbers of workers at some, as `cohort scale`
+    does."""
 
-    def __init__(self, dies_at):
+    def __init__(self, dies_at, place, requests):
+        """`requests`: (second, numbers by role), of which the life takes those that it comes to."""
         super().__init__()
-        self.dies_at = dies_at
+        self.dies_at, self._place, self._requests = dies_at, place, requests
 
     def wait(self, refs, seconds):
         ready = super().wait(refs, seconds)
+        while self._requests and self._requests[0][0] <= self.now():
+            (self._place / NAME).write_text(json.dumps(self._requests.pop(0)[1]))
         if self.now() >= self.dies_at:
             raise Killed
         if self.now() > LIMIT_S:
@@ -60,7 +68,7 @@ def _settings(staleness, in_flight, every):
         "samples_per_question": SAMPLES, "in_flight": in_flight, "optimizer": {"learning_rate": 1e-3},
     }  # fmt: skip
     task = {"questions": {"task": "chained-arithmetic", "rows": 20}, "hold_out": 2, "prompt": {"template": "plain"}}
-    small = {"evaluation": {"samples_per_question": 1, "questions": 1}, "checkpoint_every": every}
+    small = {"reward": {"workers": 2}, "evaluation": {"samples_per_question": 1, "questions": 1}, "checkpoint_every": every}
     return configuration("unused", stages=[stage], data=task, cluster={"worker_restarts": 10**6}, **small)
 
 
@@ -79,30 +87,62 @@ def simulate(seed: int) -> None:
     rng = random.Random(seed)
     staleness = rng.choice([0, 1, 1, 2])
     in_flight = staleness > 0 and rng.random() < 0.5
-    weights = _run(rng, staleness, in_flight, rng.choice([1, 2]), faults=rng.choice([0.0, 0.1, 0.3]), crashes=rng.randrange(4))
+    every, faults, crashes = rng.choice([1, 2]), rng.choice([0.0, 0.1, 0.3]), rng.randrange(4)
+    weights = _run(rng, staleness, in_flight, every, faults=faults, crashes=crashes, requests=_requests(seed))
     if not in_flight and weights != _undisturbed(staleness):
         raise Violated("the weights are not those of an undisturbed run")
 
 
-def _run(rng, staleness, in_flight, every, *, faults, crashes):
+def _requests(seed):
+    """In half of the schedules a few; some are refused."""
+    rng = random.Random(f"{seed}/requests")
+    times = sorted(rng.uniform(0, 50) for _ in range(rng.choice([0, rng.randrange(1, 5)])))
+    kinds = [rng.choice(["rollout", "reward", "rollout reward"]).split() for _ in times]
+    return [(at, {role: rng.randint(1, MOST + 1) for role in roles}) for at, roles in zip(times, kinds, strict=True)]
+
+
+def _run(rng, staleness, in_flight, every, *, faults, crashes, requests=()):
     """The weights that a run ends with."""
     place = Path(tempfile.mkdtemp(prefix="simulated", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    world, before = World(repeats=not in_flight), HUB.world
+    world, before, requests = World(repeats=not in_flight), HUB.world, list(requests)
     config = _settings(staleness, in_flight, every).model_copy(update={"output": place})
     try:
         for life in range(crashes + 1):
-            HUB.world = Faulty(rng.uniform(0, 400) if life < crashes else 2 * LIMIT_S)
+            HUB.world = Faulty(rng.uniform(0, 400) if life < crashes else 2 * LIMIT_S, place, requests)
+            config = scaled(config, _numbers(place))
+            workers = config.rollout.workers, config.reward.workers
             try:
-                loop = drive(config, _data(), roles := Roles(world, _tokenizer(), rng, faults))
+                loop = drive(config, _data(), roles := Roles(world, _tokenizer(), rng, faults, workers))
             except Killed:
                 continue
             _check(loop.dir, staleness)
+            _check_workers(loop.dir, roles, workers)
             return roles.weights
         raise Violated("the run did not end")
     finally:
         HUB.close()
         HUB.world = before
         shutil.rmtree(place)
+
+
+def _numbers(run_dir):
+    """Of workers by role, as the driver has left them for the next life."""
+    if not (run_dir / "config.yaml").exists():
+        return {}
+    lines = (run_dir / "config.yaml").read_text().splitlines()
+    parts = {role: lines.index(f"{role}:") for role in ("rollout", "reward")}
+    found = {role: next(line for line in lines[at:] if line.startswith("  workers:")) for role, at in parts.items()}
+    return {role: int(line.split()[1]) for role, line in found.items()}
+
+
+def _check_workers(run_dir, roles, began):
+    """The ledger says how many there are."""
+    if roles.aside:
+        raise Violated(f"{roles.aside} are there, and do not serve")
+    told = {line["role"]: line["to"] for _, line in scalings(run_dir / "ledger.jsonl")}
+    found = {"rollout": len(roles.slots()), "reward": len(roles.reward_slots())}
+    if any(told.get(role, began[i]) != found[role] for i, role in enumerate(found) if role in roles.wanted):
+        raise Violated(f"there are {found} workers, and the ledger has {told}")
 
 
 def _check(run_dir, staleness):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cluster.cli.main import app
 from cluster.records.balance import Balance, Ranges
-from cluster.records.ledger import Ledger
+from cluster.records.ledger import Ledger, history
 
 PAIR = [0, 1]
 
@@ -68,6 +68,18 @@ def test_every_sample_is_in_the_balance_once(ledger):
     assert str(balance) == "ledger: holds so far: nothing twice, nothing lost, 2 samples under way"
     for counts in (SFT, GRPO):
         assert counts["leased"] == counts["trained"] + counts["dropped"] + counts["under way"]
+
+
+def test_changes_of_the_numbers_of_workers_are_told_and_count_no_samples(ledger):
+    before = Balance(ledger.path, finished=False).facts()
+    for step, role, old, new in ((1, "rollout", 1, 1), (2, "rollout", 1, 2), (3, "reward", 2, 1), (4, "rollout", 2, 1)):
+        ledger.note("scaled", role=role, **{"from": old}, to=new, wanted=2, step=step)
+    balance = Balance(ledger.path, finished=False)
+    assert balance.workers() == ["rollout workers: 1, 2 after step 2, 1 after step 4", "reward workers: 2, 1 after step 3"]
+    facts = balance.facts()
+    assert facts.pop("scaled")[1] == {"role": "reward", "from": 2, "to": 1, "step": 3} and before.pop("scaled") == []
+    assert facts == before
+    assert len(list(history(ledger.path))) == len(list(history(ledger.path, ledger.path.read_bytes().index(b"scaled"))))
 
 
 def test_when_nothing_is_under_way_it_passes_and_says_which_ordinals_were_trained(ledger):

@@ -83,6 +83,20 @@ def placed(monkeypatch, model_dir, ray, *overrides):
     return asked
 
 
+@pytest.mark.parametrize(
+    ("cpus", "free", "workers", "asked"),
+    [(2, [0.2], 2, 0.1), (2, [0.0], 2, 1e-4), (16, [2.0, 9.0], 2, 1.0), (2, [0.2], 3, 1.0)],
+)
+def test_a_worker_more_takes_what_is_left_of_the_cores_and_a_whole_one_where_there_are_too_few(
+    monkeypatch, tiny_model_dir, cpus, free, workers, asked
+):
+    """A whole one fits nowhere, so that Ray scales the cluster where it may."""
+    monkeypatch.setattr(placement, "ray", FakeRay(100 * GB, cpus=cpus))
+    monkeypatch.setattr(placement, "available_resources_per_node", lambda: {n: {"CPU": c} for n, c in enumerate(free)})
+    bundle = placement.added(load(QUICKSTART, [f"rollout.workers={workers}"]), tiny_model_dir, "rollout", 7)
+    assert (bundle.role, bundle.slot, bundle.place, bundle.cpus, bundle.gpus) == ("rollout", 7, 0, asked, 0)
+
+
 def test_memory_is_counted_per_node_when_the_run_connects(monkeypatch, tiny_model_dir):
     small = ["rollout.workers=2", "rollout.kv_cache_gb=0.5"]
     assert placed(monkeypatch, tiny_model_dir, FakeRay(3 * GB, 3 * GB), *small) == [{"CPU": 0.9}] * 4

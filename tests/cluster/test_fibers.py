@@ -55,6 +55,24 @@ def test_a_turn_is_one_fibers_at_a_time(hub, monkeypatch):
     assert [fiber.result() for fiber in fibers] == [None] * 3 and most == [1, 1, 1] and hub.world.now() == 3
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_one_fiber_is_ended_where_it_waits_and_the_others_go_on(hub, begun):
+    seen = []
+
+    def work(name):
+        try:
+            hub.wait([hub.world.answer(name, 5)])
+            seen.append(name)
+        finally:
+            seen.append(f"{name} ends")
+
+    ended, other = hub.spawn(lambda: work("ended"), "ended"), hub.spawn(lambda: work("other"), "other")
+    hub.wait((), until=1 if begun else -1)
+    hub.end(ended)
+    assert seen == ["ended ends"][: begun + 0]
+    assert other.result() is None and seen[begun:] == ["other", "other ends"]
+
+
 def test_an_error_is_raised_where_the_result_is_asked_for(hub):
     fiber = hub.spawn(lambda: 1 / 0, "failing")
     hub.wait((), until=1)

@@ -52,6 +52,7 @@ class FakeRoles:
         self.tokenizer, self.die_at, self.fail_step = tokenizer, die_at, fail_step
         self.weights, self.held, self.steps, self.deaths, self.info = 0, {0: 0, 1: 0}, 0, 0, {}
         self.stale, self.version, self.kept, self.lives, self.canary = set(), {0: 0, 1: 0}, {}, Counter(), None
+        self.aside, self.wanted = set(), {}
         self.calls, self.reward, self.learner = 0, RuleScorer(RewardConfig(), judge_here), LearnerCalls(self.learn)
 
     def slots(self):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from cluster.fleet.calls import RoleFailed
 from cluster.fleet.learner_group import LearnerFailed
-from cluster.fleet.roles import RoleFailed
 from cluster.records.clock import Clock
 from cluster.records.ledger import history
 from cluster.records.metrics import read_jsonl

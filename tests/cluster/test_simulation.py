@@ -13,6 +13,8 @@ FOUND = {
     "early_admission": "max_staleness",
     "version_reuse": "stand|does not hold the published weights",
     "mixture_served": "made by weights that are not those",
+    "early_service": "max_staleness|made by weights that are not those",
+    "early_end": "is ended, and has not ended what it was asked|is asked, and is not there",
 }
 """What is said of each planted bug."""
 
@@ -36,7 +38,7 @@ def test_no_schedule_breaks_an_invariant(part):
 @pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.__name__)
 def test_a_planted_bug_is_found(bug):
     with bug(), pytest.raises((Violated, RuntimeError, KeyError, ValueError), match=FOUND[bug.__name__]):
-        for seed in range(60):
+        for seed in range(100):
             simulate(seed)
 
 

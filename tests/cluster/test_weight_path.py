@@ -3,10 +3,10 @@
 import pytest
 
 from cluster.config.settings import ClusterConfig
-from cluster.fleet import roles
+from cluster.fleet import workers
 from cluster.fleet.actors import RewardActor
+from cluster.fleet.calls import RoleFailed
 from cluster.fleet.learner_group import LearnerFailed
-from cluster.fleet.roles import RoleFailed
 from tests.cluster.gpus import TENSORS, Fleet
 
 pytestmark = pytest.mark.slow
@@ -116,7 +116,7 @@ def test_where_a_model_judges_a_fresh_group_of_ranks_has_fresh_reward_actors(fle
         return {"kind": kind}
 
     fleet = fleet("shm", 1, 1, 1)
-    monkeypatch.setattr(roles, "supervision", lambda config: "outcome")
+    monkeypatch.setattr(workers, "supervision", lambda config: "outcome")
     monkeypatch.setattr(RewardActor, "load_model", load_model)
     before = fleet.roles.reward[0]
     fleet.roles.stale.add(0)
