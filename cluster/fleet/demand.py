@@ -1,9 +1,9 @@
 """What the roles of a run on CPUs need of the machines, in cores and memory, counted before anything is started.
 
 Measured with vLLM 0.32 and torch 2.13 on two cores, as proportional set sizes, with models of 2 M and 100 M parameters: an
-engine held 1.5 GB (actor 0.5, EngineCore 0.45, worker 0.6) and three copies of the weights beside its key-value cache, a
-learner rank 0.5 GB and 22 bytes a parameter alone in its group (and 12 more while a checkpoint is written), a reward actor
-0.1 GB, driver and Ray 1 GB. Activations are not counted.
+engine held 1.0 GB (actor 0.45, EngineCore 0.55; with several ranks EngineCore 0.45 and each rank 0.6) and three copies of the
+weights beside its key-value cache, a learner rank 0.5 GB and 22 bytes a parameter alone in its group (and 12 more while a
+checkpoint is written), a reward actor 0.1 GB, driver and Ray 1 GB. Activations are not counted.
 """
 
 import os
@@ -19,8 +19,9 @@ from rollout.config import KV_CACHE_GB
 
 GB = 1e9
 WIDTH = {"float32": 4, "bfloat16": 2}
-ENGINE, ENGINE_RANK, LEARNER, REWARD, TORCH, DRIVER = 0.9 * GB, 0.6 * GB, 0.45 * GB, 0.1 * GB, 0.4 * GB, 1.0 * GB
-"""Bytes of the processes without a model; TORCH is what a reward actor loads for one."""
+ENGINE, CORE, RANK, LEARNER, REWARD, TORCH, DRIVER = 0.45 * GB, 0.45 * GB, 0.6 * GB, 0.45 * GB, 0.1 * GB, 0.4 * GB, 1.0 * GB
+"""Bytes of the processes without a model; CORE is apart from its RANKs where there are several; TORCH is what a reward
+actor loads for one."""
 SETTING = {"rollout": "rollout.workers", "learner": "learner.ranks", "reward": "reward.workers"}
 """That says how many there are of a role."""
 ENGINE_COPIES = 3
@@ -50,7 +51,7 @@ def demands(config: RunConfig, parameters: int) -> list[Demand]:
     trained, reference = trained_models(config)
     rollout, learner, ranks = config.rollout, config.learner, config.rollout.tensor_parallel_size
     cache = (rollout.kv_cache_gb or KV_CACHE_GB) * 2**30
-    engine = ENGINE + ranks * (ENGINE_RANK + cache) + ENGINE_COPIES * WIDTH[rollout.dtype] * parameters
+    engine = ENGINE + CORE * (ranks > 1) + ranks * (RANK + cache) + ENGINE_COPIES * WIDTH[rollout.dtype] * parameters
     # Weights, gradients and Adam's moments are sharded, and so is the copy of all but the gradients from which a checkpoint is
     # written; every rank reads the whole model once.
     # The version that serves while the learner goes on.
@@ -77,14 +78,11 @@ def too_many(wanted: list[Demand], cores: float, where: str) -> list[str]:
     return out
 
 
-def too_large(wanted: list[Demand], memory: float, where: str) -> list[str]:
-    """Whether all roles together, with the driver, are beyond the memory (bytes)."""
+def memory(wanted: list[Demand]) -> tuple[float, str]:
+    """Bytes of all roles together, with the driver, and the sum in words."""
     needed = DRIVER + sum(demand.count * demand.bytes for demand in wanted)
-    if needed <= memory:
-        return []
     parts = " + ".join(f"{SETTING[d.role]} {d.count} x {d.bytes / GB:.2g} GB" for d in wanted if d.count)
-    found = f"memory: {parts} + driver {DRIVER / GB:g} GB = {needed / GB:.3g} GB, and {where} has {memory / GB:.3g} GB"
-    return [f"{found}; expected fewer or smaller ones (activations are not counted)"]
+    return needed, f"memory: {parts} + driver {DRIVER / GB:g} GB = {needed / GB:.3g} GB (activations are not counted)"
 
 
 def parameters_of(model_dir: Path) -> int:

@@ -1,20 +1,22 @@
 """What `cohort check` prints and `cohort train` runs first: everything that can be known wrong before a process starts.
 
-Reads the model's files, tokenizer and all data rows. Needs no GPU and no Ray; whether the cluster has room for the roles
-is asked when the run connects to it.
+Reads the model's files, tokenizer and all data rows. Needs no GPU and starts no Ray; whether a cluster elsewhere has room for
+the roles is asked when the run connects to it.
 """
 
 import asyncio
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config.contradictions import unread_here
 from cluster.config.recipe import ConfigError
 from cluster.config.run_config import RunConfig, load
-from cluster.fleet.demand import demands, memory_here, too_large, too_many, trained_models
-from cluster.run.preflight_model import Model, check_model, check_reward_model, on_gpus, read_model
+from cluster.fleet.demand import demands, memory, memory_here, too_many, trained_models
+from cluster.fleet.placement import PlacementError, bundles, fit
+from cluster.run.preflight_model import Model, check_model, check_reward_model, gpus_here, read_model
 from reward.judging.judges import gold_check, rule_pool, rule_row
 from reward.judging.pool import Judge
 from reward.judging.selftest import Report, self_test
@@ -92,7 +94,7 @@ def _unread(config: RunConfig) -> list[str]:
     """What the cluster would not read: this machine's is known, of another one only that it runs."""
     if address := os.environ.get("RAY_ADDRESS"):
         return unread_here(config, address=address)
-    return unread_here(config, gpus=on_gpus())
+    return unread_here(config, gpus=bool(gpus_here()))
 
 
 def _check_sandbox(config: RunConfig, report: Report) -> None:
@@ -199,11 +201,30 @@ def _check_disk(config: RunConfig, model: Model, report: Report) -> None:
 
 
 def _check_room(config: RunConfig, model: Model, report: Report) -> None:
-    """Cores and memory for engines on this machine's CPUs; a cluster elsewhere is asked when the run connects to it."""
-    if on_gpus() is False:
-        needed = demands(config, model.parameters)
-        report.problems += too_many(needed, len(os.sched_getaffinity(0)), "this machine")
-        report.problems += too_large(needed, memory_here(), "this machine")
+    """Where the roles go on this machine, and on CPUs their memory; a cluster elsewhere is asked when the run connects."""
+    gpus = gpus_here()
+    if gpus is None:
+        return
+    cores = len(os.sched_getaffinity(0))
+    try:
+        roles = bundles(config, cpus=cores, gpus=gpus)
+        fit(roles, {"this machine": {"CPU": cores, "GPU": gpus}})
+    except PlacementError as error:
+        report.problems.append(str(error))
+        return
+    counts = Counter((b.role, b.gpus) for b in roles)
+    each = ", ".join(f"{role} {n}" + (f" ({share:g} GPU each)" if share else "") for (role, share), n in counts.items())
+    shared = "" if gpus else f", in turns on {cores} core{'s' * (cores > 1)}"
+    report.facts.append(f"placement: {each} on this machine{shared}")
+    if gpus:
+        return
+    needed = demands(config, model.parameters)
+    report.problems += too_many(needed, cores, "this machine")
+    bytes_, words = memory(needed)
+    if bytes_ <= memory_here():
+        report.facts.append(f"{words}, of {memory_here() / 1e9:.3g} GB")
+    else:
+        report.problems.append(f"{words}, and this machine has {memory_here() / 1e9:.3g} GB; expected fewer or smaller ones")
 
 
 def _existing(path: Path) -> Path:

@@ -80,13 +80,13 @@ def _origin(path: Path) -> str:
     return "; `cohort import-gguf` makes one from a GGUF file"
 
 
-def on_gpus() -> bool | None:
-    """Whether the engines will be on GPUs: known of this machine, not of a cluster elsewhere."""
+def gpus_here() -> int | None:
+    """How many GPUs there are for the run: known of this machine, not of a cluster elsewhere."""
     if os.environ.get("RAY_ADDRESS"):
         return None
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count()
 
 
 def check_model(config: RunConfig, model: Model, report: Report) -> None:
@@ -130,7 +130,7 @@ def _check_heads(config: RunConfig, shape: "PreTrainedConfig") -> list[str]:
         if count % ranks and not (what.startswith("key") and ranks % count == 0):
             out.append(f"rollout.tensor_parallel_size: {ranks} does not divide the model's {count} {what}")
     size = getattr(shape, "head_dim", None) or shape.hidden_size // heads
-    if on_gpus() is False and size not in CPU_HEAD_SIZES:
+    if gpus_here() == 0 and size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         out.append(f"model.path: attention heads of size {size}; vLLM on the CPU has kernels for {sizes}")
     return out

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.config.run_config import load
 from cluster.fleet import placement
-from cluster.fleet.demand import demands, too_large, too_many
+from cluster.fleet.demand import demands, memory, too_many
 from tests.cluster.test_preflight import QUICKSTART, report  # noqa: F401
 
 GB = 1e9
@@ -42,9 +42,9 @@ def test_two_of_each_fit_on_two_cores_and_more_processes_of_a_role_than_cores_do
 def test_memory_is_the_sum_of_all_roles_and_the_driver():
     wanted = needed("rollout.workers=2", "learner.ranks=2")
     whole = 1.0 * GB + sum(d.count * d.bytes for d in wanted)
-    assert too_large(wanted, whole, "here") == [] and whole < 8 * GB
-    (problem,) = too_large(wanted, whole - 1, "this machine")
-    assert problem.startswith("memory: rollout.workers 2 x 2.") and "and this machine has " in problem
+    found, words = memory(wanted)
+    assert found == whole < 8 * GB
+    assert words.startswith("memory: rollout.workers 2 x 2.") and f" = {whole / GB:.3g} GB" in words
 
 
 @pytest.mark.slow
@@ -52,11 +52,21 @@ def test_check_refuses_what_this_machine_cannot_hold(report, monkeypatch):  # no
     monkeypatch.setattr("cluster.run.preflight.os.sched_getaffinity", lambda pid: set(range(2)))
     monkeypatch.setattr("cluster.run.preflight.memory_here", lambda: 24 * GB)
     cores, memory = report("rollout.workers=40").problems
-    assert cores.startswith("rollout.workers: 40 processes") and re.match(r"memory: rollout.workers 40 x [\d.]+ GB", memory)
+    assert cores.startswith("rollout.workers: 40 processes")
+    assert re.match(r"memory: rollout.workers 40 x [\d.]+ GB.*, and this machine has 24 GB; expected fewer", memory)
     assert len(report("learner.ranks=64").problems) == 2
-    assert report("rollout.workers=2", "learner.ranks=2").problems == []
+    two = report("rollout.workers=2", "learner.ranks=2")
+    assert two.problems == []
+    assert "placement: rollout 2, learner 2, reward 1 on this machine, in turns on 2 cores" in two.facts
+    assert any(re.match(r"memory: rollout.workers 2 x .* of 24 GB$", fact) for fact in two.facts)
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
     assert report("rollout.workers=40").problems == [], "the cluster is asked when the run connects"
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr("cluster.run.preflight.gpus_here", lambda: 2)
+    monkeypatch.setattr("cluster.run.preflight.os.sched_getaffinity", lambda pid: set(range(4)))
+    assert "placement: rollout 1 (1 GPU each), learner 1 (1 GPU each), reward 1 on this machine" in report().facts
+    (problem,) = report("rollout.workers=2").problems
+    assert re.match(r"(rollout|learner)-\d fits on no node\. Wanted:", problem) and "this machine: 4 CPU, 2 GPU free" in problem
 
 
 class FakeRay:
@@ -100,8 +110,8 @@ def test_a_worker_more_takes_what_is_left_of_the_cores_and_a_whole_one_where_the
 def test_memory_is_counted_per_node_when_the_run_connects(monkeypatch, tiny_model_dir):
     small = ["rollout.workers=2", "rollout.kv_cache_gb=0.5"]
     assert placed(monkeypatch, tiny_model_dir, FakeRay(3 * GB, 3 * GB), *small) == [{"CPU": 0.9}] * 4
-    wanted = r"rollout-1 fits on no node. Wanted:\n  rollout-0: 0.9 CPU, 0 GPU, 2.04 GB\n"
+    wanted = r"rollout-1 fits on no node. Wanted:\n  rollout-0: 0.9 CPU, 0 GPU, 1.59 GB\n"
     with pytest.raises(placement.PlacementError, match=wanted):
-        placed(monkeypatch, tiny_model_dir, FakeRay(3 * GB, 1.8 * GB), *small)
+        placed(monkeypatch, tiny_model_dir, FakeRay(2.5 * GB, 1.4 * GB), *small)
     with pytest.raises(placement.PlacementError, match="rollout.workers: 3 processes .* the cluster has 2 cores"):
         placed(monkeypatch, tiny_model_dir, FakeRay(100 * GB), "rollout.workers=3")
