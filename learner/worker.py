@@ -61,7 +61,7 @@ class LearnerWorker:
         rendezvous: str,
         timeout_seconds: float = 600.0,
     ):
-        """Joins the group at `rendezvous` (tcp://host:port) and loads the model of `model_dir`.
+        """Joins the group at `rendezvous` (file://path, or tcp://host:port) and loads the model of `model_dir`.
 
         Raises ValueError for a model that cannot be trained packed. No collective waits longer than the timeout.
         """

@@ -17,7 +17,7 @@ log = logging.getLogger("cohort")
 
 SHM = Path("/dev/shm")
 SEGMENT = re.compile(r"cohort_[\w.-]+_(?P<pid>\d+)_(?:v\d+_\d+|engine)")
-_FOLDER = re.compile(r"cohort_(?:engine|sandbox|ray)_(?P<pid>\d+)_\w+")
+_FOLDER = re.compile(r"cohort_(?:engine|sandbox|ray|learner)_(?P<pid>\d+)_\w+")
 _REMOVAL_SECONDS = 60
 
 
@@ -58,7 +58,7 @@ def remove_engine(record: Path) -> list[str]:
     return [*left, record.name]
 
 
-def temporary_folder(owner: Literal["engine", "sandbox", "ray"]) -> Path:
+def temporary_folder(owner: Literal["engine", "sandbox", "ray", "learner"]) -> Path:
     """A new folder for temporary files, which this process removes, or `sweep` should it be killed before."""
     return Path(tempfile.mkdtemp(prefix=f"cohort_{owner}_{os.getpid()}_"))
 

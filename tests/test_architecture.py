@@ -57,6 +57,24 @@ def test_only_cluster_imports_ray_and_only_the_command_line_imports_typer():
     assert importers("typer") == {f"cluster/cli/{name}.py" for name in ("main", "judging", "ends")}
 
 
+RUNS_CODE = ("pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
+"""Modules that read what may name code to run."""
+
+
+def test_nothing_that_is_read_from_disk_or_wire_may_run_code():
+    found = {name for module in RUNS_CODE for name in importers(module)}
+    # The first refuses all but tensors; the others are two ends of a socket in a private folder.
+    assert found == {"learner/training/description.py", "rollout/weights/receivers.py", "rollout/weights/updates.py"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+                where = f"{path.relative_to(ROOT)}:{node.lineno}: {called}"
+                assert called != "torch.load" or keywords.get("weights_only") == "True", where
+                assert {keywords.get(name, "False") for name in ("allow_pickle", "trust_remote_code")} == {"False"}, where
+                assert called not in ("yaml.unsafe_load", "yaml.full_load"), where
+
+
 def test_what_reads_a_models_text_is_imported_by_the_pools_processes_only():
     """The pool loads its judges by name, so nothing else need import what compares answers: not even by way of another."""
     readers, new = set(), {"reward.judging.rule", "reward.labels.step_rules"}

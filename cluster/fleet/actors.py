@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import ray
 
 from cluster.config.run_config import RunConfig
-from cluster.fleet.placement import arrived, share_of_cores, take_threads, whereabouts
+from cluster.fleet.placement import arrived, share_of_cores, stay_on_this_node, take_threads, whereabouts
 from cluster.fleet.publisher import Model, Publisher
 from cluster.fleet.receivers import Buckets, Receivers, TransferInfo, fetched, on_this_node
 from cluster.fleet.weight_update import Moved
@@ -21,6 +21,7 @@ from learner.stage import StageSpec
 from reward.config import RewardModelConfig
 from reward.types import By, LabelledGroup, ScoredGroup
 from rollout.config import RolloutConfig
+from rollout.leftovers import temporary_folder
 from rollout.types import Group, Lease, PolicyVersion, Sampling
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class RolloutActor:
 
     async def start(self, index: int, count: int) -> dict[str, object]:
         """Start the engine on its share of this node's cores (the index-th of `count` engines here)."""
+        stay_on_this_node()
         await self.worker.start(share_of_cores(index, count, self.rollout.cores_per_worker), self.prefix)
         return {**self.worker.engine.describe(), **whereabouts()}
 
@@ -141,12 +143,18 @@ class LearnerActor:
         """`timeout_s`: no collective of the group waits longer."""
         self.config, self.model_dir, self.rank, self.timeout_s = config, model_dir, rank, timeout_s
 
-    def locate(self) -> tuple[str, str, str]:
-        """This node, an address that is free here for the group to meet at (rank 0's is used), and this rank's GPU."""
+    def locate(self) -> tuple[str, str]:
+        """This node, and this rank's GPU."""
+        return arrived(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+    def meeting(self, together: bool) -> str:
+        """Where the group can meet. Of ranks `together` on this node: a file that nobody else's processes can reach."""
+        if together:
+            return f"file://{temporary_folder('learner')}/store"
+        address = ray.util.get_node_ip_address()
         with socket.socket() as s:
-            s.bind(("", 0))
-            address = f"tcp://{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"
-        return arrived(), address, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            s.bind((address, 0))
+            return f"tcp://{address}:{s.getsockname()[1]}"
 
     def start(
         self, rendezvous: str, index: int, count: int, rollout: RolloutConfig, prefix: str, ahead: bool
@@ -156,6 +164,8 @@ class LearnerActor:
         `prefix` names the run in shared memory. `ahead`: see `Publisher`.
         """
         take_threads(index, count, self.config.cores_per_rank)
+        if rendezvous.startswith("file:"):
+            stay_on_this_node()
         from learner.worker import LearnerWorker
 
         self.rollout = rollout

@@ -1,19 +1,28 @@
-"""The Ray cluster of a command: that of RAY_ADDRESS, or a local one that ends with the command and listens on loopback only."""
+"""The Ray cluster of a command: that of RAY_ADDRESS, or a local one that ends with the command.
+
+The local one is its user's own: it listens on loopback only, asks for a token that is made for it, and has a private session.
+"""
 
 import logging
 import os
+import secrets
 import select
+import shutil
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import ray
 from ray._private import services
-from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]  it is compiled
+from ray._private.authentication import authentication_token_setup as authentication
+from ray._private.worker import RayContext
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # pyright: ignore[reportAttributeAccessIssue]  compiled
+from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 
 from cluster.config.contradictions import unread_here
@@ -41,29 +50,78 @@ def cluster(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if problems := unread_here(config, address=address):
         raise ConfigError(problems)
-    folder = None
     log.info("connecting to the Ray cluster at %s" if address else "starting Ray on this machine", *filter(None, [address]))
+    if not address:
+        with _local(config, stop, common):
+            yield
+        return
     try:
-        if address:
-            await_cluster(address, config.cluster.start_deadline_s)
-            _init(stop, address=address, **common)
-        else:
-            check_temporary_folder()
-            folder = temporary_folder("ray")
-            with _temporary_files_in(folder) as outside:
-                _init(
-                    stop,
-                    address="local",
-                    include_dashboard=config.cluster.dashboard is not False,
-                    _metrics_export_port=config.cluster.metrics_port,
-                    runtime_env={"env_vars": {"TMPDIR": outside}},
-                    **common,
-                )
+        await_cluster(address, config.cluster.start_deadline_s)
+        _init(stop, address=address, **common)
         yield
     finally:
         ray.shutdown()
-        if folder is not None:
-            remove_folder(folder)
+
+
+@contextmanager
+def _local(config: RunConfig, stop: Stop, common: Mapping[str, object]) -> Iterator[None]:
+    check_temporary_folder()
+    folder = temporary_folder("ray")
+    session = private_session(folder)
+    try:
+        with _own_token(folder) as token:
+            try:
+                with _temporary_files_in(folder) as outside:
+                    context = _init(
+                        stop,
+                        address="local",
+                        include_dashboard=config.cluster.dashboard is not False,
+                        _metrics_export_port=config.cluster.metrics_port,
+                        _temp_dir=session,
+                        runtime_env={"env_vars": {"TMPDIR": outside}},
+                        **common,
+                    )
+                Path(str(context.address_info["session_dir"])).chmod(0o700)  # Ray lets everyone write there
+                if context.dashboard_url:
+                    log.info("the dashboard is at http://%s, its token in %s", context.dashboard_url, token)
+                yield
+            except Exception:
+                for logs in folder.glob("r/session_2*/logs"):  # what failed may be told nowhere else
+                    with suppress(OSError):
+                        shutil.copytree(logs, config.output / "logs" / "ray", symlinks=True, dirs_exist_ok=True)
+                raise
+            finally:
+                ray.shutdown()
+    finally:
+        remove_folder(folder)
+
+
+@contextmanager
+def _own_token(folder: Path) -> Iterator[Path]:
+    """Whatever the user's settings: Ray of this process, and of those that it starts, uses a new token; the file with it."""
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    try:
+        with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(token)}):
+            _read_token()
+            yield token
+    finally:
+        _read_token()
+
+
+def _read_token() -> None:
+    """Ray keeps what it read of its settings. The mode goes first: a thread that finds it on and no token ends the process."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def private_session(folder: Path) -> str | None:
+    """Where Ray's session goes: into the private folder, unless the user names another with RAY_TMPDIR, or the paths of its
+    sockets would be too long there; then into the folder for it that Ray shares among users."""
+    inside = folder / "r"  # Ray lets everyone into what it is given
+    fits = len(os.fsencode(inside)) + len(LONGEST_SOCKETS[0].removeprefix("/ray")) <= SOCKET_BYTES
+    return str(inside) if fits and "RAY_TMPDIR" not in os.environ else None
 
 
 def check_temporary_folder() -> None:
@@ -85,22 +143,38 @@ def await_cluster(address: str, deadline_s: float) -> None:
         raise ConfigError([f"RAY_ADDRESS: found {address}; expected host:port: a run's driver is a process of the cluster"])
     if address == "auto":
         address = _last_cluster()
-    answers: list[str] = []
+        authentication.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as Ray's own does
+    try:  # without one that is asked for, Ray's core would end this process
+        authentication.ensure_token_if_auth_enabled(create_token_if_missing=False)
+    except AuthenticationError:
+        raise _unknown_here(address) from None
+    answers: list[Exception | None] = []
 
     def ask() -> None:
         try:
             GcsClient(address=address)
-            answers.append("")
+            answers.append(None)
         except Exception as error:
-            answers.append(f": {str(error).splitlines()[0].rstrip('.')}")
+            answers.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(deadline_s)
-    why = answers[0] if answers else f" within {deadline_s:g} s (cluster.start_deadline_s)"
-    if why:
-        found = f"RAY_ADDRESS: found {address}, where no Ray cluster answers{why}"
-        raise ConfigError([f"{found}; expected the address of one, or no RAY_ADDRESS for a local one"])
+    error = answers[0] if answers else f" within {deadline_s:g} s (cluster.start_deadline_s)"
+    if error is None:
+        return
+    if isinstance(error, AuthenticationError):
+        raise _unknown_here(address) from error
+    why = error if isinstance(error, str) else f": {str(error).splitlines()[0].rstrip('.')}"
+    found = f"RAY_ADDRESS: found {address}, where no Ray cluster answers{why}"
+    raise ConfigError([f"{found}; expected the address of one, or no RAY_ADDRESS for a local one"])
+
+
+def _unknown_here(address: str) -> ConfigError:
+    """Ray's own words for it are a paragraph."""
+    names = "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    found = f"the Ray cluster at {address} wants a token, and this process has none or another"
+    return ConfigError([f"RAY_ADDRESS: {found}; expected {names} as where the cluster was started"])
 
 
 def _last_cluster() -> str:
@@ -114,10 +188,10 @@ def _last_cluster() -> str:
     return found
 
 
-def _init(stop: Stop, **arguments) -> None:
+def _init(stop: Stop, **arguments) -> RayContext:
     with _heard() as signals:
         try:
-            ray.init(**arguments)
+            context = cast(RayContext, ray.init(**arguments))
         except SystemExit as error:  # Ray's own handler of SIGTERM, which it puts in the place of ours
             stop.ask(int(error.code or 0))
             raise KeyboardInterrupt from None
@@ -129,6 +203,7 @@ def _init(stop: Stop, **arguments) -> None:
             stop.ask(numbers.pop())
         if stop.asked:
             raise KeyboardInterrupt
+        return context
 
 
 @contextmanager
@@ -152,13 +227,24 @@ def _temporary_files_in(folder: Path) -> Iterator[str]:
     Yields the folder of temporary files that the actors are to have, as sockets in this one would have too long a path.
     """
     outside = tempfile.gettempdir()
-    before = {name: os.environ.get(name) for name in ("TMPDIR", "RAY_TMPDIR")}
-    os.environ |= {"TMPDIR": str(folder), "RAY_TMPDIR": before["RAY_TMPDIR"] or outside}
-    try:
+    with _environment({"TMPDIR": str(folder), "RAY_TMPDIR": os.environ.get("RAY_TMPDIR") or outside}):
         yield outside
+
+
+@contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """These variables of this process, and of those that it starts, set or, where None, absent."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
+    try:
+        yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -41,12 +41,15 @@ class Ranks:
             self.actors[rank] = spawn(self._config.learner, self._model_dir, rank, self._timeout_s)
 
     def locate(self) -> None:
-        """Find their nodes and GPUs, and an address where they can meet."""
+        """Find their nodes and GPUs, and where they can meet."""
         calls = {rank: ask(actor, LearnerActor.locate)() for rank, actor in self.actors.items()}
         located = all_answers(calls, "learner", self._config.cluster.start_deadline_s, "start")
-        self._nodes = {rank: node for rank, (node, _, _) in located.items()}
-        self.gpus = {rank: gpus for rank, (_, _, gpus) in located.items()}
-        self._rendezvous = next((address for _, address, _ in located.values()), "")  # an evaluation has no ranks
+        self._nodes = {rank: node for rank, (node, _) in located.items()}
+        self.gpus = {rank: gpus for rank, (_, gpus) in located.items()}
+        together = len(set(self._nodes.values())) == 1
+        first = {rank: ask(self.actors[rank], LearnerActor.meeting)(together) for rank in located if rank == 0}
+        met = all_answers(first, "learner", self._config.cluster.start_deadline_s, "start")
+        self._rendezvous = met.get(0, "")  # an evaluation has no ranks
 
     def start(self, rollout: RolloutConfig, prefix: str) -> dict[int, ObjectRef[dict[str, object]]]:
         """Those that are located meet, with the weights on disk; what they then say of themselves."""

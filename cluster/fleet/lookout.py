@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollout.leftovers import running
+from rollout.leftovers import running, sweep
 
 DYING_S = 3.0
 """For a process to write its stacks and end."""
@@ -27,6 +27,9 @@ class Process:
 class Lookout:
     """Looks at processes of its node, and ends them. An actor on other nodes than the driver's."""
 
+    def __init__(self):
+        self._ended: list[int] = []
+
     def look(self, pids: Sequence[int]) -> dict[int, Process]:
         """Those that exist."""
         found = {}
@@ -40,9 +43,17 @@ class Lookout:
 
     def end(self, pids: Sequence[int]) -> None:
         """Kill them, stopped ones too."""
+        self._ended += pids
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def sweep(self) -> None:
+        """Remove what dead processes left on its node, once those that it ended are gone."""
+        until = time.monotonic() + DYING_S
+        while any(map(running, self._ended)) and time.monotonic() < until:
+            time.sleep(0.02)
+        sweep()
 
     def stacks(self, actors: Mapping[str, Sequence[int]]) -> str:
         """End the processes of actors, with what each was doing: Python writes the stacks of all threads of a process that gets

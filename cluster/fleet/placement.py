@@ -200,6 +200,14 @@ def take_threads(index: int, count: int, cores: int | None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(len(share_of_cores(index, count, cores)))
 
 
+def stay_on_this_node() -> None:
+    """gloo, of this process and of those that it starts, listens on loopback only, unless the user names an interface.
+
+    It would take the address that the host's name stands for.
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
 def position(slot: int, nodes: dict[int, str]) -> tuple[int, int]:
     """(this one's place, how many) among the actors of a role on the slot's node."""
     here = sorted(s for s, node in nodes.items() if node == nodes[slot])

@@ -178,7 +178,7 @@ class Watch:
             self.end(name, member.actor)
         # An actor's calls are answered in order.
         gather(
-            {i: ask(n.lookout, Lookout.end)([]) for i, n in enumerate(self._nodes.values())}, END_S, what="the end of processes"
+            {i: ask(n.lookout, Lookout.sweep)() for i, n in enumerate(self._nodes.values())}, END_S, what="the end of processes"
         )
         for node in self._nodes.values():
             ray.kill(node.lookout)

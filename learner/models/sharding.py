@@ -3,13 +3,16 @@
 Gradients are summed over ranks, never averaged: token weights are already normalised over the whole batch.
 """
 
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar, cast
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import FileStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -30,12 +33,22 @@ def init_distributed(rank: int, world_size: int, rendezvous: str, timeout_second
         torch.backends.cuda.enable_cudnn_sdp(False)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        init_method=rendezvous,
+        store=_store(rank, world_size, rendezvous),
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=timeout_seconds),
     )
     return init_device_mesh("cuda" if cuda else "cpu", (world_size,), mesh_dim_names=("shard",))
+
+
+def _store(rank: int, world_size: int, rendezvous: str) -> Store:
+    """Of file://path, or tcp://host:port, where rank 0 listens at that address only: torch's own listens at all of its node."""
+    where = urlsplit(rendezvous)
+    if where.scheme == "file":
+        return FileStore(where.path, world_size)
+    host, port = str(where.hostname), int(where.port or 0)
+    listening = socket.create_server((host, port)).detach() if rank == 0 else None
+    return TCPStore(host, port, world_size, rank == 0, master_listen_fd=listening)
 
 
 def shard(model: Model, mesh: DeviceMesh, compute_dtype: torch.dtype) -> Model:

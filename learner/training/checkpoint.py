@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as read
 from torch.distributed.checkpoint.state_dict_saver import save as write
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -25,6 +24,7 @@ from transformers import AutoConfig
 
 from learner.models.policy import PolicyModel
 from learner.models.weights import ModelWeights
+from learner.training.description import Reader
 from learner.training.trainer import Trainer
 from reward.models import scalar_model as scalar_models
 from reward.models.scalar_model import ScalarModel
@@ -113,14 +113,14 @@ def _copied(state: dict, mesh: DeviceMesh) -> dict:
 
 def _files(directory: Path) -> dict[str, int]:
     """What a checkpoint takes: {file: its least size in bytes}. What `write` returns names no files before torch 2.13."""
-    stored = FileSystemReader(directory).read_metadata().storage_data.values()
+    stored = Reader(directory).read_metadata().storage_data.values()
     return {".metadata": 1, **dict(sorted((part.relative_path, part.offset + part.length) for part in stored))}
 
 
 def load(directory: Path, models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> None:
     """Fill models and trainers made for the same stage in place. A collective."""
     state = _state(models, trainers)
-    read(state, checkpoint_id=directory)
+    read(state, storage_reader=Reader(directory))
     for name, trainer in trainers.items():
         trainer.update = int(state[f"{name}_trainer"]["update"])
         trainer.skips_in_a_row = int(state[f"{name}_trainer"]["skips_in_a_row"])

@@ -17,6 +17,7 @@ from rollout.data.benchmarks import BENCHMARKS
 from rollout.tasks.arithmetic import items, make_small_llama
 from rollout.types import Group
 from tests.cluster.clusters import COHORT, until
+from tests.cluster.outside import look_from_outside
 from tests.cluster.test_cli import invoke
 from tests.cluster.test_evaluation import sample
 from tests.reward.builders import judge_here
@@ -164,12 +165,18 @@ def asked(folder):
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_a_killed_evaluation_goes_on_and_ends_with_what_an_unbroken_one_has(folder, monkeypatch):
+def test_a_killed_evaluation_goes_on_and_ends_with_what_an_unbroken_one_has(folder, tmp_path):
     command, stored = [COHORT, *asked(folder)], folder / "out" / "generations.jsonl"
     driver = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     until(lambda: (stored.exists() and stored.read_text()) or driver.poll() is not None, 240, "a generation", every=0.05)
-    driver.send_signal(signal.SIGTERM)
+    driver.send_signal(signal.SIGSTOP)
+    try:
+        private = look_from_outside(driver, tmp_path)
+    finally:
+        driver.send_signal(signal.SIGTERM)
+        driver.send_signal(signal.SIGCONT)
     driver.wait(timeout=120)
+    assert not private.exists()
     # As a kill in the middle of a write leaves it: some whole rows, and a part of one.
     rows = read_jsonl(stored)
     kept = "".join(json.dumps(r) + "\n" for r in rows[:12])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -21,7 +22,9 @@ from cluster.fleet.placement import node_id, whereabouts
 from cluster.fleet.watch import SILENCE, Watch
 from learner.config import LearnerConfig
 from rollout.config import RolloutConfig
+from rollout.leftovers import sweep
 from tests.cluster.clusters import until
+from tests.cluster.outside import beyond_loopback, listening
 
 pytestmark = pytest.mark.cluster
 HEARTBEAT_S = 1.0
@@ -185,7 +188,7 @@ def test_a_rank_that_is_stopped_ends_the_group_is_named_and_the_other_one_with_i
     for rank in range(2):
         made = ray.remote(LearnerActor).options(runtime_env=ENVIRONMENT, num_cpus=1)
         ranks[rank] = made.remote(config, tiny_model_dir, rank, 600.0)
-    address = gather({0: ask(ranks[0], LearnerActor.locate)()}, 60)[0][0][1]
+    address = gather({0: ask(ranks[0], LearnerActor.meeting)(True)}, 60)[0][0]
     calls = {
         rank: ask(actor, LearnerActor.start)(address, rank, 2, RolloutConfig(), "t", False) for rank, actor in ranks.items()
     }
@@ -195,6 +198,11 @@ def test_a_rank_that_is_stopped_ends_the_group_is_named_and_the_other_one_with_i
         watch.add(f"learner-{rank}", ranks[rank], info)
     group = LearnerGroup(ranks, 600.0, watch.why)
     assert len(group.logprobs([[1, 5, 6, 7]])[0]) == 3
+    processes = [psutil.Process(info["pid"]) for info in infos.values()]
+    assert [len(beyond_loopback([process])) for process in processes] == [1, 1], "Ray's own, in a cluster that has an address"
+    assert all(len(listening([process])) > 1 for process in processes), "gloo"
+    folder = Path(address.removeprefix("file://")).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
     time.sleep(HEARTBEAT_S)
     os.kill(infos[1]["pid"], signal.SIGSTOP)
     began = time.monotonic()
@@ -203,3 +211,4 @@ def test_a_rank_that_is_stopped_ends_the_group_is_named_and_the_other_one_with_i
     assert time.monotonic() - began < SOON_S
     watch.end_all()
     until(lambda: gone(info["pid"] for info in infos.values()), 5, "the end of both ranks")
+    assert folder.name in sweep()

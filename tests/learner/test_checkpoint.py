@@ -1,15 +1,19 @@
 """Save, load and export are exact."""
 
 import os
+import pickle
 import threading
 import time
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.algorithms.table import resolve, resolve_reward_model
 from learner.training import checkpoint
+from learner.training.description import Reader
 from reward.models import scalar_model as scalar_models
 from tests.learner.builders import adamw, groups, grpo, random_batch
 from tests.learner.slow import batch_of, labelled_batch
@@ -37,6 +41,29 @@ def test_three_steps_equal_one_step_a_checkpoint_and_two_steps(start, model_dir,
     second.load(tmp_path, stage(grpo(), PLAN, 6))
     assert trained(second, [1, 2]) == expected[1:]
     assert_equal(weights(second), expected_weights)
+
+
+class Runs:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("planted", [Runs(), BytesStorageMetadata()], ids=["code", "a value that is a pickle"])
+def test_a_checkpoint_that_names_code_is_refused_and_nothing_is_run(start, model_dir, tmp_path, monkeypatch, planted):
+    worker = start(model_dir)
+    worker.begin_stage(stage(grpo(), PLAN, 6))
+    worker.save(tmp_path)
+    worker.writing(wait=True)
+    metadata = FileSystemReader(tmp_path).read_metadata()
+    assert Reader(tmp_path).read_metadata().state_dict_metadata == metadata.state_dict_metadata
+    metadata.state_dict_metadata["rng"] = planted
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BaseException, match="a checkpoint of tensors has no"):
+        worker.load(tmp_path, stage(grpo(), PLAN, 6))
+    assert not (tmp_path / "ran").exists()
+    FileSystemReader(tmp_path).read_metadata()
+    assert (tmp_path / "ran").exists() == isinstance(planted, Runs)
 
 
 @pytest.fixture

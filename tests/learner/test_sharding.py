@@ -38,14 +38,14 @@ def two(tied_dir, out):
     return run_ranks(script, tied_dir, out)
 
 
-def test_on_a_gpu_attention_is_not_the_one_that_builds_a_plan_for_every_width(monkeypatch):
+def test_on_a_gpu_attention_is_not_the_one_that_builds_a_plan_for_every_width(monkeypatch, tmp_path):
     calls = {torch.cuda: ("is_available", "device_count", "set_device"), dist: ("init_process_group",)}
     for module, names in (calls | {sharding: ("init_device_mesh",)}).items():
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, **__: 1)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
-        sharding.init_distributed(0, 1, "tcp://nowhere:1", 60)
+        sharding.init_distributed(0, 1, f"file://{tmp_path}/store", 60)
         assert before and not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
