@@ -58,13 +58,19 @@ def train(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def resume(run: RunPath, overrides: Overrides = None) -> None:
+def resume(
+    run: RunPath,
+    overrides: Overrides = None,
+    mirror: Annotated[
+        str | None, typer.Option("--from", metavar="URL", help="A run's mirror; RUN is then a new directory.")
+    ] = None,
+) -> None:
     """Continue a run from its newest good checkpoint."""
 
     def work(stop: Stop) -> dict:
         from cluster.run.resume import resume
 
-        return resume(run, overrides or [], stop)
+        return resume(run, overrides or [], stop, mirror)
 
     perform(work)
 

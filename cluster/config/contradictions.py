@@ -26,6 +26,13 @@ def contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
     for name in ("demonstrations", "preferences", "labelled_steps"):
         if getattr(data, name) and all(stage.given != name for stage in config.stages):
             out.append((("data", name), "given, but no stage trains on them"))
+    if config.mirror is not None:
+        _, given, rest = config.mirror.partition("://")
+        user, at, _ = rest.partition("/")[0].rpartition("@")
+        if not given:
+            out.append((("mirror",), "found no protocol; expected one, as in s3://bucket/run"))
+        if at and ":" in user or "?" in rest:
+            out.append((("mirror",), "found a password, and config.yaml would keep it; expected it where fsspec looks for it"))
     out += _reward_model_contradictions(config) + _unread_rewards(config) + _unread_without_training(config)
     sharing, engines = config.rollout, config.rollout.workers * config.rollout.tensor_parallel_size
     if (sharing.sleep or sharing.transport == "ipc") and config.learner.ranks not in (0, engines):
@@ -137,7 +144,7 @@ def _unread_without_training(config: RunSettings) -> list[tuple[Loc, str]]:
         held_out = [(("data", name), config.data) for name in ("hold_out", "evaluation")]
         trained = [(("learner", name), config.learner) for name in LearnerConfig.model_fields if name != "ranks"]
         paced = [(("evaluation", "every"), config.evaluation), (("rollout", "transport"), config.rollout)]
-        paced += [((name,), config) for name in ("checkpoint_every", "keep_checkpoints")]
+        paced += [((name,), config) for name in ("checkpoint_every", "keep_checkpoints", "mirror")]
         out += [(loc, "given, but nothing is trained") for loc, holder in held_out + trained + paced if _given(holder, loc[-1])]
     return out
 

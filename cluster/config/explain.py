@@ -71,6 +71,7 @@ ELSEWHERE = {
     "reward.model": "reward_model_path reward_pretrain",
     "evaluation.every": "eval_steps eval_interval eval_freq test_freq eval_every",
     "checkpoint_every": "save_steps save_freq save_interval save_every checkpoint_interval",
+    "mirror": "default_hdfs_dir remote_checkpoint_dir",
     "keep_checkpoints": "save_total_limit max_ckpt_num max_to_keep",
     "output": "output_dir save_path default_local_dir run_dir",
     "name": "run_name experiment_name exp_name project_name",

@@ -58,4 +58,6 @@ class RunSettings(Strict):
     """Steps between checkpoints; the last step of a stage always makes one."""
     keep_checkpoints: int = Field(default=2, ge=2)
     """The newest ones to keep, beside the best by held-out accuracy: at least two, so that a damaged one leaves another."""
+    mirror: str | None = None
+    """Where checkpoints are copied behind training, as fsspec knows it: s3://bucket/run, say."""
     stages: tuple[StageConfig, ...]

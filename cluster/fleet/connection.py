@@ -172,9 +172,9 @@ def await_cluster(address: str, deadline_s: float) -> None:
 
 def _unknown_here(address: str) -> ConfigError:
     """Ray's own words for it are a paragraph."""
-    names = "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    names = "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
     found = f"the Ray cluster at {address} wants a token, and this process has none or another"
-    return ConfigError([f"RAY_ADDRESS: {found}; expected {names} as where the cluster was started"])
+    return ConfigError([f"RAY_ADDRESS: {found}; expected {names} as where the cluster was begun"])
 
 
 def _last_cluster() -> str:

@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -25,6 +26,8 @@ from cluster.run.manifest import damage, number, seal, sync
 log = logging.getLogger("cohort")
 
 NAME = re.compile(r"step_(\d+)")
+HELD = ".held"
+"""Names the checkpoint that is not to be removed."""
 FULL = {errno.ENOSPC, errno.EDQUOT}
 LITTLE_BYTES = 16 * 2**20
 """With less room than this, a failed write is put down to the disk: torch's own errors do not say."""
@@ -96,8 +99,8 @@ class Checkpoints:
     def complete(self, step: int, promised: Mapping[str, int]) -> None:
         """All being there, make the checkpoint exist, and remove those that it replaces."""
         folder, beside = self.root / f"step_{step}", self._beside(step)
-        accuracies, best = self._accuracies(), self._best()
-        known = [s for s in (step, *([_step(best)] if best else ())) if s in accuracies]
+        accuracies, best = self.accuracies(), self._best()
+        known = [s for s in (step, *([step_of(best.name)] if best else ())) if s in accuracies]
         head = {"step": step, "number": 1 + max(map(number, self._folders()), default=0), "accuracy": accuracies.get(step)}
         head["best"] = max(known, key=lambda s: accuracies[s], default=None)
         seal(beside, head, {"state.json": 0} | {f"learner/{name}": size for name, size in promised.items()})
@@ -119,23 +122,39 @@ class Checkpoints:
             raise error
         raise CheckpointFailed(f"checkpoint of step {step}: {full or error}; {self._intact()}") from error
 
+    def kept(self) -> list[Path]:
+        """The newest ones and the best, newest first."""
+        folders, best = self._folders(), self._best()
+        return [folder for i, folder in enumerate(folders) if i < self.keep or folder == best]
+
+    @contextmanager
+    def held(self, folder: Path) -> Iterator[None]:
+        """While the block lasts, it is not removed, whichever process writes new ones."""
+        mark = self.root / HELD
+        mark.write_text(folder.name)
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
     def _prune(self) -> None:
-        """Remove what is older than the newest `keep` good ones, but for the best one."""
-        good, best = 0, self._best()
+        """Remove what is older than the newest `keep` good ones, but for the best one, and one that is held."""
+        good, best, mark = 0, self._best(), self.root / HELD
+        held = mark.read_text() if mark.exists() else ""
         for folder in self._folders():
             if good < self.keep:
                 good += not damage(folder)
-            elif folder != best:
+            elif folder != best and folder.name != held:
                 shutil.rmtree(folder)
 
     def _best(self) -> Path | None:
         """Of the good ones, that with the best held-out accuracy; of several, the newest."""
-        accuracies = self._accuracies()
-        measured = [folder for folder in self._folders() if _step(folder) in accuracies]
-        ranked = sorted(measured, key=lambda folder: -accuracies[_step(folder)])
+        accuracies = self.accuracies()
+        measured = [folder for folder in self._folders() if step_of(folder.name) in accuracies]
+        ranked = sorted(measured, key=lambda folder: -accuracies[step_of(folder.name)])
         return next((folder for folder in ranked if not damage(folder)), None)
 
-    def _accuracies(self) -> dict[int, float]:
+    def accuracies(self) -> dict[int, float]:
         """Held-out accuracy by step, none where its file cannot be read: a run goes on without that. Of a stage's last step it
         is measured when the checkpoint is made already."""
         try:
@@ -147,7 +166,7 @@ class Checkpoints:
     def _folders(self) -> list[Path]:
         """Newest first, by when they were written: a resumed run may have gone back to an earlier step."""
         folders = [p for p in self.root.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()]
-        return sorted(folders, key=lambda p: (number(p), _step(p)), reverse=True)
+        return sorted(folders, key=lambda p: (number(p), step_of(p.name)), reverse=True)
 
     def _intact(self) -> str:
         kept = self.steps()
@@ -157,7 +176,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Of which steps there are checkpoints, good or damaged."""
-        return sorted(map(_step, self._folders()))
+        return sorted(step_of(folder.name) for folder in self._folders())
 
     def newest(self, step: int | None = None) -> tuple[Path, dict] | None:
         """(directory, state) of the newest checkpoint that is as its manifest says, or of the one asked for; None where there
@@ -165,7 +184,7 @@ class Checkpoints:
         """
         damages = []
         for folder in self._folders():
-            if step is not None and _step(folder) != step:
+            if step is not None and step_of(folder.name) != step:
                 continue
             if not (why := damage(folder)):
                 return folder, state_of(folder)
@@ -199,5 +218,5 @@ def disk_full(folder: Path, error: BaseException) -> str:
     return f"disk full: {folder}: {free / 1e6:.1f} MB free"
 
 
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
+def step_of(name: str) -> int:
+    return int(name.removeprefix("step_"))

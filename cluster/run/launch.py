@@ -29,6 +29,7 @@ from cluster.run import inputs
 from cluster.run.checkpoints import FULL, CheckpointFailed, Checkpoints, disk_full
 from cluster.run.directory import RunDirectory, stage_facts
 from cluster.run.loop import Loop
+from cluster.run.mirror import mirrored
 from cluster.run.request import scaled
 from cluster.stopping import RunFailed, Stop, Stopped, grace_s
 from rollout.data.datasets import Data
@@ -63,12 +64,16 @@ def _run(config: RunConfig, held: RunDirectory, stop: Stop, resume_from: tuple[P
     (run_dir / "summary.json").unlink(missing_ok=True)
     inputs.record(config)
     swept()
-    with started(config, incarnations(run_dir / "ledger.jsonl"), stop) as actors:
+    with (
+        mirrored(config, stop, begins=resume_from is None) as mirror,
+        started(config, incarnations(run_dir / "ledger.jsonl"), stop) as actors,
+    ):
         log.info("reading the data")
         data, tokenizer = load_data(config)
         held.begun()
         loop = lived(config, data, tokenizer, actors, clock, resume_from)
         summary = summarise(config, loop.held_out, loop.serving, actors, loop.clock, loop.collector.tokens)
+        summary |= {"mirror": mirror.finish()} if mirror else {}
         with loop.records.sinks.dispensable(run_dir / "summary.json"):
             write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
     with loop.records.sinks.dispensable(run_dir / "run.png"):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+FILE = "manifest.json"
 SETTLED_SECONDS = 1.0
 """A file that has not changed for so long shows a later change in its times."""
 
@@ -21,18 +22,19 @@ def seal(folder: Path, head: Mapping, promised: Mapping[str, int]) -> None:
             why = f"{name} is missing" if found is None else f"{name} has {found} of at least {least} bytes"
             raise RuntimeError(f"{why} (on several nodes the run directory must be on a file system that all of them share)")
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in promised}
-    (folder / "manifest.json").write_text(_text({**head, "files": files}))
-    for path in (*(folder / name for name in promised), folder / "manifest.json", folder / "learner", folder):
+    (folder / FILE).write_text(_text({**head, "files": files}))
+    written = [folder / name for name in (*promised, FILE)]
+    for path in (*written, *{path.parent for path in written}):
         sync(path)
 
 
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint, naming the file; empty when all of it is as its manifest says."""
     try:
-        text = (folder / "manifest.json").read_text()
+        text = (folder / FILE).read_text()
         manifest = json.loads(text)
         if text != _text(manifest):
-            return "manifest.json does not have the content that was saved"
+            return f"{FILE} does not have the content that was saved"
         for name, entry in manifest["files"].items():
             path = folder / name
             if not path.is_file():
@@ -40,19 +42,27 @@ def damage(folder: Path) -> str:
             if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
                 return f"{name} does not have the content that was saved"
     except FileNotFoundError:
-        return "manifest.json is missing"
+        return f"{FILE} is missing"
     except OSError as error:
         return f"cannot be read: {error}"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return "manifest.json is not a checkpoint's"
+        return f"{FILE} is not a checkpoint's"
     return ""
 
 
 def number(folder: Path) -> int:
     """The position among all checkpoints written in the run, from 1; 0 where the manifest does not say."""
     try:
-        return int(json.loads((folder / "manifest.json").read_text())["number"])
+        return int(json.loads((folder / FILE).read_text())["number"])
     except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def size(folder: Path) -> int:
+    """Bytes of the checkpoint's files; 0 where the manifest does not say."""
+    try:
+        return sum(int(entry["bytes"]) for entry in json.loads((folder / FILE).read_text())["files"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0
 
 

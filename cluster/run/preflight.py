@@ -17,6 +17,7 @@ from cluster.config.run_config import RunConfig, load
 from cluster.fleet.demand import demands, memory, memory_here, too_many, trained_models
 from cluster.fleet.placement import PlacementError, bundles, fit
 from cluster.run.preflight_model import Model, check_model, check_reward_model, gpus_here, read_model
+from cluster.run.store import unusable
 from reward.judging.judges import gold_check, rule_pool, rule_row
 from reward.judging.pool import Judge
 from reward.judging.selftest import Report, self_test
@@ -53,6 +54,8 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
     report = Report()
     _check_output(config, report)
     report.problems += _unread(config)
+    if config.mirror and (why := unusable(config.mirror)):
+        report.problems.append(why)
     _check_sandbox(config, report)
     _arithmetic(config, report)
     model = None
@@ -194,7 +197,8 @@ def _check_demonstrations(config: RunConfig, rows: DemonstrationSet, model: Mode
 def _check_disk(config: RunConfig, model: Model, report: Report) -> None:
     trained, reference = trained_models(config)
     size = model.parameters * (BYTES_PER_PARAMETER * trained + 4 * reference)
-    needed = size * (config.keep_checkpoints + 2)  # the best one, and one more while it is written
+    # Besides: the best one, one more while it is written, and one while it is copied elsewhere.
+    needed = size * (config.keep_checkpoints + 2 + (config.mirror is not None))
     free = shutil.disk_usage(_existing(config.output)).free
     sizes = f"checkpoints: {size / 1e9:.2g} GB each, {needed / 1e9:.2g} GB at most, {free / 1e9:.3g} GB free"
     (report.facts if needed < free else report.problems).append(sizes + ("" if needed < free else "; expected room for them"))

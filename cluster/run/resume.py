@@ -9,21 +9,29 @@ from cluster.records.samples import write_text
 from cluster.run import inputs
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.directory import RunDirectory, finished, run_config
+from cluster.run.mirror import restore
 from cluster.stopping import Stop
 
 log = logging.getLogger("cohort")
 
 
-def resume(run_dir: Path, overrides: list[str], stop: Stop) -> dict:
+def resume(run_dir: Path, overrides: list[str], stop: Stop, mirror: str | None = None) -> dict:
     """Continue a run from its newest good checkpoint and return its summary; of a finished run, only that.
 
+    With a `mirror`, the directory is new, and made of the newest good copy there.
     Raises ConfigError when the directory is no run or in use, when an override touches what a resumed run may not change, when
     data or tokenizer are not those it began with, and when the run would begin again although it had checkpoints.
     """
     from cluster.run.launch import run
 
-    run_config(run_dir)
+    if mirror is None:
+        run_config(run_dir)
     with RunDirectory(run_dir) as held:
+        if mirror is not None:
+            if held.stays:
+                raise ConfigError([f"{run_dir} is not empty; expected a new directory for what is taken from {mirror}"])
+            restore(mirror, held.path)
+            held.begun()
         config, changed = run_config(run_dir), run_config(run_dir, overrides)
         if refused := refusals(config, changed):
             raise ConfigError(refused)

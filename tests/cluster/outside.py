@@ -44,7 +44,7 @@ def look_from_outside(driver, tmp_path):
     asked = [subprocess.Popen([sys.executable, "-c", ASK, address], env=clean | x, stdout=subprocess.PIPE) for x in tokens]
     said = [each.communicate(timeout=120)[0].decode() for each in asked]
     wanted = f"RAY_ADDRESS: the Ray cluster at {address} wants a token, and this process has none or another; expected "
-    names = "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as where the cluster was started\n"
+    names = "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token as where the cluster was begun\n"
     assert said == [wanted + names] * 3 + [""]
     return token.parent
 
