@@ -24,7 +24,7 @@ SETTINGS = (
     "stages.0.steps=20", "stages.1.steps=10", "stages.1.questions_per_step=8", "stages.1.samples_per_question=8",
     "data.questions.rows=256", "rollout.kv_cache_gb=0.25", "evaluation.questions=50", "checkpoint_every=2",
 )  # fmt: skip
-LONGEST_S = 300.0
+LONGEST_S = 600.0
 """Between two kills."""
 
 
