@@ -84,8 +84,16 @@ class Workers:
 
     def restart_learner(self, why: str) -> None:
         """A fresh learner group after a rank failed, with the weights on disk; and fresh reward actors where a model judges, as
-        theirs may be one that the learner has no more. Engines stay, and end what they sample. Raises RoleFailed."""
-        self._bury("learner", {f"learner-{rank}": actor for rank, actor in self._ranks.actors.items()}, why)
+        theirs may be one that the learner has no more. Engines stay, and end what they sample. Where they do not start, they
+        are started again while the crash budget lasts; then RoleFailed is raised."""
+        while True:
+            self._bury("learner", {f"learner-{rank}": actor for rank, actor in self._ranks.actors.items()}, why)
+            try:
+                return self._fresh_learner()
+            except RoleFailed as error:
+                why = str(error)
+
+    def _fresh_learner(self) -> None:
         self._ranks.spawn()
         waves = {slot: ask(actor, RolloutActor.abandon)() for slot, actor in self.rollout.items()}
         _, errors = gather(waves, self.config.cluster.sync_deadline_s, what="rollout: abandon")
@@ -121,17 +129,15 @@ class Workers:
     def replace(self, slot: int, why: str) -> None:
         """A fresh engine in the slot. Its weights are those on disk, so it must be brought up to date before it serves."""
         self.lives["rollout", slot] += 1
-        self._bury(name := f"rollout-{slot}", {name: self.rollout[slot]}, why)
         if self.shared:
             self.learner.leave_gpu()  # vLLM starts only where enough memory is free
-        self._fresh("rollout", slot)
+        self._replaced("rollout", slot, why)
 
     def replace_reward_actor(self, slot: int, why: str) -> None:
         """A fresh reward actor in the slot; a reward model that the run trained must be sent to it before it is asked."""
         self.lives["reward", slot] += 1
-        self._bury(name := f"reward-{slot}", {name: self.reward[slot]}, why)
         self.stale.add(slot)
-        self._fresh("reward", slot)
+        self._replaced("reward", slot, why)
 
     def check_room(self, config: RunConfig) -> None:
         """Raises PlacementError where this machine cannot hold the workers of `config`; a cluster may grow."""
@@ -165,6 +171,16 @@ class Workers:
         self.aside.discard((role, slot))
         if role == "reward":
             self.stale.discard(slot)
+
+    def _replaced(self, role: str, slot: int, why: str) -> None:
+        """A new actor in the slot; while the crash budget lasts, another one where it does not start."""
+        actors: Handles = self.rollout if role == "rollout" else self.reward
+        while True:
+            self._bury(name := f"{role}-{slot}", {name: actors[slot]}, why)
+            try:
+                return self._fresh(role, slot)
+            except RoleFailed as error:
+                why = str(error)
 
     def _fresh(self, role: str, slot: int) -> None:
         """A new actor in the slot."""

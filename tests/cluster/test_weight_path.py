@@ -4,7 +4,7 @@ import pytest
 
 from cluster.config.settings import ClusterConfig
 from cluster.fleet import workers
-from cluster.fleet.actors import RewardActor
+from cluster.fleet.actors import LearnerActor, RewardActor, RolloutActor
 from cluster.fleet.calls import RoleFailed
 from cluster.fleet.learner_group import LearnerFailed
 from tests.cluster.gpus import TENSORS, Fleet
@@ -124,6 +124,41 @@ def test_where_a_model_judges_a_fresh_group_of_ranks_has_fresh_reward_actors(fle
     assert before.dead and fleet.roles.reward[0] is not before and not fleet.roles.reward[0].dead
     assert fleet.roles.info["reward-0"] == {"kind": "outcome"}
     assert (fleet.roles.deaths, fleet.roles.stale) == (1, set())
+
+
+@pytest.mark.parametrize("failures", [2, 4])
+@pytest.mark.parametrize("role", ["rollout", "reward", "learner"])
+def test_a_replacement_that_does_not_start_is_replaced_too_while_the_crash_budget_lasts(fleet, monkeypatch, role, failures):
+    fleet = fleet("shm", 1, 1, 1)
+    fleet.roles.config = fleet.roles.config.model_copy(update={"cluster": ClusterConfig(worker_restarts=4)})
+    actor, method = {
+        "rollout": (RolloutActor, "locate"), "reward": (RewardActor, "describe"), "learner": (LearnerActor, "start"),
+    }[role]  # fmt: skip
+    works, left = getattr(actor, method), [f"failure {n}" for n in range(failures)]
+
+    def stumbles(self, *args):
+        if left:
+            raise RuntimeError(left.pop(0))
+        return works(self, *args)
+
+    async def stumbles_later(self, *args):
+        return await stumbles(self, *args)
+
+    stumbles.__name__ = stumbles_later.__name__ = method
+    monkeypatch.setattr(actor, method, stumbles_later if role == "rollout" else stumbles)
+    roles = fleet.roles
+    replace = {
+        "rollout": lambda: roles.replace(0, "as a test"),
+        "reward": lambda: roles.replace_reward_actor(0, "as a test"),
+        "learner": lambda: roles.restart_learner("as a test"),
+    }[role]
+    if failures < 4:
+        replace()
+        assert fleet.roles.deaths == 1 + failures
+        assert published(fleet, 1)[1] == {} and holds(fleet, 0)
+    else:
+        with pytest.raises(RoleFailed, match="the crash budget of 4 is spent: .*failure 3"):
+            replace()
 
 
 @pytest.mark.parametrize("begun", [False, True])
