@@ -1,12 +1,13 @@
 """Two ranks compute what one rank computes. The model is tied, so that a parameter with two names is sharded too."""
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
 from learner.models import sharding
-from tests.learner.builders import new_worker
+from tests.learner.builders import free_address, new_worker
 from tests.learner.ranks import continue_stages, resume, resume_there, run_ranks, script
 from tests.learner.stages import assert_close, assert_equal
 
@@ -49,6 +50,18 @@ def test_on_a_gpu_attention_is_not_the_one_that_builds_a_plan_for_every_width(mo
         assert before and not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_a_group_across_nodes_meets_at_one_address_of_its_first_rank_and_one_of_a_node_in_a_file(tmp_path):
+    address = free_address()
+    store = sharding._store(0, 1, address)
+    store.set("key", "value")
+    port = int(address.rpartition(":")[2])
+    sockets = [s for s in psutil.Process().net_connections("inet") if s.laddr.port == port and s.status == psutil.CONN_LISTEN]
+    assert [s.laddr.ip for s in sockets] == ["127.0.0.1"] and store.get("key") == b"value"
+    kept = sharding._store(0, 1, f"file://{tmp_path}/store")
+    kept.set("key", "value")
+    assert (tmp_path / "store").is_file()
 
 
 def test_parameters_are_sharded_dtensors(two):
