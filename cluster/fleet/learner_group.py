@@ -13,6 +13,7 @@ from cluster.fleet.calls import RoleFailed, all_answers, ask
 from cluster.fleet.placement import position
 from cluster.fleet.spawner import Spawner
 from rollout.config import RolloutConfig
+from rollout.leftovers import remove_folder
 
 R = TypeVar("R")
 P = ParamSpec("P")
@@ -34,8 +35,15 @@ class Ranks:
         self._nodes: dict[int, str] = {}
         self._rendezvous = ""
 
+    def left(self) -> None:
+        """The actors have ended: where they met is removed, if it is a file of this node. Others are swept on theirs."""
+        if self._rendezvous.startswith("file://"):
+            remove_folder(Path(self._rendezvous.removeprefix("file://")).parent)
+        self._rendezvous = ""
+
     def spawn(self) -> None:
         """New actors, in the place of those that there were."""
+        self.left()
         for rank in range(self._config.learner.ranks):
             spawn = self._spawner.spawn("learner", rank, LearnerActor)
             self.actors[rank] = spawn(self._config.learner, self._model_dir, rank, self._timeout_s)

@@ -119,6 +119,7 @@ class Workers:
         finally:
             self._spawner.close()
             self.watch.end_all()
+            self._ranks.left()
 
     def slots(self) -> list[int]:
         return sorted(slot for slot in self.rollout if ("rollout", slot) not in self.aside)

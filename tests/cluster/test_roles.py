@@ -1,16 +1,20 @@
 """How long the driver waits: as the work can take, which no hostile output can lengthen."""
 
+import tempfile
 from types import SimpleNamespace
 
 import pytest
 
-from cluster.fleet import roles
+from cluster import fibers
+from cluster.fleet import actors, calls, roles
+from cluster.fleet.actors import LearnerActor
 from cluster.fleet.learner_group import Ranks
 from cluster.fleet.roles import Roles
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig
 from rollout.types import Lease, Sampling
-from tests.cluster.local_ray import Unwatched
+from tests.cluster import local_ray
+from tests.cluster.local_ray import FakeRay, Unwatched
 from tests.reward.builders import question, sample, sampled_groups
 
 
@@ -84,3 +88,28 @@ def test_an_evaluation_has_no_learner():
     ranks = Ranks(config, None, None, 1.0)
     ranks.spawn(), ranks.locate()
     assert ranks.start(RolloutConfig(), "none") == {}
+
+
+@pytest.mark.parametrize("where", ["ab", "aa"])
+def test_ranks_of_one_node_meet_in_a_private_file_that_goes_with_them_and_others_at_an_address(monkeypatch, tmp_path, where):
+    class At(LearnerActor):
+        def locate(self):
+            return where[self.rank], ""
+
+    for module in (fibers, calls, actors):
+        monkeypatch.setattr(module, "ray", FakeRay)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = SimpleNamespace(learner=SimpleNamespace(ranks=2), cluster=SimpleNamespace(start_deadline_s=10.0), stages=())
+    spawner = SimpleNamespace(spawn=lambda role, rank, cls: lambda *arguments: local_ray.Handle(At(*arguments)))
+    ranks = Ranks(config, tmp_path, spawner, 1.0)
+    for _ in range(2):  # the second time in the place of those that failed
+        ranks.spawn()
+        ranks.locate()
+        folders = list(tmp_path.iterdir())
+        if where == "aa":
+            assert ranks._rendezvous == f"file://{folders[0]}/store" and folders[0].stat().st_mode & 0o777 == 0o700
+        else:
+            assert ranks._rendezvous.startswith("tcp://127.0.0.1:")
+        assert len(folders) == (where == "aa")
+    ranks.left()
+    assert not list(tmp_path.iterdir())
