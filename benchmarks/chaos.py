@@ -37,7 +37,7 @@ VICTIMS = {
     "learner rank": "ray::LearnerActor",
 }  # fmt: skip
 """By role, how the titles of its processes begin."""
-FOUND = ("is taken out of service",)
+FOUND = ("is ended: ", "is taken out of service")
 """What the log says when a fault is found."""
 LONGEST_S = 400.0
 """Within which the next step must be done."""
