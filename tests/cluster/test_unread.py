@@ -82,7 +82,7 @@ def test_every_key_of_a_recipe_is_read_by_some_code():
 @pytest.mark.parametrize(("gpus", "unread"), [(False, ON_GPUS), (True, ON_CPUS)])
 def test_what_this_machine_does_not_read_is_refused_by_the_check(recipe, monkeypatch, gpus, unread):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8 * gpus)
     found = unread_by_check(recipe, *GIVEN.values())
     assert sorted(named(found)) == sorted(unread)
     assert all("GPUs" in line and line.endswith("expected to be left out") for line in found)
@@ -90,7 +90,7 @@ def test_what_this_machine_does_not_read_is_refused_by_the_check(recipe, monkeyp
 
 def test_what_a_running_cluster_does_not_read_is_refused_by_the_check(recipe, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     found = unread_by_check(recipe, *GIVEN.values())
     assert named(found) == list(LOCAL) and all("RAY_ADDRESS 10.0.0.1:6379 runs already" in line for line in found)
     assert unread_by_check(recipe) == []
