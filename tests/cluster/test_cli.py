@@ -27,7 +27,7 @@ def ends(monkeypatch):
     resume_module = pytest.importorskip("cluster.run.resume")
 
     def run(outcome):
-        def resume(run, overrides, stop):
+        def resume(run, overrides, stop, mirror):
             if isinstance(outcome, BaseException):
                 raise outcome
             return outcome
