@@ -6,7 +6,6 @@ The local one is its user's own: it listens on loopback only, asks for a token t
 import logging
 import os
 import secrets
-import select
 import shutil
 import signal
 import socket
@@ -214,8 +213,15 @@ def _heard() -> Iterator[Callable[[], set[int]]]:
         hear.setblocking(False)
         tell.setblocking(False)
         before = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+
+        def came() -> set[int]:
+            try:
+                return set(hear.recv(4096))
+            except BlockingIOError:
+                return set()
+
         try:
-            yield lambda: set(hear.recv(4096)) if select.select([hear], [], [], 0)[0] else set()
+            yield came
         finally:
             signal.set_wakeup_fd(before)
 

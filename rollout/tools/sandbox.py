@@ -149,8 +149,9 @@ class Sandbox:
 
 def _read(descriptor: int, limit: int, seconds: float) -> tuple[bytes, Literal["by itself", "time", "output"]]:
     """What comes until the writer ends, or more than `limit` bytes have come, or the time is over; and which it was."""
-    until, found = time.monotonic() + seconds, b""
-    while select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]:
+    until, found, ready = time.monotonic() + seconds, b"", select.poll()  # `select` itself takes the first 1024 files only
+    ready.register(descriptor, select.POLLIN)
+    while ready.poll(1000 * max(0.0, until - time.monotonic())):
         part = os.read(descriptor, 1 << 16)
         found += part
         if not part:

@@ -4,12 +4,20 @@ import asyncio
 import inspect
 import itertools
 import threading
+import weakref
 from concurrent import futures
 from types import SimpleNamespace
 
 import ray
 
 from cluster.fleet import calls
+
+
+def _run(loop):
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 class Handle:
@@ -22,7 +30,9 @@ class Handle:
         number = next(self.numbers)
         self._actor_id = SimpleNamespace(hex=lambda: f"{number:04}")
         self._thread, self._loop = futures.ThreadPoolExecutor(1), asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        threading.Thread(target=_run, args=[self._loop], daemon=True).start()
+        # With the test that made it: a loop has three open files.
+        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop).atexit = False
 
     def __getattr__(self, method):
         def remote(*arguments):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import resource
 import socket
 import subprocess
 import tempfile
@@ -45,6 +46,18 @@ def test_a_program_computes_and_its_errors_are_its_output():
     assert "sandbox_child" not in failed.output and 'File "program.py", line 4' in failed.output
     assert "SyntaxError" in run("print(").output and run("import sys; sys.exit(3)").ended == "by itself"
     assert run("print('é', 'π')").output == "é π\n"
+
+
+def test_a_worker_with_more_open_files_than_select_takes_runs_programs():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert run("print(7)").output == "7\n" and run("while True: pass").ended == "time"
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_the_usual_libraries_can_be_imported():
