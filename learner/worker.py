@@ -29,6 +29,7 @@ from learner.types import MicroBatch, PackedBatch, StepReport
 from reward.models import scalar_model as scalar_models
 from reward.models.scalar_model import ScalarModel
 from reward.types import LabelledGroup, ScoredGroup
+from rollout.first_calls import pick_kernels
 
 
 class Stage(Protocol):
@@ -69,6 +70,7 @@ class LearnerWorker:
         self._rank, self._world_size = rank, world_size
         if config.cores_per_rank is not None:
             torch.set_num_threads(config.cores_per_rank)
+        pick_kernels()
         model = load_policy(model_dir, torch.float32, config.logprob_chunk_tokens)
         check_packing(model)
         self._mesh = init_distributed(rank, world_size, rendezvous, timeout_seconds)

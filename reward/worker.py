@@ -52,10 +52,12 @@ class RewardWorker:
 
         from reward.labels.steps import StepFinder
         from reward.models import scalar_model as models
+        from rollout.first_calls import pick_kernels
 
         config = self._config.model or RewardModelConfig()
         if config.cores_per_worker is not None:
             torch.set_num_threads(config.cores_per_worker)
+        pick_kernels()
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
         if config.path:
             model, version = models.load(config.path, dtype), 0

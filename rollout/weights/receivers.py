@@ -15,9 +15,12 @@ from typing import Any, cast
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
+from rollout.first_calls import pick_kernels
 from rollout.weights.held import held_sums
 from rollout.weights.staging import Staging
 from rollout.weights.transfer import Manifest, TransferError
+
+pick_kernels()  # of what we are asked for in a vLLM worker, the import of this module alone comes before its model
 
 
 @dataclass
