@@ -27,6 +27,7 @@ from ray.job_config import JobConfig
 from cluster.config.contradictions import unread_here
 from cluster.config.run_config import ConfigError, RunConfig, config_hash
 from cluster.stopping import RunFailed, Stop
+from rollout.environment import environment
 from rollout.leftovers import remove_folder, temporary_folder
 
 log = logging.getLogger("cohort")
@@ -102,7 +103,7 @@ def _own_token(folder: Path) -> Iterator[Path]:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     try:
-        with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(token)}):
+        with environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(token)}):
             _read_token()
             yield token
     finally:
@@ -233,24 +234,5 @@ def _temporary_files_in(folder: Path) -> Iterator[str]:
     Yields the folder of temporary files that the actors are to have, as sockets in this one would have too long a path.
     """
     outside = tempfile.gettempdir()
-    with _environment({"TMPDIR": str(folder), "RAY_TMPDIR": os.environ.get("RAY_TMPDIR") or outside}):
+    with environment({"TMPDIR": str(folder), "RAY_TMPDIR": os.environ.get("RAY_TMPDIR") or outside}):
         yield outside
-
-
-@contextmanager
-def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
-    """These variables of this process, and of those that it starts, set or, where None, absent."""
-    before = {name: os.environ.get(name) for name in values}
-    _set(values)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def _set(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rollout.config import GPU_MEMORY_UTILIZATION, KV_CACHE_GB, SHARED_GPU_MEMORY_UTILIZATION, RolloutConfig
+from rollout.environment import environment
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes of an attention head that vLLM's CPU build has kernels for."""
@@ -79,15 +80,9 @@ def engine_environment(folder: Path, *, compiled: bool) -> Iterator[None]:
     changes = {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": cache}
     if not compiled and not torch.cuda.is_available():
         changes["TORCHDYNAMO_DISABLE"] = "1"
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ |= changes
-    tempfile.tempdir = str(folder)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = outside
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with environment(changes):
+        tempfile.tempdir = str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = outside
