@@ -24,8 +24,7 @@ import psutil
 import typer
 
 from cluster.records.ledger import history
-from cluster.records.metrics import read_jsonl
-from runs import COHORT, finished
+from runs import COHORT, finished, newest_step
 
 RECIPE = Path(__file__).parents[1] / "deploy" / "recipes" / "quickstart.yaml"
 SETTINGS = (
@@ -65,16 +64,10 @@ class Chaos:
     def log(self) -> Path:
         return self.run.with_name(self.run.name + ".log")
 
-    def progress(self) -> int:
-        """Finished steps."""
-        path = self.run / "metrics.jsonl"
-        rows = read_jsonl(path) if path.exists() else []
-        return rows[-1]["step"] if rows else 0
-
     def disturb(self) -> bool:
         """One fault, and the wait until the run has come further; False when it has finished instead."""
         assert self.driver
-        before, said = self.progress(), self.log.read_text()
+        before, said = newest_step(self.run), self.log.read_text()
         role, number, victim = self._victim()
         self.faults[f"{role} {signal.Signals(number).name}"] += 1
         began = time.monotonic()
@@ -94,7 +87,7 @@ class Chaos:
                     raise SystemExit(f"the driver ended with {code}: {self.log.read_text()[-2000:]}")
                 self.start()
                 role = "resumed"
-            if found is not None and self.progress() > before:
+            if found is not None and newest_step(self.run) > before:
                 self.recovered.append(time.monotonic() - began)
                 return True
         raise SystemExit(f"no step within {LONGEST_S:g} s after the fault: {self.log.read_text()[-2000:]}")
@@ -140,7 +133,7 @@ def main(
     before = left()
     chaos = Chaos(run=runs / f"disturbed-{seed}", rng=random.Random(seed))
     chaos.start()
-    while chaos.progress() == 0 and chaos.driver and chaos.driver.poll() is None:
+    while newest_step(chaos.run) == 0 and chaos.driver and chaos.driver.poll() is None:
         time.sleep(1)
     while sum(chaos.faults.values()) < faults and chaos.disturb():
         time.sleep(chaos.rng.uniform(0, 10))

@@ -18,7 +18,7 @@ import typer
 from chaos import RECIPE, trained
 
 from cluster.records.metrics import read_jsonl
-from runs import COHORT, finished, summary
+from runs import COHORT, finished, newest_step, summary
 
 SETTINGS = (
     "stages.0.steps=20", "stages.1.steps=10", "stages.1.questions_per_step=8", "stages.1.samples_per_question=8",
@@ -34,10 +34,10 @@ def killed(run: Path, every: int, *settings: str) -> int:
     command, kills, log = ["train", RECIPE, f"output={run}", *settings], 0, run.with_name(run.name + ".log")
     log.unlink(missing_ok=True)
     while True:
-        before, began = _steps(run), time.monotonic()
+        before, began = newest_step(run), time.monotonic()
         with log.open("a") as file:
             driver = subprocess.Popen([COHORT, *map(str, command)], stdout=file, stderr=file)
-        while driver.poll() is None and _steps(run) < (before // every + 1) * every:
+        while driver.poll() is None and newest_step(run) < (before // every + 1) * every:
             if time.monotonic() - began > LONGEST_S:
                 driver.kill()
                 raise SystemExit(f"no {every} steps within {LONGEST_S:g} s: {log}")
@@ -49,14 +49,7 @@ def killed(run: Path, every: int, *settings: str) -> int:
         driver.kill()
         driver.wait(LONGEST_S)
         kills, command = kills + 1, ["resume", run]
-        print(f"{run.name}: killed at step {_steps(run)}", flush=True)
-
-
-def _steps(run: Path) -> int:
-    """The newest finished step."""
-    path = run / "metrics.jsonl"
-    rows = read_jsonl(path) if path.exists() else []
-    return rows[-1]["step"] if rows else 0
+        print(f"{run.name}: killed at step {newest_step(run)}", flush=True)
 
 
 def outputs(run: Path) -> list[str]:

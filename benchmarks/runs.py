@@ -66,6 +66,16 @@ def summary(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
 
 
+def steps(run: Path) -> list[dict]:
+    """The metrics of the steps that a run, which may go on, has finished."""
+    path = run / "metrics.jsonl"
+    return read_jsonl(path) if path.exists() else []
+
+
+def newest_step(run: Path) -> int:
+    return max((row["step"] for row in steps(run)[-1:]), default=0)
+
+
 def minutes(run: Path) -> float:
     return sum(summary(run)["seconds"].values()) / 60
 

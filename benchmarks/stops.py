@@ -18,9 +18,8 @@ import psutil
 import typer
 from chaos import RECIPE, VICTIMS, title
 
-from cluster.records.metrics import read_jsonl
 from cluster.stopping import STOPPED
-from runs import COHORT
+from runs import COHORT, steps
 
 SETTINGS = ("stages.0.steps=60", "stages.1.steps=12", "stages.1.max_staleness=1", "rollout.kv_cache_gb=0.25")
 SETTINGS += ("checkpoint_every=5", "evaluation.questions=50")
@@ -40,8 +39,7 @@ class Run:
         return words in self.log.read_text()
 
     def steps(self, stage: str) -> int:
-        path = self.folder / "metrics.jsonl"
-        return sum(row["stage"] == stage for row in read_jsonl(path)) if path.exists() else 0
+        return sum(row["stage"] == stage for row in steps(self.folder))
 
     def until(self, true: Callable[[], bool], what: str) -> float:
         """Seconds until it is true."""
