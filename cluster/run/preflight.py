@@ -224,11 +224,11 @@ def _check_room(config: RunConfig, model: Model, report: Report) -> None:
         return
     needed = demands(config, model.parameters)
     report.problems += too_many(needed, cores, "this machine")
-    bytes_, words = memory(needed)
-    if bytes_ <= memory_here():
-        report.facts.append(f"{words}, of {memory_here() / 1e9:.3g} GB")
+    (asked, words), here = memory(needed), memory_here()
+    if asked <= here:
+        report.facts.append(f"{words}, of {here / 1e9:.3g} GB")
     else:
-        report.problems.append(f"{words}, and this machine has {memory_here() / 1e9:.3g} GB; expected fewer or smaller ones")
+        report.problems.append(f"{words}, and this machine has {here / 1e9:.3g} GB; expected fewer or smaller ones")
 
 
 def _existing(path: Path) -> Path:

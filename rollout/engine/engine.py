@@ -63,7 +63,7 @@ class Engine(UpdatableEngine):
             with engine_environment(folder, compiled=config.compile):
                 settings = args.create_engine_config()
                 with OMPProcessManager(settings).configure_omp_envs(0, 0):
-                    llm = AsyncLLM.from_vllm_config(settings, disable_log_stats=True)
+                    llm = AsyncLLM.from_vllm_config(settings, disable_log_stats=args.disable_log_stats)
         except Exception as error:
             remove_folder(folder)
             raise EngineError(f"vLLM did not start on {model_dir}: {log.explain(error)}") from error
