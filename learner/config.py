@@ -18,6 +18,9 @@ class LearnerConfig(Strict):
     """Tokens of a micro-batch, padding included. A single longer output gets a micro-batch of its own."""
     logprob_chunk_tokens: int = Field(default=512, gt=0)
     """Positions whose logits exist at one time."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What of a layer's forward pass is computed again for its backward pass, to save memory: nothing; all but matrix products
+    and attention; all."""
     cores_per_rank: int | None = Field(default=None, gt=0)
     """CPU threads of a rank; by default the cores are divided among the ranks of a node."""
 

@@ -16,7 +16,7 @@ from learner.batch.packing import Output, pack, plain_output
 from learner.config import LearnerConfig
 from learner.models.policy import DTYPES, PolicyModel, load_policy
 from learner.models.scalars import load_given, take_backbone, zero_heads
-from learner.models.sharding import copy_shards, gather_by_slot, init_distributed, read_all, shard
+from learner.models.sharding import Model, copy_shards, gather_by_slot, init_distributed, read_all, shard
 from learner.models.supported import check_packing
 from learner.models.weights import ModelWeights
 from learner.stage import StageSpec
@@ -76,7 +76,7 @@ class LearnerWorker:
         self._mesh = init_distributed(rank, world_size, rendezvous, timeout_seconds)
         self._device = torch.device(self._mesh.device_type)
         self._compute_dtype = DTYPES[config.compute_dtype]
-        self._policy = shard(model, self._mesh, self._compute_dtype)
+        self._policy = self._sharded(model)
         self._reward_model: ScalarModel | None = None
         self._stage: Stage | None = None
         self._saver = checkpoint.Saver(world_size, timeout_seconds)
@@ -132,7 +132,7 @@ class LearnerWorker:
     def load(self, directory: Path, spec: StageSpec) -> None:
         """Continue a stage from `save`, on any number of ranks, with the reward model that was held. A collective."""
         blank = checkpoint.blank_reward_model(directory)
-        self._reward_model = None if blank is None else shard(blank, self._mesh, self._compute_dtype)
+        self._reward_model = None if blank is None else self._sharded(blank)
         self.begin_stage(spec)
         stage = self._begun()
         checkpoint.load(directory, self._models(stage), stage.trainers)
@@ -181,7 +181,7 @@ class LearnerWorker:
         if self._reward_model is None and spec.reward_model:
             given = load_given(spec.reward_model, self._model_dir)
             _check(given, row.supervision, spec.members)
-            self._reward_model = shard(given, self._mesh, self._compute_dtype)
+            self._reward_model = self._sharded(given)
         elif self._reward_model is None:
             self._reward_model = self._grown(row.supervision, members=spec.members, seed=spec.seed)
         _check(self._reward_model, row.supervision, spec.members)
@@ -190,14 +190,17 @@ class LearnerWorker:
     def _grown(self, kind: Literal["outcome", "process"], *, members: int, seed: int) -> ScalarModel:
         """A sharded scalar model on the current policy's backbone, with new heads."""
         model = scalar_models.build(self._model_dir, kind, members=members, seed=seed, dtype=torch.float32)
-        model = shard(model, self._mesh, self._compute_dtype)
+        model = self._sharded(model)
         take_backbone(model, self._policy)
         return model
+
+    def _sharded(self, model: Model) -> Model:
+        return shard(model, self._mesh, self._compute_dtype, checkpointing=self._config.activation_checkpointing)
 
     def _frozen_copy(self) -> PolicyModel:
         """The current policy as a second sharded model in the compute dtype."""
         copy = load_policy(self._model_dir, self._compute_dtype, self._config.logprob_chunk_tokens).requires_grad_(False)
-        copy = shard(copy, self._mesh, self._compute_dtype)
+        copy = self._sharded(copy)
         copy_shards(copy, self._policy)
         return copy
 

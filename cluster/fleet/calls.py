@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Concatenate, Generic, ParamSpec, TypeVar, overload
@@ -136,3 +137,22 @@ def all_answers(
         slot = min(errors, key=lambda s: (LATE in errors[s], _OF_ANOTHER.search(errors[s]) is not None, s))
         raise RoleFailed(f"{role}-{slot}: {errors[slot]}")
     return answers
+
+
+def within(seconds: float, work: Callable[[], object]) -> None:
+    """Do what cannot be interrupted, or raise TimeoutError and leave it to its thread."""
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"{LATE} {seconds:g} s")
+    if raised:
+        raise raised[0]

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +25,7 @@ from ray.job_config import JobConfig
 
 from cluster.config.contradictions import unread_here
 from cluster.config.run_config import ConfigError, RunConfig, config_hash
+from cluster.fleet.calls import within
 from cluster.stopping import RunFailed, Stop
 from rollout.environment import environment
 from rollout.leftovers import remove_folder, temporary_folder
@@ -148,24 +148,16 @@ def await_cluster(address: str, deadline_s: float) -> None:
         authentication.ensure_token_if_auth_enabled(create_token_if_missing=False)
     except AuthenticationError:
         raise _unknown_here(address) from None
-    answers: list[Exception | None] = []
-
-    def ask() -> None:
-        try:
-            GcsClient(address=address)
-            answers.append(None)
-        except Exception as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(deadline_s)
-    error = answers[0] if answers else f" within {deadline_s:g} s (cluster.start_deadline_s)"
-    if error is None:
-        return
-    if isinstance(error, AuthenticationError):
+    try:
+        within(deadline_s, lambda: GcsClient(address=address))
+    except AuthenticationError as error:
         raise _unknown_here(address) from error
-    why = error if isinstance(error, str) else f": {str(error).splitlines()[0].rstrip('.')}"
+    except TimeoutError:
+        why = f" within {deadline_s:g} s (cluster.start_deadline_s)"
+    except Exception as error:
+        why = f": {str(error).splitlines()[0].rstrip('.')}"
+    else:
+        return
     found = f"RAY_ADDRESS: found {address}, where no Ray cluster answers{why}"
     raise ConfigError([f"{found}; expected the address of one, or no RAY_ADDRESS for a local one"])
 

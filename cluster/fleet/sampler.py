@@ -1,5 +1,6 @@
 """Orders for outputs and judgements, carried out whatever workers die on the way, with every sample booked in the ledger."""
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from cluster.stopping import RunFailed
 from learner.algorithms.table import RewardSource
 from reward.types import By, ScoredGroup, samples_of
 from rollout.types import Group, Lease, Question, Sampling
+
+log = logging.getLogger("cohort")
 
 RECENT = 64
 """Outputs that the bound on those without a score looks at, at least: one of a small step says little."""
@@ -145,6 +148,7 @@ class Sampler:
             if self._roles.lives["rollout", slot] == life:
                 self._roles.replace(slot, why)
                 self._serving.bring_up(slot)
+                log.warning("rollout-%d serves again, version %d", slot, self._serving.version)
 
     def score(self, groups: Sequence[Group], name: str, reward: RewardSource, *, whole: bool = True) -> list[ScoredGroup]:
         """The groups scored, in order; rejected outputs are not judged. `whole`: see `Bound.check`. Raises Unscored."""

@@ -9,6 +9,7 @@ With shm a failure before `finish` leaves the old version serving everywhere. A 
 transport (nccl, ipc: bytes go straight into the live weights), takes that engine out of service: it is replaced.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +18,8 @@ from rollout.types import PolicyVersion
 
 if TYPE_CHECKING:
     from cluster.fleet.receivers import Receivers, TransferInfo
+
+log = logging.getLogger("cohort")
 
 
 class UpdateFailed(RuntimeError):
@@ -204,4 +207,6 @@ def publish(
             fleet.replace(slot, why)
         before |= failed
         if not failed:
+            for slot in before:
+                log.warning("rollout-%d serves again, version %d", slot, version)
             return digest, worst

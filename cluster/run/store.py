@@ -6,8 +6,7 @@ manifest. The checkpoint's own is written last and removed first, so that what h
 
 import json
 import shutil
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from cluster.config.recipe import ConfigError
+from cluster.fleet.calls import within
 from cluster.run.checkpoints import NAME
 from cluster.run.manifest import FILE, damage, number, seal
 
@@ -130,22 +130,3 @@ class Store:
 def newest_first(copies: Mapping[str, int]) -> list[str]:
     """The whole ones."""
     return sorted((name for name, number in copies.items() if number), key=lambda name: -copies[name])
-
-
-def within(seconds: float, work: Callable[[], None]) -> None:
-    """Do it, or raise TimeoutError."""
-    raised: list[Exception] = []
-
-    def run() -> None:
-        try:
-            work()
-        except Exception as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    if raised:
-        raise raised[0]

@@ -6,6 +6,7 @@ exist while the chunk is worked on, in the forward pass and, computed again, in 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,22 +30,41 @@ def _wide(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _products(dtype: torch.dtype) -> Iterator[None]:
-    """Products of widened tensors. What was bfloat16 is exact in TF32 too, so that a GPU's tensor cores give the same logits.
+    """Products of widened tensors, as fast as the hardware multiplies what they were, added up in float32.
 
-    Their gradient is rounded to TF32's ten bits there, finer than what it becomes: bfloat16.
+    What was bfloat16 is exact in bfloat16 (AMX and AVX512 of a CPU) and in TF32 (a GPU's tensor cores), so that logits are the
+    same. What their gradients are multiplied by is rounded to eight or ten bits there, as finely as the result will be.
     """
-    before = torch.backends.cuda.matmul.fp32_precision
-    if dtype == torch.bfloat16:
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    mkldnn: Any = torch.backends.mkldnn
+    backends = {torch.backends.cuda.matmul: "tf32", mkldnn.matmul: "bf16"}
+    before = {backend: backend.fp32_precision for backend in backends}
     try:
+        for backend, precision in backends.items():
+            if dtype == torch.bfloat16:
+                backend.fp32_precision = precision
         yield
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        for backend, precision in before.items():
+            backend.fp32_precision = precision
 
 
-def _logits(hidden: Tensor, head: Tensor, temperature: float, cap: float | None) -> Tensor:
-    product = hidden @ head.T
-    return product.div_(temperature) if cap is None else product.div_(cap).tanh_().mul_(cap / temperature)
+class _Chunks:
+    """The chunks' logits, in one place: what is as large costs more to get from the system than to compute."""
+
+    def __init__(self, hidden_ND: Tensor, head: Tensor, chunk: int, temperature: float, cap: float | None):
+        self._hidden_ND, self._head, self._chunk = hidden_ND, head, chunk
+        self._temperature, self._cap = temperature, cap
+        self._place = head.new_empty(min(chunk, len(hidden_ND)), len(head))
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(positions, their hidden states widened, their logits); the logits' tensor is overwritten by the next."""
+        for start in range(0, len(self._hidden_ND), self._chunk):
+            part = slice(start, start + self._chunk)
+            hidden = _wide(self._hidden_ND[part])
+            logits = torch.mm(hidden, self._head.T, out=self._place[: len(hidden)])
+            if self._cap is not None:
+                logits.div_(self._cap).tanh_().mul_(self._cap)
+            yield part, hidden, logits if self._temperature == 1 else logits.div_(self._temperature)
 
 
 class _SelectedLogprobs(torch.autograd.Function):
@@ -55,13 +75,14 @@ class _SelectedLogprobs(torch.autograd.Function):
         head = _wide(head_VD)
         logprob_N = torch.empty(len(target_N), dtype=head.dtype, device=head.device)
         entropy_N = torch.empty_like(logprob_N)
+        p = head.new_empty(min(chunk, len(target_N)), len(head))
         with _products(head_VD.dtype):
-            for start in range(0, len(target_N), chunk):
-                part = slice(start, start + chunk)
-                logits = _logits(_wide(hidden_ND[part]), head, *scale)
-                logits -= logits.logsumexp(-1, keepdim=True)
-                logprob_N[part] = logits.gather(-1, target_N[part, None])[:, 0]
-                entropy_N[part] = -torch.linalg.vecdot(logits.exp(), logits)
+            for part, hidden, logits in _Chunks(hidden_ND, head, chunk, *scale):
+                p_nV = torch.softmax(logits, -1, out=p[: len(hidden)])
+                top = logits.max(-1, keepdim=True)
+                lse = top.values - p_nV.gather(-1, top.indices).log_()
+                logprob_N[part] = (logits.gather(-1, target_N[part, None]) - lse)[:, 0]
+                entropy_N[part] = lse[:, 0] - torch.bmm(p_nV[:, None], logits[:, :, None])[:, 0, 0]
         ctx.mark_non_differentiable(entropy_N)
         return logprob_N, entropy_N
 
@@ -72,16 +93,13 @@ class _SelectedLogprobs(torch.autograd.Function):
         head = _wide(head_VD)
         grad_hidden_ND, grad_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head)
         with _products(head_VD.dtype):
-            for start in range(0, len(target_N), ctx.chunk):
-                part = slice(start, start + ctx.chunk)
-                hidden = _wide(hidden_ND[part])
-                logits = _logits(hidden, head, temperature, cap)
-                grad_logits = logits.softmax(-1).neg_()
-                rows = torch.arange(len(hidden), device=head.device)
-                grad_logits[rows, target_N[part]] += 1
-                grad_logits *= grad_N[part, None] / temperature
-                if cap is not None:  # c tanh(z / c) has the slope 1 - tanh^2
-                    grad_logits *= 1 - logits.mul_(temperature / cap).square_()
-                grad_hidden_ND[part] = grad_logits @ head
-                grad_head_VD.addmm_(grad_logits.T, hidden)
+            for part, hidden, logits in _Chunks(hidden_ND, head, ctx.chunk, temperature, cap):
+                # c tanh(z / c) has the slope 1 - tanh^2
+                slope = None if cap is None else (logits * (temperature / cap)).square_().neg_().add_(1)
+                grad_logits = torch.softmax(logits, -1, out=logits)
+                grad_logits[torch.arange(len(hidden), device=head.device), target_N[part]] -= 1
+                grad_logits = grad_logits if slope is None else grad_logits.mul_(slope)
+                outer = grad_N[part, None] / -temperature
+                grad_hidden_ND[part] = (grad_logits @ head).mul_(outer)
+                grad_head_VD.addmm_(grad_logits.T, hidden * outer)
         return grad_hidden_ND, grad_head_VD.to(head_VD.dtype), None, None, None

@@ -6,7 +6,8 @@ Gradients are summed over ranks, never averaged: token weights are already norma
 import socket
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar, cast
+from functools import partial
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import torch
@@ -16,11 +17,18 @@ from torch._C._distributed_c10d import FileStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
 from learner.types import Columns, MicroBatch, PackedBatch
 
 Model = TypeVar("Model", bound=nn.Module)
+aten: Any = torch.ops.aten
+KEPT = [
+    aten.mm.default, aten.addmm.default, aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
+]  # fmt: skip
+"""Operations whose results selective checkpointing keeps, as they take the most time for their size."""
 
 
 def init_distributed(rank: int, world_size: int, rendezvous: str, timeout_seconds: float) -> DeviceMesh:
@@ -51,10 +59,19 @@ def _store(rank: int, world_size: int, rendezvous: str) -> Store:
     return TCPStore(host, port, world_size, rank == 0, master_listen_fd=listening)
 
 
-def shard(model: Model, mesh: DeviceMesh, compute_dtype: torch.dtype) -> Model:
-    """Shard in place: every decoder layer, then the rest. Parameters keep their dtype; they compute in `compute_dtype`."""
+def shard(model: Model, mesh: DeviceMesh, compute_dtype: torch.dtype, *, checkpointing: str = "none") -> Model:
+    """Shard in place: every decoder layer, then the rest. Parameters keep their dtype; they compute in `compute_dtype`.
+
+    `checkpointing`: LearnerConfig's `activation_checkpointing`.
+    """
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    again = {"selective": {"context_fn": partial(create_selective_checkpoint_contexts, KEPT)}, "full": {}}
     for layer in decoder_layers(model):
+        if checkpointing != "none":
+            # The layer's own function: the hooks by which its weights are gathered stay outside.
+            layer.forward = partial(
+                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **again[checkpointing]
+            )
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():

@@ -116,8 +116,8 @@ class Engine(UpdatableEngine):
             logprobs.append([(row or {})[token].logprob for token, row in rows])
         return logprobs
 
-    async def shutdown(self, *, deadline_s: float = 30.0) -> None:
-        """End the engine's processes; what is left after the deadline is killed."""
+    async def shutdown(self, *, deadline_s: float = 2.0) -> None:
+        """End the engine's processes. They have nothing to save: what is left after the deadline is killed."""
         self._broken = self._broken or "it was shut down"
         if self._record:
             before_shutdown(self._record)

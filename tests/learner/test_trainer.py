@@ -1,9 +1,11 @@
 """The schedule, and which updates move the weights."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from learner.algorithms.credit import GroupRelative
@@ -50,6 +52,32 @@ def test_micro_batches_chunks_and_order_never_change_the_update(start, model_dir
     worker = start(model_dir, **config)
     worker.begin_stage(stage(grpo(), adamw(max_grad_norm=1e9), 5))
     assert_close(gradients_of(worker, batch[::-1]), expected)
+
+
+class Count(TorchDispatchMode):
+    """How often each operation was computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_is_computed_again_for_the_backward_pass_has_the_same_bits(start, model_dir):
+    gradients, calls = [], []
+    for what in ("none", "selective", "full"):
+        worker = start(model_dir, activation_checkpointing=what)
+        worker.begin_stage(stage(grpo(), adamw(max_grad_norm=1e9), 5))
+        with Count() as count:
+            gradients.append(gradients_of(worker, random_batch()))
+        calls.append(count.calls)
+    none, selective, full = calls
+    assert none["mm"] == selective["mm"] < full["mm"] and none["silu"] < selective["silu"] == full["silu"]
+    for other in gradients[1:]:
+        assert other.keys() == gradients[0].keys() and all(torch.equal(other[name], x) for name, x in gradients[0].items())
 
 
 def test_a_gradient_over_the_threshold_is_scaled_to_it_and_one_below_is_left(start, model_dir):
