@@ -154,7 +154,7 @@ class RewardWorker:
 
 def _digest(model: "ScalarModel") -> str:
     """Of the weights as they serve, made as a manifest's is."""
-    from rollout.weights.transfer import as_bytes, digest_of, dtype_name, sha256_of
+    from rollout.weights.transfer import as_bytes, digest_of, dtype_name, hash_of
 
     parameters = model.named_parameters(remove_duplicate=False)
-    return digest_of((name, dtype_name(p.dtype), p.shape, sha256_of(as_bytes(p))) for name, p in parameters)
+    return digest_of((name, dtype_name(p.dtype), p.shape, hash_of(as_bytes(p))) for name, p in parameters)

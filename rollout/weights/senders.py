@@ -19,7 +19,7 @@ from vllm.distributed.weight_transfer.base import TrainerInitInfo, TrainerWeight
 
 from rollout.weights.held import sum_of_bits
 from rollout.weights.receivers import ShmInitInfo
-from rollout.weights.transfer import as_bytes, checked, digest_of, dtype_name, release, sha256_of, write_buckets
+from rollout.weights.transfer import as_bytes, checked, digest_of, dtype_name, hash_of, release, write_buckets
 
 GRACE_S = 5.0
 """For a rendezvous with engines of which one has failed."""
@@ -167,7 +167,7 @@ class StreamingTrainer:
             return
         rows = []
         for name, tensor in checked(self._whole):
-            rows.append((name, dtype_name(tensor.dtype), tuple(tensor.shape), sha256_of(as_bytes(tensor))))
+            rows.append((name, dtype_name(tensor.dtype), tuple(tensor.shape), hash_of(as_bytes(tensor))))
             yield name, tensor
         self.digest, self.sums = digest_of(rows), self._whole.sums
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from rollout.weights.transfer import Bucket, Manifest, TransferError, digest_of, segment_path, sha256_of
+from rollout.weights.transfer import Bucket, Manifest, TransferError, digest_of, hash_of, segment_path
 
 
 class Staging:
@@ -33,12 +33,12 @@ class Staging:
         tensors, seen = {}, []
         for entry in manifest.tensors:
             flat = buffers[entry.bucket][entry.offset : entry.offset + entry.nbytes]
-            sha256 = sha256_of(flat)
-            if sha256 != entry.sha256:
+            found = hash_of(flat)
+            if found != entry.blake3:
                 segment = manifest.buckets[entry.bucket].segment
-                raise TransferError(f"tensor {entry.name!r} in {segment}: received sha256 {sha256}, published {entry.sha256}")
+                raise TransferError(f"tensor {entry.name!r} in {segment}: received blake3 {found}, published {entry.blake3}")
             tensors[entry.name] = flat.view(getattr(torch, entry.dtype)).view(entry.shape)
-            seen.append((entry.name, entry.dtype, entry.shape, sha256))
+            seen.append((entry.name, entry.dtype, entry.shape, found))
         digest = digest_of(seen)
         if digest != manifest.digest:
             raise TransferError(f"version {manifest.version}: received digest {digest}, published {manifest.digest}")

@@ -154,8 +154,8 @@ def test_an_update_that_is_not_the_model_changes_nothing(tiny_model_dir, tmp_pat
     worker.start_weight_update()
     manifest = write_buckets(weight_source(tensors), prefix="reward-test", version=1)
     try:
-        entry = replace(manifest.tensors[0], sha256="0" * 64)
-        with pytest.raises(TransferError, match="received sha256"):
+        entry = replace(manifest.tensors[0], blake3="0" * 64)
+        with pytest.raises(TransferError, match="received blake3"):
             worker.update_weights(replace(manifest, tensors=(entry, *manifest.tensors[1:])).to_dict())
         with pytest.raises(RuntimeError, match="nothing is staged"):
             worker.finish_weight_update(1)

@@ -78,7 +78,7 @@ def test_kept_keys_and_values_are_those_of_the_older_weights_and_no_later_reques
 @pytest.mark.engine
 def test_bytes_changed_on_the_way_are_refused_and_the_old_version_serves(engine, engine_loop, updates, model):
     version, new = engine.version, other(updates.weights)
-    with pytest.raises(EngineError, match=rf"version {version} still serves.*tensor '[\w.]+' in cohort_test_.*received sha256"):
+    with pytest.raises(EngineError, match=rf"version {version} still serves.*tensor '[\w.]+' in cohort_test_.*received blake3"):
         updates.prepare(new, tamper=flip_a_byte)
     with pytest.raises(EngineError, match="no weights are prepared"):
         engine_loop.run(engine.finish_weight_update(version + 1, {}))

@@ -97,7 +97,7 @@ def test_one_flipped_bit_is_found_and_named(publish, shm, name):
     data[entry.offset + entry.nbytes - 1] ^= 1
     path.write_bytes(data)
     staging = Staging(EXPECTED)
-    with pytest.raises(TransferError, match=f"tensor '{name}' in {path.name}: received sha256"):
+    with pytest.raises(TransferError, match=f"tensor '{name}' in {path.name}: received blake3"):
         staging.receive(manifest)
     assert staging.tensors == {}
 

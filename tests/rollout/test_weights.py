@@ -1,6 +1,5 @@
 """Every weight transport under one contract, the ranks of an NCCL group, and the shm pair's own promises."""
 
-import hashlib
 import json
 import os
 import struct
@@ -9,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from blake3 import blake3
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory, ipc_engine, nccl_common, nccl_engine
 
@@ -25,8 +25,8 @@ TENSORS = {"embed": torch.arange(6.0).reshape(2, 3), "norm": torch.tensor([1.5, 
 def digest_by_hand() -> str:
     embed, norm = struct.pack("<6f", *range(6)), struct.pack("<2H", 0x3FC0, 0xC000)
     rows = [["embed", "float32", [2, 3], embed], ["norm", "bfloat16", [2], norm]]
-    lines = [json.dumps([*row, hashlib.sha256(data).hexdigest()]) for *row, data in rows]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    lines = [json.dumps([*row, blake3(data).hexdigest()]) for *row, data in rows]
+    return blake3("".join(lines).encode()).hexdigest()
 
 
 class Client:
@@ -170,7 +170,7 @@ def test_a_sender_that_cannot_go_on_still_joins_every_gather(transport, without_
         raise OSError("no space left")
 
     trainer = trainer_of(transport, Counted(TENSORS), Client())
-    sent_by = {"shm": (transfer, "sha256_of"), "nccl": (nccl_engine, "packed_nccl_broadcast_producer")}
+    sent_by = {"shm": (transfer, "hash_of"), "nccl": (nccl_engine, "packed_nccl_broadcast_producer")}
     monkeypatch.setattr(*sent_by.get(transport, (ipc_engine, "packed_ipc_producer")), full)
     with pytest.raises(OSError, match="no space left"):
         trainer.send_weights()
