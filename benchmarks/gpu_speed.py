@@ -14,11 +14,12 @@ from gpu import Line
 from gpu_shapes import build, config_of
 from torch.distributed.device_mesh import DeviceMesh
 
+from cluster.planning.shapes import shape_of
 from learner.algorithms.table import TABLE
 from learner.batch.packing import columns, pack, plain_output
 from learner.config import LearnerConfig, OptimizerConfig
 from learner.models.policy import PolicyModel, visible
-from learner.models.sharding import decoder_layers, init_distributed, shard
+from learner.models.sharding import init_distributed, shard
 from learner.training.objectives import PolicyObjective
 from learner.training.trainer import Trainer
 from learner.types import PackedBatch, PolicyBatch
@@ -100,12 +101,9 @@ def batch_of(vocabulary: int, length: int, device: torch.device) -> PackedBatch[
 def operations(policy: PolicyModel, packed: PackedBatch) -> float:
     """Useful floating-point operations of an update, as the module's text says."""
     config = policy.causal_lm.config
-    layers = sum(p.numel() for layer in decoder_layers(policy) for p in layer.parameters())
-    queries = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     positions = sum(micro.input_ids_BT.numel() for micro in packed.micro_batches)
     seen = sum((visible(micro, torch.bfloat16, config) == 0).sum().item() for micro in packed.micro_batches)
-    head = config.vocab_size * config.hidden_size
-    return 6 * layers * positions + 6 * head * packed.trained_tokens + 12 * config.num_hidden_layers * queries * seen
+    return shape_of(config).useful(positions, seen, packed.trained_tokens)
 
 
 def matmul_peak(device: torch.device, size: int = 8192) -> float:

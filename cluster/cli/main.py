@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.cli import installation, judging
+from cluster.cli import installation, judging, planning
 from cluster.cli.ends import FAILED, WRONG_INPUT, home, perform, wrong_input
 from cluster.stopping import Stop
 
@@ -176,6 +176,7 @@ def export(
     typer.echo(out)
 
 
+app.add_typer(planning.app)
 app.add_typer(judging.app)
 
 

@@ -3,7 +3,7 @@
 Measured with vLLM 0.32 and torch 2.13 on two cores, as proportional set sizes, with models of 2 M and 100 M parameters: an
 engine held 1.0 GB (actor 0.45, EngineCore 0.55; with several ranks EngineCore 0.45 and each rank 0.6) and three copies of the
 weights beside its key-value cache, a learner rank 0.5 GB and 22 bytes a parameter alone in its group (and 12 more while a
-checkpoint is written), a reward actor 0.1 GB, driver and Ray 1 GB. Activations are not counted.
+checkpoint is written), a reward actor 0.1 GB, driver and Ray 1 GB. Activations are the caller's to count.
 """
 
 import os
@@ -46,8 +46,9 @@ def trained_models(config: RunConfig) -> tuple[int, bool]:
     return 1 + (Need.CRITIC in needs) + _members(config), Need.REFERENCE in needs
 
 
-def demands(config: RunConfig, parameters: int) -> list[Demand]:
-    """Of every role on CPUs; `parameters` is the policy's number, which reward models are taken to have too."""
+def demands(config: RunConfig, parameters: int, activations: float = 0.0) -> list[Demand]:
+    """Of every role on CPUs; `parameters` is the policy's number, which reward models are taken to have too, and `activations`
+    the bytes of a learner rank's largest micro-batch."""
     trained, reference = trained_models(config)
     rollout, learner, ranks = config.rollout, config.learner, config.rollout.tensor_parallel_size
     cache = (rollout.kv_cache_gb or KV_CACHE_GB) * 2**30
@@ -59,7 +60,7 @@ def demands(config: RunConfig, parameters: int) -> list[Demand]:
     sharded = ((16 + 12) * trained + 2 * WIDTH[learner.compute_dtype] * reference + kept) * parameters / max(1, learner.ranks)
     members = _members(config)
     reward = REWARD + (TORCH + 4 * members * parameters if members else 0)
-    rank = LEARNER + sharded + WIDTH["float32"] * parameters
+    rank = LEARNER + sharded + WIDTH["float32"] * parameters + activations
     return [
         Demand(role="rollout", count=rollout.workers, ranks=ranks, bytes=engine),
         Demand(role="learner", count=learner.ranks, ranks=1, bytes=rank),
@@ -82,7 +83,7 @@ def memory(wanted: list[Demand]) -> tuple[float, str]:
     """Bytes of all roles together, with the driver, and the sum in words."""
     needed = DRIVER + sum(demand.count * demand.bytes for demand in wanted)
     parts = " + ".join(f"{SETTING[d.role]} {d.count} x {d.bytes / GB:.2g} GB" for d in wanted if d.count)
-    return needed, f"memory: {parts} + driver {DRIVER / GB:g} GB = {needed / GB:.3g} GB (activations are not counted)"
+    return needed, f"memory: {parts} + driver {DRIVER / GB:g} GB = {needed / GB:.3g} GB"
 
 
 def parameters_of(model_dir: Path) -> int:

@@ -16,7 +16,9 @@ from cluster.config.recipe import ConfigError
 from cluster.config.run_config import RunConfig, load
 from cluster.fleet.demand import demands, memory, memory_here, too_many, trained_models
 from cluster.fleet.placement import PlacementError, bundles, fit
-from cluster.run.preflight_model import Model, check_model, check_reward_model, gpus_here, read_model
+from cluster.planning.memory import activations, in_words, of_recipe
+from cluster.planning.shapes import shape_of
+from cluster.run.preflight_model import Model, check_model, check_reward_model, gpu_memory_here, gpus_here, read_model
 from cluster.run.store import unusable
 from reward.judging.judges import gold_check, rule_pool, rule_row
 from reward.judging.pool import Judge
@@ -221,14 +223,24 @@ def _check_room(config: RunConfig, model: Model, report: Report) -> None:
     shared = "" if gpus else f", in turns on {cores} core{'s' * (cores > 1)}"
     report.facts.append(f"placement: {each} on this machine{shared}")
     if gpus:
+        _check_gpu_memory(config, model, report)
         return
-    needed = demands(config, model.parameters)
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    needed = demands(config, model.parameters, activations(shape_of(model.shape), config.learner, longest))
     report.problems += too_many(needed, cores, "this machine")
     (asked, words), here = memory(needed), memory_here()
     if asked <= here:
         report.facts.append(f"{words}, of {here / 1e9:.3g} GB")
     else:
         report.problems.append(f"{words}, and this machine has {here / 1e9:.3g} GB; expected fewer or smaller ones")
+
+
+def _check_gpu_memory(config: RunConfig, model: Model, report: Report) -> None:
+    """What a learner rank and an engine take of one of this machine's GPUs, as `cohort plan` counts it."""
+    here = gpu_memory_here()
+    for role, parts in of_recipe(config, shape_of(model.shape), here).items():
+        fact, needed = f"memory of a GPU: {role} {in_words(parts)} of {here / 1e9:.3g} GB", sum(parts.values())
+        (report.facts if needed <= here else report.warnings).append(fact)
 
 
 def _existing(path: Path) -> Path:

@@ -89,6 +89,13 @@ def gpus_here() -> int | None:
     return torch.cuda.device_count()
 
 
+def gpu_memory_here() -> float:
+    """Bytes of this machine's first GPU."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory
+
+
 def check_model(config: RunConfig, model: Model, report: Report) -> None:
     name, shape = config.model.path or config.model.init, model.shape
     positions, vocabulary = model.positions, shape.vocab_size

@@ -89,6 +89,13 @@ def pack(
     return PackedBatch(micro_batches=micros, trained_tokens=tokens, padding_share=padding / max(positions, 1))
 
 
+def layout(groups: Sequence[tuple[int, Sequence[int]]], max_tokens: int, world_size: int) -> list[list[tuple[int, int]]]:
+    """(rows, width) of every micro-batch of every rank, from lengths alone: of each group its prompt and its outputs."""
+    rows = [row for prompt, lengths in groups for row in _split(prompt, dict(enumerate(lengths)), max_tokens)]
+    plan = _deal(sorted(rows, key=lambda row: -row.width), max_tokens, world_size)
+    return [[(len(rows), rows[0].width) for rows in mine if rows] for mine in plan]
+
+
 def columns(packed: PackedBatch, outputs: Sequence[Output], values: PerToken) -> list[Tensor]:
     """Of a value for every output token: the float32 values of each micro-batch's trained tokens."""
     device = next((micro.device for micro in packed.micro_batches), None)

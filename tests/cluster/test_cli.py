@@ -12,7 +12,7 @@ from cluster.cli import main as cli
 from cluster.config.recipe import ConfigError
 
 QUICKSTART = Path(__file__).parents[2] / "deploy/recipes/quickstart.yaml"
-COMMANDS = ["train", "resume", "check", "describe", "report", "scale", "export", "score", "evaluate", "import-gguf"]
+COMMANDS = ["train", "resume", "check", "describe", "report", "scale", "plan", "export", "score", "evaluate", "import-gguf"]
 LIGHT = {"cluster", "attr", "rich", "typer", "pygments", "markdown_it", "mdurl", "shellingham"}
 """Beside what typer imports by itself."""
 

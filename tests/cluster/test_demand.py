@@ -63,6 +63,7 @@ def test_check_refuses_what_this_machine_cannot_hold(report, monkeypatch):  # no
     assert report("rollout.workers=40").problems == [], "the cluster is asked when the run connects"
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setattr("cluster.run.preflight.gpus_here", lambda: 2)
+    monkeypatch.setattr("cluster.run.preflight.gpu_memory_here", lambda: 85 * GB)
     monkeypatch.setattr("cluster.run.preflight.os.sched_getaffinity", lambda pid: set(range(4)))
     assert "placement: rollout 1 (1 GPU each), learner 1 (1 GPU each), reward 1 on this machine" in report().facts
     (problem,) = report("rollout.workers=2").problems

@@ -1,0 +1,144 @@
+"""Seconds of each phase of a step, from a model's operations and bytes and what a device reaches of its peaks.
+
+generate: an engine's step is the larger of its products and of reading the weights, then the keys and values of all requests,
+    and what launching, scheduling and tensor-parallel sums take
+train: products, or where these take longer the launches, or gathering the sharded weights; then AdamW's pass over its states
+sync: bytes of the weights over the slower link, and what is not bytes
+score: judging by the rule, or forward passes of reward models
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.fleet.demand import WIDTH
+from cluster.planning.hardware import COMPILED, Device
+from cluster.planning.shapes import Shape
+from cluster.planning.workload import Workload
+
+JUDGE_S = 2e-4
+"""Seconds of a judge for an output, by the rule."""
+STATE_BYTES = 28
+"""Of a parameter that AdamW reads and writes: weight, gradient and two moments, all but the gradient written again."""
+SLEEP_BYTES_S = 25e9
+"""Between host and GPU, for the weights of an engine that sleeps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the busiest learner rank computes for one pass over a step's outputs."""
+
+    positions: float
+    """Padding included."""
+    pairs: float
+    """Keys looked at, over all positions: a dense mask skips none."""
+    trained: float
+    """Tokens at which the output head is computed."""
+    micro_batches: int
+
+
+def load(work: Workload, batch: Sequence[Sequence[int]], ranks: int) -> Load:
+    """As outputs of these lengths are packed over so many ranks."""
+    from learner.batch.packing import layout
+
+    prompt = max(1, round(work.lengths.prompt))
+    plan = layout([(prompt, lengths) for lengths in batch], work.learner.max_tokens_per_microbatch, ranks)
+    return Load(
+        positions=max(sum(rows * width for rows, width in mine) for mine in plan),
+        pairs=max(sum(rows * width**2 for rows, width in mine) for mine in plan),
+        trained=sum(map(sum, batch)) / ranks,
+        micro_batches=max(map(len, plan)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learning:
+    """How a load is trained."""
+
+    reads: int
+    updates: int
+    models: int = 1
+    """That are stepped."""
+    dtype: str = "bfloat16"
+    recompute: bool = False
+    """Layers' forward pass a second time in backward."""
+
+
+def learning_of(work: Workload) -> Learning:
+    return Learning(reads=work.reads, updates=work.updates, models=work.trained, dtype=work.learner.compute_dtype)
+
+
+def train(shape: Shape, load: Load, how: Learning, device: Device, group: tuple[int, int]) -> float:
+    """Seconds of a step on a learner group: (ranks, how many of them are on a node)."""
+    (ranks, near), width, own = group, WIDTH[how.dtype], device.part(group[0])
+    body = shape.body(load.positions, load.pairs) / own.products(how.dtype)
+    head = 2 * shape.head * load.trained / own.products("float32")
+    launches = load.micro_batches * shape.layers * device.reached.layer_s
+    others = shape.parameters * (ranks - 1) / ranks * load.micro_batches
+    gather = 0.0 if device.is_cpu else others * width / device.send(within_node=ranks <= near)
+    reduced = 4 / width * gather
+    again = 1 + how.recompute
+    read = max(body + head, launches, gather)
+    # The head's logits are computed again in backward; weights are gathered for either direction.
+    update = max((2 + again) * body + 4 * head, (2 + again) * launches, 2 * gather + reduced)
+    adam = STATE_BYTES * shape.parameters / ranks / own.stream()
+    return how.reads * read + how.updates * how.models * (update + adam)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCost:
+    """Seconds of one engine."""
+
+    weights: float
+    """Reading the weights once."""
+    product: float
+    """Products of a token."""
+    key: float
+    """Reading the keys and values of a token."""
+    fixed: float
+    """Of a step, whatever is in it."""
+    request: float
+
+    def step(self, requests: float, tokens: float) -> float:
+        """Of a step that gives each request a token; `tokens` are in the cache."""
+        products = max(self.weights, requests * self.product) if requests else 0.0
+        return self.fixed + requests * self.request + products + tokens * self.key
+
+    def prefill(self, tokens: float) -> float:
+        """Of reading prompts."""
+        return tokens * self.product
+
+
+def engine(shape: Shape, work: Workload, device: Device, tensor_parallel: int, engines: int = 1) -> EngineCost:
+    """Of one of so many engines."""
+    width, own, reached = WIDTH[work.engine_dtype], device.part(engines), device.reached
+    launch = reached.layer_s * (COMPILED if work.compiled else 1.0)
+    reduce = reached.reduce_s * (tensor_parallel > 1)
+    split = min(tensor_parallel, shape.key_heads)
+    # The embedding is looked up, so that only one of it and the output head is multiplied with.
+    multiplied = shape.in_layers + shape.head
+    return EngineCost(
+        weights=width * multiplied / tensor_parallel / own.stream(),
+        product=2 * multiplied / tensor_parallel / own.products(work.engine_dtype),
+        key=shape.cached(width) / split / own.stream(),
+        fixed=reached.engine_s + shape.layers * (launch + reduce),
+        request=reached.request_s,
+    )
+
+
+def sync(shape: Shape, dtype: str, device: Device, *, within_node: bool, shared: bool = False) -> float:
+    """Of a weight update; `shared`: to engines that slept on the learner's GPUs, which wake."""
+    size = WIDTH[dtype] * shape.parameters
+    if shared:
+        return device.reached.update_s + size / device.stream() + 2 * size / SLEEP_BYTES_S
+    return device.reached.update_s + size / device.send(within_node=within_node)
+
+
+def score(shape: Shape, work: Workload, device: Device) -> float:
+    """Of all outputs of a step, on what the reward actors have."""
+    if not work.judged_by:
+        return work.samples * JUDGE_S / work.judges
+    gpus = 1.0 if device.is_cpu else work.reward_gpus
+    if not gpus:
+        return 0.0
+    tokens = work.samples * (work.lengths.prompt + work.lengths.output)
+    return work.judged_by * shape.body(tokens, 0.0) / (gpus * device.products("float32"))

@@ -1,0 +1,89 @@
+"""Bytes of a role on one GPU, part by part, as `cohort check` and `cohort plan` print them.
+
+Saved for backward in a layer, by position: both norms their input in float32 and two results, attention its queries, keys and
+values as wide as the queries and its result, the feed-forward layer four results of its inner width. Masks are dense.
+"""
+
+from cluster.config.run_config import RunConfig
+from cluster.fleet.demand import WIDTH
+from cluster.fleet.placement import shares_gpus
+from cluster.planning.hardware import GB
+from cluster.planning.shapes import Shape
+from cluster.planning.workload import Workload, lengths_of_recipe, workload_of
+from learner.config import LearnerConfig
+
+PROGRAM = 1.5 * GB
+"""Of CUDA, NCCL and what the allocator cannot use, for a process on a GPU."""
+ENGINE_ROOM = 8192
+"""Positions of an engine's largest forward pass."""
+Parts = dict[str, float]
+
+
+def saved(shape: Shape, width: int) -> float:
+    """Bytes that a position leaves for backward in all layers, of elements of this width."""
+    norms = 2 * (4 + 2 * width) * shape.hidden
+    return shape.layers * (norms + 4 * width * shape.queries + 4 * width * shape.inner)
+
+
+def activations(shape: Shape, learner: LearnerConfig, longest: float) -> float:
+    """Bytes of a learner rank's largest micro-batch, of rows with outputs of so many tokens with their prompts: what layers
+    save, the rows' masks, and a chunk's logits three times."""
+    width, tokens = WIDTH[learner.compute_dtype], max(learner.max_tokens_per_microbatch, longest)
+    mask = width * tokens * longest
+    return tokens * saved(shape, width) + mask + 3 * 4 * min(learner.logprob_chunk_tokens, tokens) * shape.vocabulary
+
+
+def learner(shape: Shape, work: Workload, ranks: int) -> Parts:
+    """Of each rank."""
+    width, sharded = WIDTH[work.learner.compute_dtype], shape.parameters / ranks
+    gathered = 2 * width * shape.in_layers / shape.layers + (2 * width + 4) * shape.head
+    return {
+        "weights": 4 * work.trained * sharded,
+        "gradients": 4 * work.trained * sharded,
+        "optimizer": 8 * work.trained * sharded,
+        "reference": width * work.reference * sharded,
+        "gathered": gathered if ranks > 1 else 0.0,
+        "activations": activations(shape, work.learner, work.longest),
+        "program": PROGRAM,
+    }
+
+
+def in_words(parts: Parts) -> str:
+    """The sum, in GB."""
+    shown = " + ".join(f"{name} {size / GB:.2g}" for name, size in parts.items() if size)
+    return f"{shown} = {sum(parts.values()) / GB:.3g}"
+
+
+def states(parts: Parts) -> float:
+    """Bytes that a learner rank holds while it does not train."""
+    return sum(parts[name] for name in ("weights", "optimizer", "reference", "program"))
+
+
+def engine(shape: Shape, work: Workload, tensor_parallel: int, memory: float, share: float) -> Parts:
+    """Of each GPU of an engine that may use this share of its memory; what is left is the cache, which may be below 0."""
+    width = WIDTH[work.engine_dtype]
+    fixed = {
+        "weights": width * shape.parameters / tensor_parallel,
+        "activations": ENGINE_ROOM * width * (4 * shape.hidden + 2 * shape.inner / tensor_parallel),
+        "logits": 4 * 2 * work.concurrent * shape.vocabulary,
+        "program": PROGRAM,
+    }
+    return fixed | {"cache": share * memory - sum(fixed.values())}
+
+
+def of_recipe(config: RunConfig, shape: Shape, memory: float) -> dict[str, Parts]:
+    """Of a GPU with this memory, by role, as the recipe has them laid out."""
+    stage = next((stage for stage in config.stages if stage.follows_policy), config.stages[0] if config.stages else None)
+    if stage is None:
+        return {}
+    work, size = workload_of(config, stage, lengths_of_recipe(config, None, None)), config.rollout.tensor_parallel_size
+    share = work.shared_utilization if shares_gpus(config) else work.utilization
+    found = {"engine": engine(shape, work, size, memory, share)}
+    return found | ({"learner": learner(shape, work, config.learner.ranks)} if config.learner.ranks else {})
+
+
+def room(shape: Shape, work: Workload, cache: float, tensor_parallel: int) -> int:
+    """Requests that an engine with a cache of these bytes on each of its GPUs runs at once; 0 where one does not fit."""
+    tokens = cache * min(tensor_parallel, shape.key_heads) / shape.cached(WIDTH[work.engine_dtype])
+    usual = work.lengths.prompt / work.group + work.lengths.output / 2
+    return min(work.concurrent, int(tokens / usual)) if tokens >= work.longest else 0

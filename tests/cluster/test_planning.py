@@ -1,0 +1,275 @@
+"""The planner's formulas against values worked by hand, and its simulation against closed forms."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from cluster.planning import cost, memory
+from cluster.planning.cost import EngineCost, Learning, Load
+from cluster.planning.hardware import GPUS, ON_CPU, Device, Reached, parse_gpus
+from cluster.planning.pipeline import Ahead, Engine, Timing, dealt, simulate
+from cluster.planning.shapes import read_shape
+from cluster.planning.workload import Lengths, Workload, lengths_of_run
+from learner.batch.packing import layout, pack, plain_output
+from learner.config import LearnerConfig
+
+LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+SMOLLM2 = LLAMA | {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+LLAMA_7B = LLAMA | {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "vocab_size": 32000, "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN_7B = {
+    "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
+}  # fmt: skip
+EVEN = Reached(
+    products={"float32": 1.0, "bfloat16": 0.5}, stream=1.0, send=0.5, layer_s=0.0, engine_s=0.0, request_s=0.0, reduce_s=0.0,
+    update_s=2.0,
+)  # fmt: skip
+DEVICE = Device(
+    name="round", narrow=1e12, wide=1e11, memory=1e11, bandwidth=1e12, link=1e11, network=1e10, reached=EVEN
+)  # fmt: skip
+
+
+@pytest.fixture
+def shape(tmp_path):
+    def read(config):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return read_shape(tmp_path)
+
+    return read
+
+
+def work(**given):
+    lengths = given.pop("lengths", Lengths(prompt=100, output=200, limit=400))
+    return Workload(**{"lengths": lengths, "questions": 8, "group": 4} | given)
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "in_layers", "cached"),
+    [
+        (SMOLLM2, 134_515_008, 106_202_880, 23_040),  # 30 x (2 x 576^2 + 2 x 576 x 192 + 3 x 576 x 1536 + 2 x 576)
+        (LLAMA_7B, 6_738_415_616, 6_476_267_520, 524_288),
+        (QWEN_7B, 7_615_616_512, 6_525_618_176, 57_344),
+    ],
+    ids=["smollm2-135m", "llama-7b", "qwen2.5-7b"],
+)
+def test_parameters_and_the_cache_of_a_token(shape, config, parameters, in_layers, cached):
+    found = shape(config)
+    assert (found.parameters, found.in_layers, found.cached(2)) == (parameters, in_layers, cached)
+    assert found.head == config["vocab_size"] * config["hidden_size"]
+    embeddings = found.head * (1 if config["tie_word_embeddings"] else 2)
+    assert found.parameters == found.in_layers + embeddings + config["hidden_size"], "and the last norm"
+
+
+def test_operations_are_six_a_weight_and_token_and_those_of_attention(shape):
+    found = shape(LLAMA_7B)
+    weights = 6_476_267_520 + 32000 * 4096
+    assert found.useful(1, 0, 1) == 6 * weights
+    # Of 1,024 tokens, each of which looks at 512 keys in the mean: 12 x layers x width of the queries for each.
+    assert found.useful(1024, 1024 * 512, 1024) == 6 * weights * 1024 + 12 * 32 * 4096 * 1024 * 512
+
+
+def test_what_is_no_dense_text_model_is_refused(tmp_path, shape):
+    with pytest.raises(ValueError, match="found no config.json; a plan needs nothing else"):
+        read_shape(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="num_experts is 8, a mixture of experts"):
+        shape(QWEN_7B | {"model_type": "qwen2_moe", "num_experts": 8})
+
+
+def test_the_layout_of_lengths_is_that_of_the_packed_outputs():
+    groups = [(30, [50, 10, 40]), (200, [300, 20, 90, 90]), (5, [7])]
+    outputs = [plain_output(g, (1,) * prompt, (2,) * n) for g, (prompt, lengths) in enumerate(groups) for n in lengths]
+    for ranks in (1, 2):
+        plan = layout(groups, 512, ranks)
+        for rank, mine in enumerate(plan):
+            micros = pack(outputs, max_tokens=512, of_rank=(rank, ranks)).micro_batches
+            assert mine == [tuple(m.input_ids_BT.shape) for m in micros if m.target_N.numel()]
+    assert sum(rows * width for rows, width in layout(groups, 512, 1)[0]) >= 30 + 100 + 200 + 500 + 5 + 7
+
+
+def test_the_load_is_the_busiest_ranks(shape):
+    ahead = work(learner=LearnerConfig(max_tokens_per_microbatch=512), lengths=Lengths(prompt=100, output=100, limit=100))
+    found = cost.load(ahead, [[100, 100], [100, 100], [100, 100]], 2)
+    # A row of 300 has a group; two of the three are on one rank, in a micro-batch each.
+    assert found == Load(positions=600, pairs=2 * 300**2, trained=300, micro_batches=2)
+
+
+def test_seconds_of_training_worked_by_hand(shape):
+    model, load = shape(SMOLLM2), Load(positions=1000, pairs=50_000, trained=800, micro_batches=2)
+    body = (2 * 106_202_880 * 1000 + 4 * 30 * 576 * 50_000) / 5e11
+    head = 2 * 49152 * 576 * 800 / 1e11
+    adam = 28 * 134_515_008 / 1e12
+    one = cost.train(model, load, Learning(reads=1, updates=2), DEVICE, (1, 8))
+    assert one == pytest.approx((body + head) + 2 * (3 * body + 4 * head + adam))
+    again = cost.train(model, load, Learning(reads=0, updates=1, recompute=True), DEVICE, (1, 8))
+    assert again == pytest.approx(4 * body + 4 * head + adam)
+
+
+def test_training_waits_for_gathered_weights_and_for_launches(shape):
+    model, load = shape(SMOLLM2), Load(positions=1, pairs=1, trained=1, micro_batches=3)
+    moved = 134_515_008 * 3 / 4 * 3
+    far = cost.train(model, load, Learning(reads=1, updates=1), DEVICE, (4, 2))
+    # 2 bytes to gather each way and 4 to reduce, over the network, at half of its rate.
+    assert far == pytest.approx(moved * (2 + 2 + 2 + 4) / 5e9 + 28 * 134_515_008 / 4 / 1e12)
+    slow = replace(DEVICE, reached=replace(EVEN, layer_s=1.0))
+    assert cost.train(model, load, Learning(reads=1, updates=1), slow, (1, 1)) == pytest.approx(3 * 30 * (1 + 3), rel=1e-3)
+
+
+def test_seconds_of_an_engine_worked_by_hand(shape):
+    model, each = shape(LLAMA_7B), {"engines": 1, "tensor_parallel": 2}
+    found = cost.engine(model, work(), DEVICE, **each)
+    weights = 6_476_267_520 + 32000 * 4096
+    assert found.weights == pytest.approx(2 * weights / 2 / 1e12)
+    assert found.product == pytest.approx(2 * weights / 2 / 5e11)
+    assert found.key == pytest.approx(524_288 / 2 / 1e12)
+    few, many = found.step(1, 0), found.step(100, 0)
+    assert few == pytest.approx(found.product * 1 if found.product > found.weights else found.weights)
+    assert many == pytest.approx(100 * found.product)
+    assert found.step(100, 1e6) - many == pytest.approx(1e6 * found.key)
+    three = cost.engine(model, work(), replace(DEVICE, reached=replace(EVEN, engine_s=0.5, layer_s=0.1, reduce_s=0.01)), **each)
+    assert three.fixed == pytest.approx(0.5 + 32 * 0.11)
+    assert cost.engine(shape(QWEN_7B), work(), DEVICE, 8).key == pytest.approx(57_344 / 4 / 1e12), "4 key heads, 8 ranks"
+
+
+def test_seconds_of_a_weight_update_and_of_scoring(shape):
+    model = shape(SMOLLM2)
+    assert cost.sync(model, "bfloat16", DEVICE, within_node=True) == pytest.approx(2 + 2 * 134_515_008 / 5e10)
+    assert cost.sync(model, "float32", DEVICE, within_node=False) == pytest.approx(2 + 4 * 134_515_008 / 5e9)
+    assert cost.score(model, work(judges=4), DEVICE) == pytest.approx(32 * cost.JUDGE_S / 4)
+    by_model = cost.score(model, work(judged_by=2, reward_gpus=1.0), DEVICE)
+    assert by_model == pytest.approx(2 * 2 * 106_202_880 * 32 * 300 / 1e11)
+
+
+def test_cores_are_shared_by_the_programs_that_compute_at_once(shape):
+    model, cpu = shape(SMOLLM2), replace(DEVICE, reached=ON_CPU)
+    load = Load(positions=1000, pairs=1000, trained=1000, micro_batches=1)
+    one, two = (cost.train(model, load, Learning(reads=0, updates=1), cpu, (ranks, 1)) for ranks in (1, 2))
+    # Twice as long for the products; AdamW's states are halved too.
+    assert two == pytest.approx(2 * one, rel=0.1) and two < 2 * one
+
+
+def test_memory_of_a_learner_rank_worked_by_hand(shape):
+    model = shape(LLAMA_7B)
+    asked = work(reference=True, learner=LearnerConfig(compute_dtype="bfloat16", max_tokens_per_microbatch=1000))
+    parts = memory.learner(model, asked, 4)
+    n = 6_738_415_616
+    assert parts["weights"] == parts["gradients"] == parts["optimizer"] / 2 == 4 * n / 4
+    assert parts["reference"] == 2 * n / 4
+    saved = 32 * (2 * 8 * 4096 + 8 * 4096 + 8 * 11008)
+    assert parts["activations"] == 1000 * saved + 2 * 1000 * 500 + 12 * 512 * 32000
+    assert parts["gathered"] == 2 * 2 * 6_476_267_520 / 32 + 8 * 32000 * 4096
+    assert memory.learner(model, replace(asked, trained=2), 4)["optimizer"] == 2 * parts["optimizer"]
+    assert memory.learner(model, asked, 1)["gathered"] == 0
+
+
+def test_an_engines_cache_is_what_is_left_and_holds_so_many_outputs(shape):
+    model = shape(LLAMA_7B)
+    parts = memory.engine(model, work(), 1, 80e9, 0.5)
+    assert sum(parts.values()) == pytest.approx(40e9)
+    assert parts["weights"] == 2 * 6_738_415_616
+    # Of prompts a group's share, of outputs half: 100 / 4 + 200 / 2 tokens each, 524,288 bytes a token.
+    assert memory.room(model, work(), 524_288 * 12_500, 1) == 100
+    assert memory.room(model, work(), 524_288 * 499, 1) == 0, "the longest, 100 + 400, does not fit"
+    assert memory.room(model, work(concurrent=7), 80e9, 1) == 7
+
+
+def test_lengths_have_the_asked_mean_and_limit():
+    lengths = Lengths(prompt=10, output=300, limit=1000)
+    drawn = lengths.draw(4000, 0)
+    assert sum(drawn) / 4000 == pytest.approx(300, rel=0.03)
+    assert max(drawn) == 1000 and sorted(drawn)[2000] < 290, "some are cut off, and half is below the mean"
+    assert drawn == lengths.draw(4000, 0) != lengths.draw(4000, 1)
+    assert set(Lengths(prompt=1, output=4, limit=9, seen=(3, 5)).draw(50, 0)) == {3, 5}
+
+
+def test_lengths_of_a_run_are_those_of_its_newest_samples(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for step, stage, length in ((9, "grpo", 3), (10, "grpo", 6), (11, "other", 8)):
+        rows = [{"group": f"{stage}/0", "prompt_ids": [1] * 4, "output_ids": [1] * n} for n in (length, length + 2)]
+        (tmp_path / f"samples/step_{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = lengths_of_run(tmp_path, "grpo", 7)
+    assert (found.prompt, found.output, found.seen, found.source) == (4, 6.5, (6, 7), "2 outputs of step_10")
+    with pytest.raises(ValueError, match="found no samples of stage ppo"):
+        lengths_of_run(tmp_path, "ppo", 7)
+
+
+# One token a second for every request, whatever the batch: a wave takes as long as its longest output.
+STEADY = EngineCost(weights=0.0, product=0.0, key=0.0, fixed=1.0, request=0.0)
+
+
+def course(lengths, timing, *, requests=10**6, engines=1, waves=12, each=STEADY):
+    run = [Engine(cost=each, requests=requests) for _ in range(engines)]
+    return simulate(run, [dealt(lengths, 1, engines)] * waves, timing)
+
+
+def test_without_staleness_a_step_is_the_sum_of_its_phases():
+    found = course([[10, 4], [7]], Timing(train=5.0, sync=2.0, score=1.0))
+    assert (found.step, found.generate, found.waiting) == pytest.approx((10 + 1 + 5 + 2, 10, 11))
+    assert (found.rollout_busy, found.learner_busy) == pytest.approx((10 / 18, 5 / 18))
+
+
+@pytest.mark.parametrize(("length", "train"), [(10, 10.0), (10, 100.0), (10, 1.0), (100, 99.0)])
+def test_a_step_ahead_a_step_is_the_longer_of_sampling_and_training(length, train):
+    found = course([[length]], Timing(train=train, sync=2.0, score=0.0, ahead=Ahead(1)))
+    assert found.step == pytest.approx(max(length, train) + 2)
+    assert found.learner_busy == pytest.approx(train / found.step)
+    assert found.waiting == pytest.approx(0.0), "it waits to publish"
+
+
+def test_scheduled_a_larger_bound_changes_nothing_where_waves_take_equally_long():
+    timing = Timing(train=10.0, sync=1.0, score=0.0, ahead=Ahead(1))
+    far = replace(timing, ahead=Ahead(3))
+    assert course([[20]], far, waves=20).step == pytest.approx(course([[20]], timing, waves=20).step)
+
+
+def test_in_flight_no_step_waits_for_a_longest_output_alone():
+    lengths, timing = [[100, *[10] * 9]], Timing(train=1.0, sync=0.0, score=0.0, ahead=Ahead(9), keep_kv=True)
+    assert course(lengths, timing, waves=60).step == pytest.approx(100, rel=0.02)
+    flying = course(lengths, replace(timing, ahead=Ahead(9, in_flight=True)), waves=69)
+    # Ten waves are under way at once, each 100 s long; the learner's second comes once in such a round.
+    assert flying.step == pytest.approx(101 / 10)
+
+
+def test_in_flight_an_update_interrupts_and_computes_the_cache_anew():
+    each = replace(STEADY, product=0.01)
+    timing = Timing(train=4.0, sync=3.0, score=0.0, ahead=Ahead(0, in_flight=True), keep_kv=True)
+    kept = course([[10]], timing, each=each)
+    assert kept.step == pytest.approx(0.01 + 10 * 1.01 + 4 + 3), "nothing is under way when it comes"
+    over = replace(timing, ahead=Ahead(1, in_flight=True))
+    assert course([[10]], over, each=each).step < course([[10]], replace(over, keep_kv=False), each=each).step
+
+
+def test_an_engine_runs_no_more_at_once_than_it_may():
+    assert course([[4, 4, 4, 4]], Timing(train=0.0, sync=0.0, score=0.0), requests=2).step == pytest.approx(8)
+    assert course([[4, 4, 4, 4]], Timing(train=0.0, sync=0.0, score=0.0), requests=4).step == pytest.approx(4)
+    uneven = course([[9, 1, 1, 1]], Timing(train=0.0, sync=0.0, score=0.0), requests=2)
+    assert uneven.step == pytest.approx(9), "short ones take turns beside the long one"
+
+
+def test_groups_are_dealt_to_engines_in_turn_and_the_last_engine_ends_the_wave():
+    lengths = [[10], [2], [3], [2]]
+    assert [[len(part) for _, part in wave] for wave in dealt(lengths, 1, 3)] == [[1, 1], [1], [1]]
+    assert course(lengths, Timing(train=0.0, sync=0.0, score=0.0), engines=2).step == pytest.approx(10)
+    assert course(lengths[:1], Timing(train=0.0, sync=0.0, score=0.0), engines=2).rollout_busy == pytest.approx(0.5)
+
+
+def test_reading_prompts_and_caches_takes_its_time():
+    each = EngineCost(weights=0.0, product=0.5, key=1.0, fixed=0.0, request=0.0)
+    run = [Engine(cost=each, requests=9)]
+    # A prompt of 5 is read once for its group of one, then ten tokens look at 5 to 15 keys.
+    found = simulate(run, [[[(5, [10])]]], Timing(train=0.0, sync=0.0, score=0.0))
+    assert found.generate == pytest.approx(5 * 0.5 + 10 * 0.5 + 10 * (5 + 10 / 2))
+
+
+def test_gpus_are_named_as_number_and_kind():
+    assert parse_gpus("8xH100") == (GPUS["H100"], 8) and parse_gpus("4090") == (GPUS["4090"], 1)
+    assert parse_gpus("2xa100-80") == (GPUS["A100-80"], 2)
+    for text in ("8xH10", "0xH100", "8 H100", ""):
+        with pytest.raises(ValueError, match="expected a number and a kind, as in 8xH100, of H100, H200"):
+            parse_gpus(text)
