@@ -64,14 +64,16 @@ class Learning:
 
 
 def learning_of(work: Workload) -> Learning:
-    return Learning(reads=work.reads, updates=work.updates, models=work.trained, dtype=work.learner.compute_dtype)
+    again = work.learner.activation_checkpointing == "full"
+    how = {"models": work.trained, "dtype": work.learner.compute_dtype, "recompute": again}
+    return Learning(reads=work.reads, updates=work.updates, **how)
 
 
 def train(shape: Shape, load: Load, how: Learning, device: Device, group: tuple[int, int]) -> float:
     """Seconds of a step on a learner group: (ranks, how many of them are on a node)."""
     (ranks, near), width, own = group, WIDTH[how.dtype], device.part(group[0])
     body = shape.body(load.positions, load.pairs) / own.products(how.dtype)
-    head = 2 * shape.head * load.trained / own.products("float32")
+    head = 2 * shape.head * load.trained / own.head(how.dtype)
     launches = load.micro_batches * shape.layers * device.reached.layer_s
     others = shape.parameters * (ranks - 1) / ranks * load.micro_batches
     gather = 0.0 if device.is_cpu else others * width / device.send(within_node=ranks <= near)

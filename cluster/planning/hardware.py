@@ -58,7 +58,7 @@ class Device:
     narrow: float
     """bfloat16 FLOP/s."""
     wide: float
-    """FLOP/s of float32 products; TF32 on GPUs."""
+    """FLOP/s of float32 products; of GPUs without TF32, which only the output head of a bfloat16 model uses."""
     memory: float
     bandwidth: float
     """Of its memory, bytes/s."""
@@ -76,6 +76,10 @@ class Device:
         """FLOP/s that matrix products of the dtype reach."""
         return self.reached.products[dtype] * (self.narrow if dtype == "bfloat16" else self.wide)
 
+    def head(self, dtype: str) -> float:
+        """FLOP/s that the output head's products reach, which are added up in float32: a GPU makes bfloat16's in TF32."""
+        return self.products(dtype) / (2 if dtype == "bfloat16" and not self.is_cpu else 1)
+
     def stream(self) -> float:
         """Bytes/s that are read."""
         return self.reached.stream * self.bandwidth
@@ -91,35 +95,35 @@ class Device:
         return self.reached.send * (self.link if within_node else self.network)
 
 
-def _gpu(name: str, tflops: float, gib: float, tb_s: float, link_gb_s: float, network_gb_s: float) -> Device:
+def _gpu(name: str, tflops: tuple[float, float], gib: float, tb_s: float, links_gb_s: tuple[float, float]) -> Device:
     return Device(
         name=name,
-        narrow=tflops * 1e12,
-        wide=tflops * 1e12 / 2,
+        narrow=tflops[0] * 1e12,
+        wide=tflops[1] * 1e12,
         memory=gib * 2**30,
         bandwidth=tb_s * 1e12,
-        link=link_gb_s * GB,
-        network=network_gb_s * GB,
+        link=links_gb_s[0] * GB,
+        network=links_gb_s[1] * GB,
     )
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        #    name       TFLOP/s  GiB   TB/s  link   network, GB/s a GPU
-        _gpu("H100", 989, 79.2, 3.35, 450, 50),
-        _gpu("H200", 989, 139.8, 4.8, 450, 50),
-        _gpu("H800", 989, 79.2, 3.35, 200, 50),
-        _gpu("H20", 148, 95.6, 4.0, 450, 50),
-        _gpu("B200", 2250, 178.0, 7.7, 900, 50),
-        _gpu("GB200", 2450, 184.0, 8.0, 900, 100),
-        _gpu("A100-80", 312, 79.2, 2.0, 300, 25),
-        _gpu("A100-40", 312, 39.4, 1.55, 300, 25),
-        _gpu("A6000", 155, 47.5, 0.77, 25, 3),
-        _gpu("L40S", 362, 44.4, 0.86, 25, 6),
-        _gpu("L4", 121, 22.0, 0.3, 12, 3),
-        _gpu("4090", 165, 23.5, 1.0, 12, 3),
-        _gpu("5090", 210, 31.4, 1.79, 25, 3),
+        #    name       TFLOP/s (fp32)  GiB  TB/s  GB/s to a neighbour, and to another node
+        _gpu("H100", (989, 67), 79.2, 3.35, (450, 50)),
+        _gpu("H200", (989, 67), 139.8, 4.8, (450, 50)),
+        _gpu("H800", (989, 67), 79.2, 3.35, (200, 50)),
+        _gpu("H20", (148, 44), 95.6, 4.0, (450, 50)),
+        _gpu("B200", (2250, 75), 178.0, 7.7, (900, 50)),
+        _gpu("GB200", (2450, 80), 184.0, 8.0, (900, 100)),
+        _gpu("A100-80", (312, 19.5), 79.2, 2.0, (300, 25)),
+        _gpu("A100-40", (312, 19.5), 39.4, 1.55, (300, 25)),
+        _gpu("A6000", (155, 38.7), 47.5, 0.77, (25, 3)),
+        _gpu("L40S", (362, 91.6), 44.4, 0.86, (25, 6)),
+        _gpu("L4", (121, 30.3), 22.0, 0.3, (12, 3)),
+        _gpu("4090", (165, 82.6), 23.5, 1.0, (12, 3)),
+        _gpu("5090", (210, 104.8), 31.4, 1.79, (25, 3)),
     )
 }
 """Network: one 400 Gb/s card a GPU beside H100 and later, 200 beside A100, 100 to 400 shared by a node of the others."""

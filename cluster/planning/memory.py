@@ -19,10 +19,14 @@ ENGINE_ROOM = 8192
 Parts = dict[str, float]
 
 
-def saved(shape: Shape, width: int) -> float:
-    """Bytes that a position leaves for backward in all layers, of elements of this width."""
-    norms = 2 * (4 + 2 * width) * shape.hidden
-    return shape.layers * (norms + 4 * width * shape.queries + 4 * width * shape.inner)
+def saved(shape: Shape, learner: LearnerConfig) -> float:
+    """Bytes that a position leaves for backward in all layers; with checkpointing one layer has them all, and the others their
+    input, selectively the results of attention and products too."""
+    width = WIDTH[learner.compute_dtype]
+    layer = 2 * (4 + 2 * width) * shape.hidden + 4 * width * shape.queries + 4 * width * shape.inner
+    products = 3 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 2 * shape.inner
+    kept = {"none": layer, "selective": width * products, "full": width * shape.hidden}
+    return layer + (shape.layers - 1) * kept[learner.activation_checkpointing]
 
 
 def activations(shape: Shape, learner: LearnerConfig, longest: float) -> float:
@@ -30,7 +34,7 @@ def activations(shape: Shape, learner: LearnerConfig, longest: float) -> float:
     save, the rows' masks, and a chunk's logits three times."""
     width, tokens = WIDTH[learner.compute_dtype], max(learner.max_tokens_per_microbatch, longest)
     mask = width * tokens * longest
-    return tokens * saved(shape, width) + mask + 3 * 4 * min(learner.logprob_chunk_tokens, tokens) * shape.vocabulary
+    return tokens * saved(shape, learner) + mask + 3 * 4 * min(learner.logprob_chunk_tokens, tokens) * shape.vocabulary
 
 
 def learner(shape: Shape, work: Workload, ranks: int) -> Parts:

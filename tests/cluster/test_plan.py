@@ -158,7 +158,7 @@ def test_the_table_says_what_it_was_made_of_and_fits_a_log(recipe):
     assert lines[1] == "model: 7616 M parameters, 57.3 kB of cache a token in bfloat16"
     assert lines[2] == "tokens: prompts 16, outputs 300, at most 1024 (half of data.max_prompt_tokens)"
     assert lines[3].startswith(
-        "hardware: 1 x 8 x H100: 989 TFLOP/s bf16, 494 fp32, of which 40% in bfloat16; 85 GB at 3350 GB/s"
+        "hardware: 1 x 8 x H100: 989 TFLOP/s bf16, 67 fp32, of which 40% in bfloat16; 85 GB at 3350 GB/s"
     )
     table = done.stdout[done.stdout.index("shared") :]
     for head in (

@@ -1,6 +1,6 @@
 """How near the learner comes to what this machine can multiply, what sharing prompts saves, and how exact the output head is.
 
-    python benchmarks/learner.py [--parts samples shared long head] [--out learner.json]
+    python benchmarks/learner_speed.py [--parts samples shared long head] [--out learner.json]
 
 Updates of a randomly initialised model of SmolLM2-135M's shape, bfloat16 with float32 masters, packed as a run packs them; the
 peak is that of a product of bfloat16 matrices in the same run, between the updates. Useful operations are counted as in
