@@ -7,8 +7,28 @@ from pydantic import Field, model_validator
 from rollout.config import Strict, refusal
 
 
+class LoraConfig(Strict):
+    """A low-rank adapter (arXiv 2106.09685): W + alpha / rank B A is trained of a weight W, and W stays as it is.
+
+    There is no dropout: with one the trained policy would not be the sampled one.
+    """
+
+    rank: int = Field(default=32, gt=0)
+    alpha: int | None = Field(default=None, gt=0)
+    """By default twice the rank."""
+    targets: tuple[str, ...] = ()
+    """Linear layers by the last part of their names, such as q_proj; by default all of the decoder."""
+    send: Literal["adapter", "merged"] = "adapter"
+    """What goes to the engines: A and B, which every engine merges with the base on its disk; or the merged weights, all of
+    them, over any transport."""
+
+    @property
+    def scale(self) -> float:
+        return (self.alpha or 2 * self.rank) / self.rank
+
+
 class LearnerConfig(Strict):
-    """The FSDP group: how the arithmetic is laid out, never what it computes."""
+    """The FSDP group: how the arithmetic is laid out, and whether the whole policy is trained or an adapter."""
 
     ranks: int = Field(default=1, ge=0)
     """Learner actors, one per rank (one per GPU when there are GPUs)."""
@@ -23,6 +43,8 @@ class LearnerConfig(Strict):
     and attention; all."""
     cores_per_rank: int | None = Field(default=None, gt=0)
     """CPU threads of a rank; by default the cores are divided among the ranks of a node."""
+    lora: LoraConfig | None = None
+    """Train an adapter of the policy instead of its weights."""
 
 
 class OptimizerConfig(Strict):

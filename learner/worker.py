@@ -14,7 +14,8 @@ from learner.algorithms.cells import Need
 from learner.algorithms.table import Algorithm, RewardModelRow
 from learner.batch.packing import Output, pack, plain_output
 from learner.config import LearnerConfig
-from learner.models.policy import DTYPES, PolicyModel, load_policy
+from learner.models.lora import AdapterReference, adapt
+from learner.models.policy import DTYPES, load_policy
 from learner.models.scalars import load_given, take_backbone, zero_heads
 from learner.models.sharding import Model, copy_shards, gather_by_slot, init_distributed, read_all, shard
 from learner.models.supported import check_packing
@@ -73,6 +74,8 @@ class LearnerWorker:
         pick_kernels()
         model = load_policy(model_dir, torch.float32, config.logprob_chunk_tokens)
         check_packing(model)
+        if config.lora is not None:
+            adapt(model, config.lora)
         self._mesh = init_distributed(rank, world_size, rendezvous, timeout_seconds)
         self._device = torch.device(self._mesh.device_type)
         self._compute_dtype = DTYPES[config.compute_dtype]
@@ -112,12 +115,16 @@ class LearnerWorker:
         return reward_stage.scalars_at_targets(self._held_reward_model(), self._pack, batch)
 
     def source(self, dtype: str, model: Literal["policy", "reward_model"] = "policy") -> ModelWeights:
-        """The weights as (name, tensor of `dtype`); iterating it is a collective.
+        """The weights as (name, tensor of `dtype`), or a policy's adapter where that is sent; iterating it is a collective.
 
         The reward model's is good until `load` or the stage that first makes one.
         """
-        module = {"policy": lambda: self._policy.causal_lm, "reward_model": self._held_reward_model}[model]()
-        return ModelWeights(module, DTYPES[dtype])
+        if model == "reward_model":
+            return ModelWeights(self._held_reward_model(), DTYPES[dtype])
+        lora = self._config.lora
+        return ModelWeights(
+            self._policy.causal_lm, DTYPES[dtype], lora.scale if lora is not None and lora.send == "adapter" else None
+        )
 
     def save(self, directory: Path, written: checkpoint.Written = lambda files: None) -> None:
         """Checkpoint all models, optimizers and schedules, which may change when this returns; the files are written behind.
@@ -142,9 +149,11 @@ class LearnerWorker:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def export(self, directory: Path, dtype: str = "float32") -> None:
-        """Write the policy as a transformers directory with its tokenizer. A collective; rank 0 writes."""
-        checkpoint.export(directory, self._policy, self._model_dir, DTYPES[dtype])
+    def export(self, directory: Path, dtype: str = "float32", *, adapter: bool = False) -> None:
+        """Write the policy as a transformers directory with its tokenizer, or its `adapter` as one for peft. A collective;
+        rank 0 writes."""
+        write = checkpoint.export_adapter if adapter else checkpoint.export
+        write(directory, self._policy, self._model_dir, DTYPES[dtype])
 
     def export_reward_model(self, directory: Path) -> None:
         """Write the reward model as `reward.model.load` and transformers read it. A collective; rank 0 writes."""
@@ -168,7 +177,7 @@ class LearnerWorker:
         dist.destroy_process_group()
 
     def _policy_stage(self, spec: StageSpec, row: Algorithm) -> PolicyStage:
-        make = {Need.REFERENCE: self._frozen_copy, Need.CRITIC: lambda: self._critic(spec.seed)}
+        make = {Need.REFERENCE: self._reference, Need.CRITIC: lambda: self._critic(spec.seed)}
         needed = {str(need): make[need]() for need in make if need in row.needs}
         return PolicyStage(spec, row, self._pack, {"policy": self._policy} | needed)
 
@@ -197,8 +206,10 @@ class LearnerWorker:
     def _sharded(self, model: Model) -> Model:
         return shard(model, self._mesh, self._compute_dtype, checkpointing=self._config.activation_checkpointing)
 
-    def _frozen_copy(self) -> PolicyModel:
-        """The current policy as a second sharded model in the compute dtype."""
+    def _reference(self) -> nn.Module:
+        """The current policy, frozen: as a second sharded model in the compute dtype, or a copy of its adapter."""
+        if self._config.lora is not None:
+            return AdapterReference(self._policy)
         copy = load_policy(self._model_dir, self._compute_dtype, self._config.logprob_chunk_tokens).requires_grad_(False)
         copy = self._sharded(copy)
         copy_shards(copy, self._policy)

@@ -225,8 +225,8 @@ class RolloutConfig(Strict):
     tools: ToolsConfig | None = None
     """Run the programs of an output and show it what they print; None for chain of thought."""
     transport: Literal["auto", "shm", "nccl", "ipc"] = "auto"
-    """How weights reach the engines; auto is shm on the CPU and nccl between GPUs. With ipc an engine shares
-    its GPUs with learner ranks."""
+    """How weights reach the engines; auto is shm on the CPU and for an adapter, else nccl between GPUs. With ipc an engine
+    shares its GPUs with learner ranks."""
     keep_kv: bool = False
     """Outputs that are in flight when the weights change keep keys and values of the older ones; by default they are computed
     anew, which is exact and takes as long as reading the output once. Read where a stage is `in_flight`."""

@@ -165,6 +165,7 @@ def export(
     step: Annotated[int | None, typer.Option(help="The checkpoint's step; by default the newest.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights; the learner's own is float32.")] = "float32",
     best: Annotated[bool, typer.Option("--best", help="The checkpoint with the best held-out accuracy.")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Only the adapter of learner.lora, for peft.")] = False,
 ) -> None:
     """Write a checkpoint's policy as a Hugging Face directory."""
     from cluster.run.resume import export
@@ -172,7 +173,7 @@ def export(
     with wrong_input():
         if best and step is not None:
             raise ValueError("--best: given with --step, expected one of them")
-        export(run, out, step, dtype, best=best)
+        export(run, out, step, dtype, best=best, adapter=adapter)
     typer.echo(out)
 
 

@@ -34,6 +34,7 @@ def contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
         if at and ":" in user or "?" in rest:
             out.append((("mirror",), "found a password, and config.yaml would keep it; expected it where fsspec looks for it"))
     out += _reward_model_contradictions(config) + _unread_rewards(config) + _unread_without_training(config)
+    out += _adapter_contradictions(config)
     sharing, engines = config.rollout, config.rollout.workers * config.rollout.tensor_parallel_size
     if (sharing.sleep or sharing.transport == "ipc") and config.learner.ranks not in (0, engines):
         found = f"{config.learner.ranks}, and the engines that share GPUs with the ranks have {engines}"
@@ -103,6 +104,20 @@ def _reward_model_contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
     if config.data.labelled_steps and boundary != "newline":
         why = f"found '{boundary}', but the steps of data.labelled_steps end with a newline; expected newline"
         out.append((("reward", "model", "step_boundary"), why))
+    return out
+
+
+def _adapter_contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
+    """An adapter is of a policy in training, and goes to the engines through shared memory."""
+    lora, out = config.learner.lora, []
+    if lora is None:
+        return out
+    if config.stages and not any(stage.trains_policy for stage in config.stages):
+        out.append((("learner", "lora"), "given, but no stage trains the policy"))
+    if lora.send == "adapter" and (config.rollout.sleep or config.rollout.transport in ("nccl", "ipc")):
+        how = "rollout.sleep asks for ipc" if config.rollout.sleep else f"rollout.transport is {config.rollout.transport}"
+        why = f"found adapter, which goes through shared memory, and {how}; expected merged, or transport: shm"
+        out.append((("learner", "lora", "send"), why))
     return out
 
 

@@ -20,7 +20,7 @@ IMMUTABLE = (
     *("name", "output", "seed", "model", "data"),
     *(f"stages.*.{key}" for key in ("name", "algorithm", "questions_per_step", "samples_per_question")),
     *(f"stages.*.{key}" for key in ("reward", "labels", "from_file", "selection", "offline_questions", "pairs_per_question")),
-    *("stages.*.max_staleness", "stages.*.in_flight", "rollout.tools", "rollout.dtype"),
+    *("stages.*.max_staleness", "stages.*.in_flight", "rollout.tools", "rollout.dtype", "learner.lora"),
     *(f"reward.{key}" for key in ("answer_format", "reading", "correct", "format", "flip_share", "function", "weights")),
     *(f"reward.model.{key}" for key in ("path", "members", "step_boundary", "replay_share", "replay_groups")),
 )

@@ -14,6 +14,7 @@ from typing import Literal
 from cluster.config.contradictions import supervision
 from cluster.config.run_config import RunConfig
 from learner.algorithms.cells import Need
+from learner.config import LoraConfig
 from reward.config import RewardModelConfig
 from rollout.config import KV_CACHE_GB
 
@@ -40,24 +41,43 @@ class Demand:
     """Memory of each."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Of the policy."""
+
+    parameters: int
+    """Reward models are taken to have as many."""
+    adapter: int = 0
+    """Parameters of the adapter, where one is trained."""
+
+
 def trained_models(config: RunConfig) -> tuple[int, bool]:
     """How many models of the policy's size the learner trains, the policy included; and whether it holds a reference."""
     needs = frozenset().union(*(stage.resolved().needs for stage in config.stages if stage.trains_policy))
     return 1 + (Need.CRITIC in needs) + _members(config), Need.REFERENCE in needs
 
 
-def demands(config: RunConfig, parameters: int, activations: float = 0.0) -> list[Demand]:
-    """Of every role on CPUs; `parameters` is the policy's number, which reward models are taken to have too, and `activations`
-    the bytes of a learner rank's largest micro-batch."""
-    trained, reference = trained_models(config)
+def held_parameters(config: RunConfig, size: Size) -> tuple[int, int]:
+    """How many parameters the learner trains, of all models, and how many a reference is a copy of."""
+    models, reference = trained_models(config)
+    policy = size.adapter or size.parameters
+    return policy + (models - 1) * size.parameters, policy * reference
+
+
+def demands(config: RunConfig, size: Size, activations: float = 0.0) -> list[Demand]:
+    """Of every role on CPUs; `activations` are the bytes of a learner rank's largest micro-batch."""
+    parameters, (trained, reference) = size.parameters, held_parameters(config, size)
     rollout, learner, ranks = config.rollout, config.learner, config.rollout.tensor_parallel_size
     cache = (rollout.kv_cache_gb or KV_CACHE_GB) * 2**30
     engine = ENGINE + CORE * (ranks > 1) + ranks * (RANK + cache) + ENGINE_COPIES * WIDTH[rollout.dtype] * parameters
     # Weights, gradients and Adam's moments are sharded, and so is the copy of all but the gradients from which a checkpoint is
     # written; every rank reads the whole model once.
     # The version that serves while the learner goes on.
-    kept = WIDTH[rollout.dtype] * any(stage.max_staleness for stage in config.stages)
-    sharded = ((16 + 12) * trained + 2 * WIDTH[learner.compute_dtype] * reference + kept) * parameters / max(1, learner.ranks)
+    sent = size.adapter if learner.lora and learner.lora.send == "adapter" else parameters
+    kept = WIDTH[rollout.dtype] * sent * any(stage.max_staleness for stage in config.stages)
+    frozen = WIDTH["float32"] * parameters * bool(size.adapter)
+    states = (16 + 12) * trained + 2 * WIDTH[learner.compute_dtype] * reference
+    sharded = (states + frozen + kept) / max(1, learner.ranks)
     members = _members(config)
     reward = REWARD + (TORCH + 4 * members * parameters if members else 0)
     rank = LEARNER + sharded + WIDTH["float32"] * parameters + activations
@@ -86,11 +106,14 @@ def memory(wanted: list[Demand]) -> tuple[float, str]:
     return needed, f"memory: {parts} + driver {DRIVER / GB:g} GB = {needed / GB:.3g} GB"
 
 
-def parameters_of(model_dir: Path) -> int:
-    """Raises ValueError for a directory that is no complete model."""
+def size_of(model_dir: Path, lora: LoraConfig | None) -> Size:
+    """Raises ValueError for a directory that is no complete model, or one that such an adapter does not fit."""
+    from learner.models.lora import adapter_size
     from learner.models.policy import load_causal_lm
 
-    return sum(p.numel() for p in load_causal_lm(model_dir, device_map="meta").parameters())
+    model = load_causal_lm(model_dir, device_map="meta")
+    adapter = adapter_size(model, lora) if lora else 0
+    return Size(parameters=sum(p.numel() for p in model.parameters()), adapter=adapter)
 
 
 def memory_here() -> float:

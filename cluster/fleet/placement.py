@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from cluster.config.contradictions import unread_here
 from cluster.config.run_config import RunConfig
-from cluster.fleet.demand import demands, parameters_of, too_many
+from cluster.fleet.demand import demands, size_of, too_many
 from rollout.config import RolloutConfig
 from rollout.leftovers import sweep
 
@@ -49,10 +49,12 @@ def shares_gpus(config: RunConfig) -> bool:
     return (config.rollout.sleep or config.rollout.transport == "ipc") and config.learner.ranks > 0
 
 
-def settled(config: RolloutConfig, *, gpus: bool) -> RolloutConfig:
+def settled(config: RunConfig, *, gpus: bool) -> RolloutConfig:
     """With the transport that `auto` stands for in a cluster with or without GPUs."""
-    auto = "ipc" if config.sleep else "nccl" if gpus else "shm"
-    return config.model_copy(update={"transport": auto if config.transport == "auto" else config.transport})
+    rollout, lora = config.rollout, config.learner.lora
+    small = lora is not None and lora.send == "adapter"
+    auto = "ipc" if rollout.sleep else "nccl" if gpus and not small else "shm"
+    return rollout.model_copy(update={"transport": auto if rollout.transport == "auto" else rollout.transport})
 
 
 def bundles(config: RunConfig, *, cpus: float, gpus: float) -> list[Bundle]:
@@ -112,7 +114,7 @@ def _shown(amounts: Sequence[float]) -> str:
 
 def on_cpus(config: RunConfig, wanted: list[Bundle], model_dir: Path, cores: float) -> list[Bundle]:
     """The bundles with their memory. Raises PlacementError for more processes of a role than the cluster has cores."""
-    needed = demands(config, parameters_of(model_dir))
+    needed = demands(config, size_of(model_dir, config.learner.lora))
     if problems := too_many(needed, cores, "the cluster"):
         raise PlacementError("\n".join(problems))
     each = {demand.role: demand.bytes for demand in needed}

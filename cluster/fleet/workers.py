@@ -56,7 +56,7 @@ class Workers:
         self._ranks = Ranks(config, model_dir, self._spawner, wait_s)
         self.watch = Watch(config.cluster.heartbeat_s, config.output / "logs" / "stacks.txt")
         self.learner = LearnerGroup(self._ranks.actors, config.cluster.train_deadline_s, self.watch.why)
-        self.rollout_config = settled(config.rollout, gpus=self._spawner.gpus)
+        self.rollout_config = settled(config, gpus=self._spawner.gpus)
         """With the transport that everyone uses."""
         self.shared = shares_gpus(config)
 

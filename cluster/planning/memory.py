@@ -38,14 +38,17 @@ def activations(shape: Shape, learner: LearnerConfig, longest: float) -> float:
 
 
 def learner(shape: Shape, work: Workload, ranks: int) -> Parts:
-    """Of each rank."""
-    width, sharded = WIDTH[work.learner.compute_dtype], shape.parameters / ranks
+    """Of each rank; of an adapter gradients, moments and reference are its own only."""
+    width, lora = WIDTH[work.learner.compute_dtype], work.learner.lora
+    policy = shape.adapter(lora.rank) if lora else shape.parameters
+    stepped = (policy + (work.trained - 1) * shape.parameters) / ranks
+    frozen = shape.parameters / ranks if lora else 0.0
     gathered = 2 * width * shape.in_layers / shape.layers + (2 * width + 4) * shape.head
     return {
-        "weights": 4 * work.trained * sharded,
-        "gradients": 4 * work.trained * sharded,
-        "optimizer": 8 * work.trained * sharded,
-        "reference": width * work.reference * sharded,
+        "weights": 4 * (stepped + frozen),
+        "gradients": 4 * stepped,
+        "optimizer": 8 * stepped,
+        "reference": (4 if lora else width) * work.reference * policy / ranks,
         "gathered": gathered if ranks > 1 else 0.0,
         "activations": activations(shape, work.learner, work.longest),
         "program": PROGRAM,

@@ -35,6 +35,11 @@ class Shape:
         """Weights of the output head."""
         return self.vocabulary * self.hidden
 
+    def adapter(self, rank: int) -> int:
+        """Parameters of an adapter of all linear layers, of which it has seven, or their like in fewer; at most."""
+        sides = 2 * (self.hidden + self.queries) + 2 * (self.hidden + self.keys) + 3 * (self.hidden + self.inner)
+        return rank * self.layers * sides
+
     def cached(self, width: int) -> int:
         """Bytes of the keys and values of one token, of elements of this width."""
         return 2 * self.layers * self.keys * width

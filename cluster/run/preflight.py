@@ -14,7 +14,7 @@ from pathlib import Path
 from cluster.config.contradictions import unread_here
 from cluster.config.recipe import ConfigError
 from cluster.config.run_config import RunConfig, load
-from cluster.fleet.demand import demands, memory, memory_here, too_many, trained_models
+from cluster.fleet.demand import demands, held_parameters, memory, memory_here, too_many
 from cluster.fleet.placement import PlacementError, bundles, fit
 from cluster.planning.memory import activations, in_words, of_recipe
 from cluster.planning.shapes import shape_of
@@ -197,8 +197,8 @@ def _check_demonstrations(config: RunConfig, rows: DemonstrationSet, model: Mode
 
 
 def _check_disk(config: RunConfig, model: Model, report: Report) -> None:
-    trained, reference = trained_models(config)
-    size = model.parameters * (BYTES_PER_PARAMETER * trained + 4 * reference)
+    trained, reference = held_parameters(config, model.size)
+    size = BYTES_PER_PARAMETER * trained + 4 * reference
     # Besides: the best one, one more while it is written, and one while it is copied elsewhere.
     needed = size * (config.keep_checkpoints + 2 + (config.mirror is not None))
     free = shutil.disk_usage(_existing(config.output)).free
@@ -226,7 +226,7 @@ def _check_room(config: RunConfig, model: Model, report: Report) -> None:
         _check_gpu_memory(config, model, report)
         return
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    needed = demands(config, model.parameters, activations(shape_of(model.shape), config.learner, longest))
+    needed = demands(config, model.size, activations(shape_of(model.shape), config.learner, longest))
     report.problems += too_many(needed, cores, "this machine")
     (asked, words), here = memory(needed), memory_here()
     if asked <= here:

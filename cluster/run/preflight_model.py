@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from cluster.config.contradictions import supervision
 from cluster.config.run_config import RunConfig
+from cluster.fleet.demand import Size, size_of
 from reward.config import member_directories
 from reward.judging.selftest import Report
 from reward.models.tokenizer import check_tokenizer
-from rollout.config import PromptConfig
 from rollout.data.prompts import stop_token_ids, turns_differ
 from rollout.engine.settings import CPU_HEAD_SIZES
 
@@ -25,7 +25,7 @@ class Model:
 
     tokenizer: "PreTrainedTokenizerBase"
     shape: "PreTrainedConfig"
-    parameters: int
+    size: Size
     stops: tuple[int, ...]
     """Tokens that end an output."""
 
@@ -38,34 +38,33 @@ class Model:
 def read_model(config: RunConfig) -> Model:
     """Raises ValueError when the directory is not a model's."""
     if config.model.path is not None:
-        return _read(config.model.path, config.data.prompt)
+        return _read(config.model.path, config)
     from rollout.tasks.arithmetic import make_small_llama
 
     with tempfile.TemporaryDirectory(prefix="cohort-check-") as folder:
         make_small_llama(Path(folder), config.seed, str(config.model.init))
-        return _read(Path(folder), config.data.prompt)
+        return _read(Path(folder), config)
 
 
-def _read(path: Path, prompt: PromptConfig) -> Model:
+def _read(path: Path, config: RunConfig) -> Model:
     if not (path / "config.json").is_file():
         raise ValueError(f"model.path: {path}: found no config.json; expected a Hugging Face model directory{_origin(path)}")
     if not any(path.glob("*.safetensors")):
         raise ValueError(f"model.path: {path}: found no .safetensors file; expected the model's weights")
     from safetensors import SafetensorError
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    from learner.models.policy import load_causal_lm
     from learner.models.supported import check_architecture
 
     try:
         check_architecture(path)
-        causal_lm = load_causal_lm(path, device_map="meta")
+        size, shape = size_of(path, config.learner.lora), AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"model.path: {path}: {str(error).removeprefix(f'{path}: ')}") from error
-    parameters = sum(p.numel() for p in causal_lm.parameters())
-    stops = stop_token_ids(path, tokenizer, prompt)
-    return Model(tokenizer=tokenizer, shape=causal_lm.config, parameters=parameters, stops=stops)
+        where = "" if str(error).startswith("learner.lora") else f"model.path: {path}: "
+        raise ValueError(where + str(error).removeprefix(f"{path}: ")) from error
+    stops = stop_token_ids(path, tokenizer, config.data.prompt)
+    return Model(tokenizer=tokenizer, shape=shape, size=size, stops=stops)
 
 
 def _origin(path: Path) -> str:
@@ -99,7 +98,10 @@ def gpu_memory_here() -> float:
 def check_model(config: RunConfig, model: Model, report: Report) -> None:
     name, shape = config.model.path or config.model.init, model.shape
     positions, vocabulary = model.positions, shape.vocab_size
-    report.facts.append(f"model: {name}, {model.parameters / 1e6:.1f} M parameters, sequences up to {positions} tokens")
+    report.facts.append(f"model: {name}, {model.size.parameters / 1e6:.1f} M parameters, sequences up to {positions} tokens")
+    if lora := config.learner.lora:
+        share = f"{model.size.adapter / 1e6:.2f} M parameters, {model.size.adapter / model.size.parameters:.2%} of the model's"
+        report.facts.append(f"learner.lora: an adapter of rank {lora.rank} with {share}; the rest is frozen")
     prompt, new = config.data.max_prompt_tokens, config.rollout.max_new_tokens
     limits = f"data.max_prompt_tokens {prompt} + rollout.max_new_tokens {new} = {prompt + new}"
     if prompt + new > positions:

@@ -78,13 +78,17 @@ def _refused_steps(config: RunConfig, changed: RunConfig, state: dict) -> list[s
     return out
 
 
-def export(run_dir: Path, out: Path, step: int | None = None, dtype: str = "float32", *, best: bool = False) -> Path:
-    """Write a checkpoint's policy as a Hugging Face directory: the newest's, that of a step, or the best one's by held-out
-    accuracy. Needs neither Ray nor a GPU."""
+def export(
+    run_dir: Path, out: Path, step: int | None = None, dtype: str = "float32", *, best: bool = False, adapter: bool = False
+) -> Path:
+    """Write a checkpoint's policy as a Hugging Face directory, merged where it has an adapter, or the `adapter` alone: the
+    newest's, that of a step, or the best one's by held-out accuracy. Needs neither Ray nor a GPU."""
     from cluster.run.launch import model_directory
     from learner.worker import LearnerWorker
 
     config = run_config(run_dir)
+    if adapter and config.learner.lora is None:
+        raise ConfigError([f"{run_dir}: found no adapter, as the run has no learner.lora; expected no --adapter"])
     checkpoints = Checkpoints(run_dir, keep=config.keep_checkpoints)
     found = checkpoints.best() if best else checkpoints.newest(step)
     if found is None:
@@ -98,7 +102,7 @@ def export(run_dir: Path, out: Path, step: int | None = None, dtype: str = "floa
     worker = LearnerWorker(learner_config, model_directory(config), rendezvous=f"file://{run_dir.resolve()}/.export")
     try:
         worker.load(folder / "learner", stage.spec(config.reward.model, config.seed))
-        worker.export(out, dtype)
+        worker.export(out, dtype, adapter=adapter)
     finally:
         worker.close()
         (run_dir / ".export").unlink(missing_ok=True)

@@ -91,7 +91,8 @@ class _SelectedLogprobs(torch.autograd.Function):
         hidden_ND, head_VD, target_N = ctx.saved_tensors
         temperature, cap = ctx.scale
         head = _wide(head_VD)
-        grad_hidden_ND, grad_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head)
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_head_VD = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
         with _products(head_VD.dtype):
             for part, hidden, logits in _Chunks(hidden_ND, head, ctx.chunk, temperature, cap):
                 # c tanh(z / c) has the slope 1 - tanh^2
@@ -101,5 +102,6 @@ class _SelectedLogprobs(torch.autograd.Function):
                 grad_logits = grad_logits if slope is None else grad_logits.mul_(slope)
                 outer = grad_N[part, None] / -temperature
                 grad_hidden_ND[part] = (grad_logits @ head).mul_(outer)
-                grad_head_VD.addmm_(grad_logits.T, hidden * outer)
-        return grad_hidden_ND, grad_head_VD.to(head_VD.dtype), None, None, None
+                if grad_head_VD is not None:
+                    grad_head_VD.addmm_(grad_logits.T, hidden * outer)
+        return grad_hidden_ND, None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype), None, None, None

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
+from learner.models.weights import local, weights_of
 from learner.types import Columns, MicroBatch, PackedBatch
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -91,12 +91,15 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def copy_shards(mine: nn.Module, theirs: nn.Module) -> None:
-    """Give a module the parameters of another that is sharded over the same mesh. Raises ValueError where the names differ."""
-    of_mine, of_theirs = dict(mine.named_parameters()), dict(theirs.named_parameters())
+    """Give a module the weights of another that is sharded over the same mesh, merged where it has an adapter. A collective.
+
+    Raises ValueError where the names differ.
+    """
+    of_mine, of_theirs = dict(mine.named_parameters()), {w.name: w for w in weights_of(theirs, twice=False)}
     if of_mine.keys() != of_theirs.keys():
         raise ValueError(f"{type(mine).__name__}: it does not have the parameters of {type(theirs).__name__}")
-    for name, p in of_mine.items():
-        cast(DTensor, p).to_local().copy_(cast(DTensor, of_theirs[name]).to_local())
+    for name, weight in of_theirs.items():
+        local(of_mine[name]).copy_(local(weight.value()))
 
 
 @torch.no_grad()

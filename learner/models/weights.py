@@ -2,14 +2,20 @@
 
 Names are Hugging Face's (of a reward model, behind `members.k.`). A tied output head is sent under its own name as well, since
 an engine may keep its own copy of it. Left out: `held_names` and `iter_groups`, which only vLLM's point-to-point backend calls.
+
+Of a model with an adapter (see learner.models.lora) the stream is the merged weights, as copies, or the adapter alone.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+ADAPTER = "default"
+"""The adapter's name in peft's modules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,43 +27,91 @@ class TensorMeta:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight under the name that it has in the model without an adapter."""
+
+    name: str
+    parameter: nn.Parameter
+    layer: Any = None
+    """peft's, of a weight that is adapted."""
+
+    def value(self) -> Tensor:
+        """As it counts in the forward pass, sharded as the parameter is: W, or W + s B A in a copy. A collective."""
+        if self.layer is None:
+            return self.parameter.detach()
+        a_RI, b_OR = (side[ADAPTER].weight.detach() for side in (self.layer.lora_A, self.layer.lora_B))
+        whole = a_RI.full_tensor() if isinstance(a_RI, DTensor) else a_RI
+        # A rank has the same rows of B as of W.
+        merged = torch.addmm(local(self.parameter), local(b_OR), whole, alpha=self.layer.scaling[ADAPTER])
+        return placed_like(self.parameter, merged)
+
+
+def weights_of(model: nn.Module, *, twice: bool = True) -> Iterator[Weight]:
+    """Those of the model without its adapter; `twice`: one that has two names, under both."""
+    for name, parameter in model.named_parameters(remove_duplicate=not twice):
+        path, adapted, rest = name.partition(".base_layer.")
+        if adapted:
+            yield Weight(f"{path}.{rest}", parameter, model.get_submodule(path) if rest == "weight" else None)
+        elif not name.endswith((f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight")):
+            yield Weight(name, parameter)
+
+
+def adapter_of(model: nn.Module) -> Iterator[Weight]:
+    """A and B of every adapted layer, under the names that peft gives them in a file, without its prefix."""
+    for name, parameter in model.named_parameters():
+        if name.endswith((f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight")):
+            yield Weight(name.removesuffix(f".{ADAPTER}.weight") + ".weight", parameter)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 class ModelWeights:
     """Iterates (name, full tensor in the wire dtype), each time anew, in the order of `metadata()`.
 
     A collective: every rank iterates in step, since each sharded tensor is gathered when its turn comes.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype):
+    def __init__(self, model: nn.Module, dtype: torch.dtype, adapter_scale: float | None = None):
+        """`adapter_scale`: the stream is the adapter alone, to be merged with this scale."""
         self._model = model
         self._dtype = dtype
+        self.adapter_scale = adapter_scale
         self._kept: dict[str, Tensor] | None = None
 
     def keep(self) -> None:
-        """From here on iterate the weights as they are now, whatever becomes of the model's; in host memory, a shard a rank."""
-        self._kept = {name: _local(p).to("cpu", self._dtype, copy=True) for name, p in self._parameters()}
+        """From here on iterate the weights as they are now, whatever becomes of the model's; in host memory, a shard a rank.
+        A collective."""
+        self._kept = {weight.name: local(weight.value()).to("cpu", self._dtype, copy=True) for weight in self._weights()}
 
     def metadata(self) -> list[TensorMeta]:
         """What iteration will yield; gathers nothing."""
-        return [TensorMeta(name=name, dtype=self._dtype, shape=tuple(p.shape)) for name, p in self._parameters()]
+        return [TensorMeta(name=w.name, dtype=self._dtype, shape=tuple(w.parameter.shape)) for w in self._weights()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self._parameters():
-            narrow = parameter.detach().to(self._dtype) if self._kept is None else _like(parameter, self._kept[name])
-            yield name, narrow.full_tensor() if isinstance(narrow, DTensor) else narrow
+        for weight in self._weights():
+            narrow = weight.value().to(self._dtype) if self._kept is None else self._as_kept(weight, self._kept)
+            yield weight.name, narrow.full_tensor() if isinstance(narrow, DTensor) else narrow
 
-    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return self._model.named_parameters(remove_duplicate=False)
+    def _weights(self) -> Iterator[Weight]:
+        return weights_of(self._model) if self.adapter_scale is None else adapter_of(self._model)
+
+    def _as_kept(self, weight: Weight, kept: dict[str, Tensor]) -> Tensor:
+        return placed_like(weight.parameter, kept[weight.name].to(weight.parameter.device))
 
 
-def _local(parameter: nn.Parameter) -> Tensor:
-    """This rank's part."""
-    value = parameter.detach()
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part, without gradient."""
+    value = tensor.detach()
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def _like(parameter: nn.Parameter, local: Tensor) -> Tensor:
+def placed_like(parameter: nn.Parameter, part: Tensor) -> Tensor:
     """This rank's part as a tensor that is placed as the parameter is."""
-    here, value = local.to(parameter.device), parameter.detach()
+    value = parameter.detach()
     if not isinstance(value, DTensor):
-        return here
-    return DTensor.from_local(here, value.device_mesh, value.placements, shape=value.shape, stride=value.stride())
+        return part
+    return DTensor.from_local(part, value.device_mesh, value.placements, shape=value.shape, stride=value.stride())

@@ -8,12 +8,14 @@ directories for transformers. Integrity of the files (digests, completeness) is 
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from datetime import timedelta
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as read
@@ -23,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig
 
 from learner.models.policy import PolicyModel
-from learner.models.weights import ModelWeights
+from learner.models.weights import ADAPTER, ModelWeights, trained, weights_of
 from learner.training.description import Reader
 from learner.training.trainer import Trainer
 from reward.models import scalar_model as scalar_models
@@ -87,10 +89,14 @@ class Saver:
 
 
 def _state(models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> dict:
-    """Live tensors, sharded ones as they are, under the names of the parameters."""
-    state: dict = {name: {key: p.detach() for key, p in model.named_parameters()} for name, model in models.items()}
+    """Live tensors, sharded ones as they are, under the names of the parameters.
+
+    What is frozen beside trained parameters is as it is on disk: of a policy with an adapter the base is left out.
+    """
+    kept = {name: trained(model) or dict(model.named_parameters()) for name, model in models.items()}
+    state: dict = {name: {key: p.detach() for key, p in parameters.items()} for name, parameters in kept.items()}
     for name, trainer in trainers.items():
-        parameters = dict(trainer.model.named_parameters())
+        parameters = trained(trainer.model)
         state[f"{name}_trainer"] = {
             "optimizer": {f"{at}/{key}": x for at, p in parameters.items() for key, x in trainer.optimizer.state[p].items()},
             "update": torch.tensor(trainer.update),
@@ -102,13 +108,13 @@ def _state(models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> 
 def _copied(state: dict, mesh: DeviceMesh) -> dict:
     """A copy in this host's memory, sharded over the same ranks."""
 
-    def copy(x: Tensor) -> Tensor:
+    def host(x: Tensor) -> Tensor:
         if not isinstance(x, DTensor):
             return x.to("cpu", copy=True)
         shard, how = x.to_local().to("cpu", copy=True), {"shape": x.shape, "stride": x.stride()}
         return DTensor.from_local(shard, mesh, x.placements, run_check=False, **how)
 
-    return {key: _copied(x, mesh) if isinstance(x, dict) else copy(x) for key, x in state.items()}
+    return {key: _copied(x, mesh) if isinstance(x, dict) else host(x) for key, x in state.items()}
 
 
 def _files(directory: Path) -> dict[str, int]:
@@ -160,6 +166,20 @@ def export(directory: Path, model: PolicyModel, model_dir: Path, dtype: torch.dt
     dist.barrier()
 
 
+def export_adapter(directory: Path, model: PolicyModel, model_dir: Path, dtype: torch.dtype) -> None:
+    """A directory of `dtype` that peft loads onto the model in `model_dir`, with its tokenizer. A collective; rank 0 writes."""
+    stream = ModelWeights(model.causal_lm, dtype, adapter_scale=1.0)
+    weights = {f"base_model.model.{name}": tensor.cpu().contiguous() for name, tensor in stream}
+    if dist.get_rank() == 0:
+        config = copy(cast(Any, model.causal_lm).peft_config[ADAPTER])
+        config.base_model_name_or_path, config.inference_mode = str(model_dir), True
+        config.save_pretrained(directory)
+        save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+        as_umask_says(directory)
+        copy_tokenizer(model_dir, directory)
+    dist.barrier()
+
+
 def export_reward_model(directory: Path, model: ScalarModel, model_dir: Path) -> None:
     """A directory, or one for each member, that transformers loads as a classifier. A collective; rank 0 writes."""
     weights = _gathered(model)
@@ -170,5 +190,5 @@ def export_reward_model(directory: Path, model: ScalarModel, model_dir: Path) ->
 
 def _gathered(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Full weights on rank 0, a tied one under its first name only; nothing elsewhere. A collective."""
-    once = {name for name, _ in model.named_parameters()} if dist.get_rank() == 0 else ()
+    once = {weight.name for weight in weights_of(model, twice=False)} if dist.get_rank() == 0 else ()
     return {name: tensor.cpu() for name, tensor in ModelWeights(model, dtype) if name in once}

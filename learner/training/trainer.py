@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from learner.config import OptimizerConfig
+from learner.models.weights import trained
 from learner.training.objectives import Objective
 from learner.types import Kind, PackedBatch
 
@@ -43,11 +44,12 @@ class Trainer:
         self.skips_in_a_row = 0
         self._config = config
         self._total_updates = total_updates
+        parameters = list(trained(model).values())
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=0.0, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
+            parameters, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
         )
         # Made here rather than by the first step, so that a checkpoint has the same entries before it and after it.
-        for p in model.parameters():
+        for p in parameters:
             step = torch.zeros((), dtype=torch.float32, device=p.device)
             self.optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 

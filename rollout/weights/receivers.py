@@ -8,15 +8,17 @@ This is the receiving side; `rollout.weights.senders` is the other.
 
 import os
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from rollout.first_calls import pick_kernels
-from rollout.weights.held import held_sums
+from rollout.weights.held import held_sums, sum_of_bits
+from rollout.weights.merging import merged
 from rollout.weights.staging import Staging
 from rollout.weights.transfer import Manifest, TransferError
 
@@ -30,6 +32,8 @@ class ShmInitInfo(WeightTransferInitInfo):
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
+    adapter_scale: float | None = None
+    """They are an adapter, to be merged with this scale into the base on the engine's disk."""
 
 
 @dataclass
@@ -49,10 +53,14 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         super().__init__(*args)
         self.staging = Staging()
         self.verdict = {"digest": "", "error": "no weights were staged"}
+        self.adapter_scale: float | None = None
+        self.merged_sums: dict[str, int] = {}
+        """Of the bits of what was loaded last, where it was merged here; see rollout.held."""
 
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
         rows = zip(init_info.names, init_info.dtype_names, init_info.shapes, strict=True)
         self.staging = Staging({name: (dtype, tuple(shape)) for name, dtype, shape in rows})
+        self.adapter_scale, self.merged_sums = init_info.adapter_scale, {}
 
     def start_weight_update(self) -> None:
         """Drop what an earlier update staged; the live weights are not touched."""
@@ -81,11 +89,26 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         parameters = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
         with disable_mtp_completeness_check():
-            loaded = cast(Any, self.model).load_weights(list(self.staging.tensors.items()))
+            loaded = cast(Any, self.model).load_weights(self._whole())
         finalize_layerwise_reload(self.model, self.model_config)
         self.staging.clear()
         if missing := sorted(parameters - set(loaded)):
             raise TransferError(f"{len(missing)} parameters of the engine's model were not loaded, first {missing[0]!r}")
+
+    def _whole(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """All weights of the version that is staged."""
+        if self.adapter_scale is None:
+            return list(self.staging.tensors.items())
+        return self._merged(self.adapter_scale)
+
+    def _merged(self, scale: float) -> Iterator[tuple[str, torch.Tensor]]:
+        from vllm.model_executor.model_loader import get_model_loader
+
+        config, self.merged_sums = replace(self.vllm_config.load_config, use_tqdm_on_load=False), {}
+        base = cast(Any, get_model_loader(config)).get_all_weights(self.model_config, self.model)
+        for name, tensor in merged(base, self.staging.tensors, scale, (self.model_config.dtype, self.device)):
+            self.merged_sums[name] = sum_of_bits(tensor)
+            yield name, tensor
 
     def shutdown(self) -> None:
         self.staging.clear()
@@ -111,12 +134,14 @@ class WorkerExtension:
         """Leave the sender, also while an update is under way, which vLLM's own call refuses."""
         self.weight_transfer_engine.shutdown()
 
-    def held(self) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
-        """(sums of bits of every parameter's copies, the parts of each stacked module); see rollout.held."""
+    def held(self) -> tuple[dict[str, list[int]], dict[str, list[str]], dict[str, int]]:
+        """(sums of bits of every parameter's copies, the parts of each stacked module, what the sums must be where this worker
+        merged the weights); see rollout.held."""
         engine, sums = self.weight_transfer_engine, {}
         for name, value in held_sums(engine.model, engine.model_config.dtype):
             sums.setdefault(name, []).append(value)
-        return sums, {name: list(parts) for name, parts in getattr(engine.model, "packed_modules_mapping", {}).items()}
+        stacked = {name: list(parts) for name, parts in getattr(engine.model, "packed_modules_mapping", {}).items()}
+        return sums, stacked, getattr(engine, "merged_sums", {})  # vLLM's own receivers merge nothing
 
     def update_weights_pickled(self, update_info: bytes) -> None:
         """Receive what vLLM's messages cannot carry, torch's own types in the handles of GPU memory among it."""

@@ -97,7 +97,8 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         if init_info.is_sender:
             shapes = [list(m.shape) for m in metadata]
             dtypes = [dtype_name(m.dtype) for m in metadata]
-            client.init_weight_transfer_engine(asdict(ShmInitInfo([m.name for m in metadata], dtypes, shapes)))
+            scale = getattr(source, "adapter_scale", None)
+            client.init_weight_transfer_engine(asdict(ShmInitInfo([m.name for m in metadata], dtypes, shapes, scale)))
         return cls(client=client, source=source, init_info=init_info)
 
     def send_weights(self) -> None:

@@ -134,9 +134,11 @@ class UpdatableEngine:
             self._asleep -= set(asleep)
 
     async def _compare(self, sums: Mapping[str, int]) -> None:
-        """Raises EngineError for a weight that is not what was sent; warns once of those that cannot be read back."""
+        """Raises EngineError for a weight that is not what was sent, or what the engine merged from an adapter that was; warns
+        once of those that cannot be read back."""
         answers = await self._llm.collective_rpc("held")
-        wrong, unread = differing([held for held, _ in answers], sums, answers[0][1])
+        _, stacked, merged = answers[0]
+        wrong, unread = differing([held for held, *_ in answers], sums := merged or sums, stacked)
         if wrong:
             raise EngineError(f"{len(wrong)} weights are not what was sent, first {wrong[0]!r}")
         if unread and not self._version:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from cluster.cli import installation
 from cluster.cli import main as cli
 from cluster.config.recipe import ConfigError
+from cluster.config.run_config import load, resolved_yaml
 
 QUICKSTART = Path(__file__).parents[2] / "deploy/recipes/quickstart.yaml"
 COMMANDS = ["train", "resume", "check", "describe", "report", "scale", "plan", "export", "score", "evaluate", "import-gguf"]
@@ -172,6 +173,15 @@ def test_a_path_that_is_not_there_exits_with_2(tmp_path, monkeypatch, args, mess
     assert done.exit_code == 2
     assert f"error: {message}" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_of_an_adapter_that_the_run_has_not_exits_with_2(tmp_path):
+    config = load(QUICKSTART, [f"output={tmp_path}/run"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(resolved_yaml(config))
+    done = invoke("export", tmp_path / "run", tmp_path / "out", "--adapter")
+    assert done.exit_code == 2
+    assert "found no adapter, as the run has no learner.lora; expected no --adapter" in done.stderr
 
 
 @pytest.mark.slow

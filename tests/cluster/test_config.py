@@ -192,6 +192,13 @@ def test_a_resumed_run_may_change_workers_and_steps_but_not_its_history(recipe):
     assert [line.split(":")[0] for line in refusals(old, new)] == ["seed", "rollout.dtype", "stages.1.samples_per_question"]
 
 
+def test_a_resumed_run_keeps_its_adapter(recipe):
+    old, whole = load(recipe, ["learner.lora={rank: 8}"]), load(recipe)
+    for new in (load(recipe, ["learner.lora={rank: 8, send: merged}"]), load(recipe, ["learner.lora={rank: 9}"]), whole):
+        assert refusals(old, new) and refusals(new, old)
+    assert refusals(old, load(recipe, ["learner.lora={rank: 8}", "learner.ranks=2"])) == []
+
+
 def test_a_resumed_run_may_add_a_stage_at_its_end_but_not_lose_one(recipe):
     two = load(recipe)
     three = two.model_copy(update={"stages": (*two.stages, two.stages[1].model_copy(update={"name": "more"}))})

@@ -54,6 +54,7 @@ MODEL = ["stages.grpo.reward=outcome_model", "reward.model.path=[a]"]
         ("stages.sft.max_refills=1", "stages.0.max_refills: given, but 'sft' does not read it"),
         ("stages.sft.max_staleness=1", "stages.0.max_staleness: given, but 'sft' does not read it"),
         ("stages.grpo.in_flight=true", "stages.1.in_flight: given, but 'grpo' does not read it"),
+        ("learner.lora={rank: 8, dropout: 0.1}", "learner.lora.dropout: unknown key"),
         ("rollout.keep_kv=true", "rollout.keep_kv: given, but no stage is in_flight: weights change between outputs only"),
         (
             "stages.1={algorithm: online_rft, steps: 1, questions_per_step: 2, samples_per_question: 2, max_staleness: 2, "
@@ -69,6 +70,23 @@ MODEL = ["stages.grpo.reward=outcome_model", "reward.model.path=[a]"]
 )
 def test_settings_that_exclude_each_other_are_refused_with_the_reason(recipe, override, message):
     assert any(message in line for line in problems(recipe, override))
+
+
+@pytest.mark.parametrize(
+    ("setting", "how"),
+    [("rollout.transport=nccl", "rollout.transport is nccl"), ("rollout.sleep=true", "rollout.sleep asks for ipc")],
+)
+def test_an_adapter_goes_through_shared_memory_and_merged_weights_any_way(recipe, setting, how):
+    (line,) = problems(recipe, "learner.lora={rank: 8}", setting)
+    expected = "expected merged, or transport: shm"
+    assert f"learner.lora.send: found adapter, which goes through shared memory, and {how}; {expected}" in line
+    load(recipe, ["learner.lora={rank: 8, send: merged}", setting])
+
+
+def test_an_adapter_that_no_stage_trains_is_refused(recipe):
+    model = "stages=[{algorithm: outcome_model, steps: 1, questions_per_step: 2, optimizer: {learning_rate: 0.1}}]"
+    (line,) = problems(recipe, model, "data.demonstrations=null", "learner.lora={rank: 8}", "stages.0.samples_per_question=2")
+    assert "learner.lora: given, but no stage trains the policy" in line
 
 
 def test_settings_that_the_kind_of_reward_never_reads_are_refused(recipe):

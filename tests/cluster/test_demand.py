@@ -7,14 +7,14 @@ import pytest
 
 from cluster.config.run_config import load
 from cluster.fleet import placement
-from cluster.fleet.demand import demands, memory, too_many
+from cluster.fleet.demand import Size, demands, held_parameters, memory, too_many
 from tests.cluster.test_preflight import QUICKSTART, report  # noqa: F401
 
 GB = 1e9
 
 
-def needed(*overrides, parameters=2_400_000):
-    return demands(load(QUICKSTART, list(overrides)), parameters)
+def needed(*overrides, parameters=2_400_000, adapter=0):
+    return demands(load(QUICKSTART, list(overrides)), Size(parameters=parameters, adapter=adapter))
 
 
 def test_what_each_role_needs_worked_by_hand():
@@ -28,6 +28,19 @@ def test_what_each_role_needs_worked_by_hand():
     assert reward.bytes == 0.1 * GB
     ahead = needed(*settings, "rollout.dtype=bfloat16", "stages.grpo.max_staleness=1", parameters=10**9)[1]
     assert ahead.bytes - learner.bytes == pytest.approx(2 / 2 * GB), "the version that serves, in bfloat16, over two ranks"
+
+
+def test_of_an_adapter_the_learner_holds_the_base_once_and_states_of_the_adapter_alone():
+    settings = ["learner.ranks=2", "rollout.dtype=bfloat16", "learner.lora={rank: 8}", "stages.grpo.max_staleness=1"]
+    size = {"parameters": 10**9, "adapter": 10**7}
+    _, learner, _ = needed(*settings, **size)
+    # The base in float32; of the adapter (16 + 12) bytes, two copies of its reference, and the version that serves.
+    assert learner.bytes == pytest.approx(0.45 * GB + (4e9 + (28 + 8 + 2) * 1e7) / 2 + 4 * GB)
+    merged = needed(*settings[:2], "learner.lora={rank: 8, send: merged}", settings[3], **size)[1]
+    assert merged.bytes - learner.bytes == pytest.approx((10**9 - 10**7) * 2 / 2)
+    recipe = QUICKSTART.with_name("grpo_process.yaml")
+    assert held_parameters(load(recipe, ["learner.lora={rank: 8}"]), Size(**size)) == (10**7 + 10**9, 10**7)
+    assert held_parameters(load(recipe), Size(parameters=10**9)) == (2 * 10**9, 10**9)
 
 
 def test_two_of_each_fit_on_two_cores_and_more_processes_of_a_role_than_cores_do_not():

@@ -70,6 +70,14 @@ def test_sequences_longer_than_the_model_takes_are_refused_and_equality_passes(r
     assert problem == "data.max_prompt_tokens 161 + rollout.max_new_tokens 96 = 257; expected at most the model's 256"
 
 
+def test_an_adapter_is_counted_and_one_that_the_model_has_no_place_for_is_refused_by_name(report):
+    lora = "learner.lora={rank: 4, targets: [q_proj, down_proj]}"
+    assert "learner.lora: an adapter of rank 4 with" in "\n".join(report(lora).facts)
+    (problem,) = report("learner.lora={targets: [q_proj, wq]}").problems
+    names = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    assert problem == f"learner.lora.targets: wq is not in LlamaForCausalLM; expected some of {names}"
+
+
 def test_a_step_larger_than_the_data_is_a_warning(report):
     (warning,) = report("stages.sft.questions_per_step=33").warnings
     assert warning == "stage sft: a step takes 33 of 32 rows, some of them twice"

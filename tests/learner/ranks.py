@@ -19,10 +19,10 @@ from tests.learner.stages import fill, gradients, stage, weights
 DEADLINE_S = 120
 
 
-def run_ranks(target, directory: Path, out: Path, world_size: int = 2) -> list:
-    """`target(worker, out)` on every rank, each in a fresh process; what the ranks returned."""
+def run_ranks(target, directory: Path, out: Path, world_size: int = 2, **config) -> list:
+    """`target(worker, out)` on every rank, each in a fresh process, with these settings; what the ranks returned."""
     rendezvous = free_address()
-    context = mp.spawn(_rank, (target, directory, out, world_size, rendezvous), nprocs=world_size, join=False)
+    context = mp.spawn(_rank, (target, directory, out, world_size, rendezvous, config), nprocs=world_size, join=False)
     end = time.monotonic() + DEADLINE_S
     try:
         while not context.join(timeout=max(0.1, end - time.monotonic())):
@@ -34,11 +34,10 @@ def run_ranks(target, directory: Path, out: Path, world_size: int = 2) -> list:
     return [torch.load(out / f"rank{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
-def _rank(rank: int, target, directory: Path, out: Path, world_size: int, rendezvous: str) -> None:
+def _rank(rank: int, target, directory: Path, out: Path, world_size: int, rendezvous: str, config: dict) -> None:
     torch.set_num_threads(1)
-    worker = new_worker(
-        directory, rank=rank, world_size=world_size, rendezvous=rendezvous, max_tokens_per_microbatch=48, logprob_chunk_tokens=8
-    )
+    config = {"max_tokens_per_microbatch": 48, "logprob_chunk_tokens": 8} | config
+    worker = new_worker(directory, rank=rank, world_size=world_size, rendezvous=rendezvous, **config)
     torch.save(target(worker, out), out / f"rank{rank}.pt")
     worker.close()
 
@@ -129,6 +128,33 @@ def uneven(worker) -> dict:
     skipped = worker.step(groups(bad), updates=2, temperature=1.0)
     same = all(torch.equal(before[name], x) for name, x in weights(worker).items())
     return {"token": token, "nothing": nothing, "skipped": skipped, "unchanged_by_skips": same}
+
+
+def adapter_stages(worker, out: Path) -> dict:
+    """An adapter trained in two stages, a checkpoint and its continuation, a critic from the merged weights, both exports."""
+    for seed in (0, 1):
+        worker.begin_stage(stage(grpo(), smooth(1e9), 8))
+        reports = [train(worker, seed), train(worker, 2)]
+    worker.save(out / "checkpoint")
+    reports += [train(worker, 3)]
+    worker.writing(wait=True)
+    result = {"gradients": gradients(worker), "weights": weights(worker), "adapter": adapter(worker), "reports": reports}
+    result["continued"] = continue_adapter(worker, out)
+    worker.begin_stage(ppo_stage())
+    result["critic"] = {name: x.clone() for name, x in ModelWeights(worker._stage.models["critic"], torch.float32)}
+    for name in ("merged", "adapter"):
+        worker.export(out / name, adapter=name == "adapter")
+    return result
+
+
+def continue_adapter(worker, out: Path) -> dict:
+    """Continue from the checkpoint that `adapter_stages` wrote."""
+    worker.load(out / "checkpoint", stage(grpo(), smooth(1e9), 8))
+    return {"report": train(worker, 3), "weights": weights(worker)}
+
+
+def adapter(worker) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in ModelWeights(worker._policy.causal_lm, torch.float32, adapter_scale=1.0)}
 
 
 MASKED = {"cell": "masked", "unit": "sequence", "low": 0.2, "high": 5.0}

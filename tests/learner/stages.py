@@ -5,6 +5,7 @@ from torch.distributed.tensor import distribute_tensor
 
 from learner.algorithms.table import Algorithm, RewardModelRow
 from learner.config import OptimizerConfig
+from learner.models.weights import trained
 from learner.stage import StageSpec
 
 
@@ -19,7 +20,7 @@ def weights(worker, model: str = "policy") -> dict[str, torch.Tensor]:
 def gradients(worker, model: str = "policy") -> dict[str, torch.Tensor]:
     """What the stage's first update applied, read from AdamW's first moment, which is then (1 - beta1) x gradient."""
     trainer = worker._stage.trainers[model]
-    moments = {name: trainer.optimizer.state[p]["exp_avg"] for name, p in trainer.model.named_parameters()}
+    moments = {name: trainer.optimizer.state[p]["exp_avg"] for name, p in trained(trainer.model).items()}
     return {name.removeprefix("causal_lm."): moment.full_tensor() / 0.1 for name, moment in moments.items()}
 
 

@@ -32,7 +32,7 @@ class FakeLLM:
 def staged(llm) -> Engine:
     """An engine on a fake with an update prepared."""
     engine = Engine(llm, transport="shm", stop_token_ids=(2,), prefix="fake")
-    answers = {"staged_weights": [{"digest": "d", "error": ""}], "held": [({}, {})]}
+    answers = {"staged_weights": [{"digest": "d", "error": ""}], "held": [({}, {}, {})]}
     llm.answers["collective_rpc"] = answers.get
     asyncio.run(engine.start_weight_update())
     asyncio.run(engine.update_weights({"manifest": {}}))
