@@ -10,7 +10,7 @@ AXES = {
     "figure5": ("questions seen", "held-out accuracy"), "figure6": ("iterations", "held-out accuracy"),
     "figure7": ("K", "held-out accuracy"), "noise": ("share of flipped rewards", "held-out accuracy"),
     "transfer": ("operations in a question", "held-out accuracy"),
-    "staleness": ("max_staleness in steps", "gain in held-out accuracy"),
+    "lora": ("questions seen", "held-out accuracy"), "staleness": ("max_staleness in steps", "gain in held-out accuracy"),
 }  # fmt: skip
 BARS = {"rows": "gain in held-out accuracy over the warm start", "judges": "accuracy on held-out outputs"}
 

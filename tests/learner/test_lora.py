@@ -14,7 +14,7 @@ from learner.models.lora import adapter_size, targets
 from learner.models.weights import ModelWeights, trained
 from learner.training.description import Reader
 from tests.learner.builders import adamw, credit, groups, grpo, random_batch, slow_gradients
-from tests.learner.ranks import adapter_stages, continue_adapter, run_ranks
+from tests.learner.ranks import adapter, adapter_stages, continue_adapter, run_ranks
 from tests.learner.slow import batch_of
 from tests.learner.stages import assert_close, assert_equal, gradients, stage
 
@@ -32,14 +32,6 @@ def adapted(start, model_dir):
 def base(worker) -> dict[str, torch.Tensor]:
     parameters = worker._policy.named_parameters()
     return {name: p.full_tensor().clone() for name, p in parameters if not p.requires_grad}
-
-
-def adapter(worker) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in ModelWeights(worker._policy.causal_lm, torch.float32, SCALE)}
-
-
-def merged(worker, dtype=torch.float32) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in ModelWeights(worker._policy.causal_lm, dtype)}
 
 
 def by_hand(directory, sides) -> dict[str, torch.Tensor]:
@@ -100,7 +92,7 @@ def test_only_the_adapter_is_trained_and_the_base_keeps_its_bits(adapted, model_
     fresh = worker.logprobs([IDS])
     assert step(worker).metrics["kl"] == 0
     assert step(worker, updates=2).metrics["kl"] > 1e-5
-    dict(worker.source("bfloat16")), merged(worker)
+    dict(ModelWeights(worker._policy.causal_lm, torch.bfloat16))
     assert_equal(base(worker), before)
     assert all(not torch.equal(tensor, first[name]) for name, tensor in adapter(worker).items())
     assert worker.logprobs([IDS]) != fresh
