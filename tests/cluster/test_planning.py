@@ -170,6 +170,14 @@ def test_memory_of_a_learner_rank_worked_by_hand(shape):
     assert memory.learner(model, asked, 1)["gathered"] == 0
 
 
+def test_of_an_adapter_a_rank_holds_the_base_once_and_states_of_the_adapter_alone(shape):
+    model, adapter = shape(LLAMA_7B), 8 * 32 * (8 * 4096 + 3 * (4096 + 11008))
+    asked = work(reference=True, learner=LearnerConfig(compute_dtype="bfloat16", lora={"rank": 8}))
+    parts = memory.learner(model, asked, 4)
+    assert parts["optimizer"] == 2 * parts["gradients"] == 2 * parts["reference"] == 8 * adapter / 4
+    assert parts["weights"] == 6_738_415_616 + adapter
+
+
 def test_checkpointing_leaves_one_layer_whole_and_of_the_others_less(shape):
     model, layer = shape(LLAMA_7B), 2 * 8 * 4096 + 8 * 4096 + 8 * 11008
 
