@@ -85,7 +85,7 @@ def test_a_streaming_transport_holds_the_engine_from_start_to_finish():
         assert engine.version == 1
         return llm.calls
 
-    llm = FakeLLM(reset_prefix_cache=True, collective_rpc=[({}, {})])
+    llm = FakeLLM(reset_prefix_cache=True, collective_rpc=[({}, {}, {})])
     steps = ["pause_generation", "finish_weight_update", "collective_rpc", "reset_prefix_cache", "resume_generation"]
     assert asyncio.run(run()) == ["abort", "update_weights", *steps][1:]
 
