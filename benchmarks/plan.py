@@ -23,12 +23,12 @@ import typer
 from transformers import LlamaConfig
 
 from cluster.config.run_config import load
-from cluster.fleet.demand import demands, memory
+from cluster.fleet.demand import Size, demands, memory
 from cluster.planning import cost
 from cluster.planning.cost import Learning, Load
 from cluster.planning.fit import Cluster, Layout
 from cluster.planning.hardware import GPUS, this_machine
-from cluster.planning.memory import activations
+from cluster.planning.memory import on_cpu
 from cluster.planning.plan import SHARED, Planner
 from cluster.planning.shapes import Shape, shape_of, shape_of_recipe
 from cluster.planning.workload import Lengths, Workload, lengths_of_run, stage_of, workload_of
@@ -143,7 +143,7 @@ def published() -> Iterator[Line]:
         predicted = planner.estimate(layout, SHARED if layout.shared else "ahead").seconds
         yield Line(name=f"step: {name}", predicted=predicted, measured=seconds, most=PUBLISHED, source=NEMO)
     for name, shape, gpu, near, seconds, source, why in SENT:
-        predicted = cost.sync(shape, "bfloat16", GPUS[gpu], within_node=near)
+        predicted = cost.sync(2 * shape.parameters, GPUS[gpu], within_node=near)
         yield Line(name=f"weights: {name}", predicted=predicted, measured=seconds, most=PUBLISHED, source=source, why=why)
 
 
@@ -169,7 +169,7 @@ def measured(run: Path, recipe: str, overrides: list[str]) -> Iterator[Line]:
         print(f"{run}: its memory was not watched")
         return
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    needed = demands(config, shape.parameters, activations(shape, config.learner, longest))
+    needed = demands(config, Size(parameters=shape.parameters), on_cpu(shape, config.learner, longest))
     peaks = json.loads(here.read_text())
     for demand in needed[:2]:
         yield Line(name=f"{run.name}: memory of a {demand.role}, GB", predicted=demand.bytes / 1e9,

@@ -138,14 +138,14 @@ def _inputs(planner: "Planner", stage: str) -> list[str]:
 def _outcome(config: "RunConfig", planner: "Planner", best: "Estimate") -> list[str]:
     """Memory of the chosen layout, and how a recipe asks for it."""
     from cluster.fleet.demand import Size, demands, memory
-    from cluster.planning.memory import activations, in_words
+    from cluster.planning.memory import in_words, on_cpu
     from cluster.planning.workload import stage_of
 
     if planner.cluster.device.is_cpu:
         longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
         adapter = planner.shape.adapter(config.learner.lora.rank) if config.learner.lora else 0
         size = Size(parameters=planner.shape.parameters, adapter=adapter)
-        needed = demands(config, size, activations(planner.shape, config.learner, longest))
+        needed = demands(config, size, on_cpu(planner.shape, config.learner, longest))
         return [f"{memory(needed)[1]}, of {planner.cluster.device.memory / GB:.3g} GB"]
     of = f"of {planner.cluster.device.memory / GB:.3g} GB"
     lines = [f"memory of a GPU: {role} {in_words(parts)} {of}" for role, parts in best.memory.items()]

@@ -61,11 +61,13 @@ class Learning:
     dtype: str = "bfloat16"
     recompute: bool = False
     """Layers' forward pass a second time in backward."""
+    adapter: int = 0
+    """Parameters of the adapter that is trained instead of the weights; of these there is no gradient then."""
 
 
-def learning_of(work: Workload) -> Learning:
+def learning_of(shape: Shape, work: Workload) -> Learning:
     again = work.learner.activation_checkpointing == "full"
-    how = {"models": work.trained, "dtype": work.learner.compute_dtype, "recompute": again}
+    how = {"models": work.trained, "dtype": work.learner.compute_dtype, "recompute": again, "adapter": adapter(shape, work)}
     return Learning(reads=work.reads, updates=work.updates, **how)
 
 
@@ -81,8 +83,9 @@ def train(shape: Shape, load: Load, how: Learning, device: Device, group: tuple[
     again = 1 + how.recompute
     read = max(body + head, launches, gather)
     # The head's logits are computed again in backward; weights are gathered for either direction.
-    update = max((2 + again) * body + 4 * head, (2 + again) * launches, 2 * gather + reduced)
-    adam = STATE_BYTES * shape.parameters / ranks / own.stream()
+    whole = not how.adapter
+    update = max((1 + whole + again) * body + (3 + whole) * head, (2 + again) * launches, 2 * gather + whole * reduced)
+    adam = STATE_BYTES * (how.adapter or shape.parameters) / ranks / own.stream()
     return how.reads * read + how.updates * how.models * (update + adam)
 
 
@@ -127,11 +130,23 @@ def engine(shape: Shape, work: Workload, device: Device, tensor_parallel: int, e
     )
 
 
-def sync(shape: Shape, dtype: str, device: Device, *, within_node: bool, shared: bool = False) -> float:
-    """Of a weight update; `shared`: to engines that slept on the learner's GPUs, which wake."""
-    size = WIDTH[dtype] * shape.parameters
-    if shared:
-        return device.reached.update_s + size / device.stream() + 2 * size / SLEEP_BYTES_S
+def adapter(shape: Shape, work: Workload) -> int:
+    """Parameters of the adapter that is trained; 0 where the weights are."""
+    lora = work.learner.lora
+    return shape.adapter(lora.rank) if lora else 0
+
+
+def sent(shape: Shape, work: Workload) -> float:
+    """Bytes of a weight update."""
+    lora = work.learner.lora
+    return WIDTH[work.engine_dtype] * (adapter(shape, work) if lora and lora.send == "adapter" else shape.parameters)
+
+
+def sync(size: float, device: Device, *, within_node: bool, asleep: float | None = None) -> float:
+    """Of a weight update of so many bytes; `asleep`: bytes of an engine that sleeps on the learner's GPUs, to host memory and
+    back."""
+    if asleep is not None:
+        return device.reached.update_s + size / device.stream() + 2 * asleep / SLEEP_BYTES_S
     return device.reached.update_s + size / device.send(within_node=within_node)
 
 

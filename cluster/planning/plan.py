@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cluster.fleet.demand import WIDTH
 from cluster.planning import cost, memory
 from cluster.planning.fit import Cluster, Layout, fitting, share
 from cluster.planning.memory import Parts
@@ -96,9 +97,10 @@ class Planner:
         each = cost.engine(self.shape, work, device, layout.tensor_parallel, layout.engines)
         score, prompt = cost.score(self.shape, work, device), max(1, round(work.lengths.prompt))
         near = self.cluster.nodes == 1
+        asleep = WIDTH[work.engine_dtype] * self.shape.parameters / layout.tensor_parallel if layout.shared else None
         timing = Timing(
             train=self.training(layout.ranks),
-            sync=cost.sync(self.shape, work.engine_dtype, device, within_node=near, shared=layout.shared),
+            sync=cost.sync(cost.sent(self.shape, work), device, within_node=near, asleep=asleep),
             score=score / work.questions,
             keep_kv=work.keep_kv,
             ahead=ahead,
@@ -123,7 +125,9 @@ class Planner:
         if ranks not in self._trainings:
             load = cost.load(self.work, self._batches[0], ranks)
             group = (ranks, self.cluster.per_node)
-            self._trainings[ranks] = cost.train(self.shape, load, cost.learning_of(self.work), self.cluster.device, group)
+            self._trainings[ranks] = cost.train(
+                self.shape, load, cost.learning_of(self.shape, self.work), self.cluster.device, group
+            )
         return self._trainings[ranks]
 
 

@@ -16,7 +16,7 @@ from cluster.config.recipe import ConfigError
 from cluster.config.run_config import RunConfig, load
 from cluster.fleet.demand import demands, held_parameters, memory, memory_here, too_many
 from cluster.fleet.placement import PlacementError, bundles, fit
-from cluster.planning.memory import activations, in_words, of_recipe
+from cluster.planning.memory import in_words, of_recipe, on_cpu
 from cluster.planning.shapes import shape_of
 from cluster.run.preflight_model import Model, check_model, check_reward_model, gpu_memory_here, gpus_here, read_model
 from cluster.run.store import unusable
@@ -226,7 +226,7 @@ def _check_room(config: RunConfig, model: Model, report: Report) -> None:
         _check_gpu_memory(config, model, report)
         return
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    needed = demands(config, model.size, activations(shape_of(model.shape), config.learner, longest))
+    needed = demands(config, model.size, on_cpu(shape_of(model.shape), config.learner, longest))
     report.problems += too_many(needed, cores, "this machine")
     (asked, words), here = memory(needed), memory_here()
     if asked <= here:

@@ -1,11 +1,13 @@
-"""The planner's simulation against closed forms."""
+"""The planner's simulation against closed forms, and the lengths that it draws."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from cluster.planning.cost import EngineCost
 from cluster.planning.pipeline import Ahead, Engine, Timing, dealt, simulate
+from cluster.planning.workload import Lengths, lengths_of_run
 
 # One token a second for every request, whatever the batch: a wave takes as long as its longest output.
 STEADY = EngineCost(weights=0.0, product=0.0, key=0.0, fixed=1.0, request=0.0)
@@ -73,3 +75,23 @@ def test_reading_prompts_and_caches_takes_its_time():
     # A prompt of 5 is read once for its group of one, then ten tokens look at 5 to 15 keys.
     found = simulate(run, [[[(5, [10])]]], Timing(train=0.0, sync=0.0, score=0.0))
     assert found.generate == pytest.approx(5 * 0.5 + 10 * 0.5 + 10 * (5 + 10 / 2))
+
+
+def test_lengths_have_the_asked_mean_and_limit():
+    lengths = Lengths(prompt=10, output=300, limit=1000)
+    drawn = lengths.draw(4000, 0)
+    assert sum(drawn) / 4000 == pytest.approx(300, rel=0.03)
+    assert max(drawn) == 1000 and sorted(drawn)[2000] < 290, "some are cut off, and half is below the mean"
+    assert drawn == lengths.draw(4000, 0) != lengths.draw(4000, 1)
+    assert set(Lengths(prompt=1, output=4, limit=9, seen=(3, 5)).draw(50, 0)) == {3, 5}
+
+
+def test_lengths_of_a_run_are_those_of_its_newest_samples(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for step, stage, length in ((9, "grpo", 3), (10, "grpo", 6), (11, "other", 8)):
+        rows = [{"group": f"{stage}/0", "prompt_ids": [1] * 4, "output_ids": [1] * n} for n in (length, length + 2)]
+        (tmp_path / f"samples/step_{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = lengths_of_run(tmp_path, "grpo", 7)
+    assert (found.prompt, found.output, found.seen, found.source) == (4, 6.5, (6, 7), "2 outputs of step_10")
+    with pytest.raises(ValueError, match="found no samples of stage ppo"):
+        lengths_of_run(tmp_path, "ppo", 7)

@@ -4,14 +4,17 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cluster.planning import cost, memory
 from cluster.planning.cost import Learning, Load
 from cluster.planning.hardware import GPUS, ON_CPU, Device, Reached, parse_gpus
 from cluster.planning.shapes import read_shape
-from cluster.planning.workload import Lengths, Workload, lengths_of_run
+from cluster.planning.workload import Lengths, Workload
 from learner.batch.packing import layout, pack, plain_output
 from learner.config import LearnerConfig
+from learner.models.policy import PolicyModel
 
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 SMOLLM2 = LLAMA | {
@@ -108,6 +111,8 @@ def test_seconds_of_training_worked_by_hand(shape):
     assert one == pytest.approx((body + head) + 2 * (3 * body + 4 * head + adam))
     again = cost.train(model, load, Learning(reads=0, updates=1, recompute=True), DEVICE, (1, 8))
     assert again == pytest.approx(4 * body + 4 * head + adam)
+    small = cost.train(model, load, Learning(reads=0, updates=1, adapter=10**6), DEVICE, (1, 8))
+    assert small == pytest.approx(2 * body + 3 * head + 28 * 10**6 / 1e12), "no gradient of a frozen weight"
     wide = cost.train(model, load, Learning(reads=0, updates=1, dtype="float32"), DEVICE, (1, 8))
     assert wide == pytest.approx(3 * 5 * body + 4 * 2.5 * head + adam)
     assert (DEVICE.head("bfloat16"), replace(DEVICE, reached=ON_CPU).head("bfloat16")) == (2.5e11, 0.3e12)
@@ -141,8 +146,14 @@ def test_seconds_of_an_engine_worked_by_hand(shape):
 
 def test_seconds_of_a_weight_update_and_of_scoring(shape):
     model = shape(SMOLLM2)
-    assert cost.sync(model, "bfloat16", DEVICE, within_node=True) == pytest.approx(2 + 2 * 134_515_008 / 5e10)
-    assert cost.sync(model, "float32", DEVICE, within_node=False) == pytest.approx(2 + 4 * 134_515_008 / 5e9)
+    size = cost.sent(model, work())
+    assert size == 2 * 134_515_008 == cost.sent(model, work(engine_dtype="float32")) / 2
+    assert cost.sync(size, DEVICE, within_node=True) == pytest.approx(2 + size / 5e10)
+    assert cost.sync(size, DEVICE, within_node=False) == pytest.approx(2 + size / 5e9)
+    lora = {"rank": 8, "send": "adapter"}
+    assert cost.sent(model, work(learner=LearnerConfig(lora=lora))) == 2 * model.adapter(8) < 0.03 * size
+    assert cost.sent(model, work(learner=LearnerConfig(lora=lora | {"send": "merged"}))) == size
+    assert cost.sync(size, DEVICE, within_node=True, asleep=1e9) == pytest.approx(2 + size / 1e12 + 2e9 / 25e9)
     assert cost.score(model, work(judges=4), DEVICE) == pytest.approx(32 * cost.JUDGE_S / 4)
     by_model = cost.score(model, work(judged_by=2, reward_gpus=1.0), DEVICE)
     assert by_model == pytest.approx(2 * 2 * 106_202_880 * 32 * 300 / 1e11)
@@ -168,6 +179,7 @@ def test_memory_of_a_learner_rank_worked_by_hand(shape):
     assert parts["gathered"] == 2 * 2 * 6_476_267_520 / 32 + 8 * 32000 * 4096
     assert memory.learner(model, replace(asked, trained=2), 4)["optimizer"] == 2 * parts["optimizer"]
     assert memory.learner(model, asked, 1)["gathered"] == 0
+    assert memory.on_cpu(model, asked.learner, 500) == 2 * parts["activations"], "measured"
 
 
 def test_of_an_adapter_a_rank_holds_the_base_once_and_states_of_the_adapter_alone(shape):
@@ -188,7 +200,7 @@ def test_checkpointing_leaves_one_layer_whole_and_of_the_others_less(shape):
     assert saved("full") == layer + 31 * 2 * 4096
     assert saved("selective") == layer + 31 * 2 * (7 * 4096 + 2 * 11008)
     how = work(learner=LearnerConfig(activation_checkpointing="full"))
-    assert cost.learning_of(how).recompute and not cost.learning_of(work()).recompute
+    assert cost.learning_of(model, how).recompute and not cost.learning_of(model, work()).recompute
 
 
 def test_an_engines_cache_is_what_is_left_and_holds_so_many_outputs(shape):
@@ -202,29 +214,31 @@ def test_an_engines_cache_is_what_is_left_and_holds_so_many_outputs(shape):
     assert memory.room(model, work(concurrent=7), 80e9, 1) == 7
 
 
-def test_lengths_have_the_asked_mean_and_limit():
-    lengths = Lengths(prompt=10, output=300, limit=1000)
-    drawn = lengths.draw(4000, 0)
-    assert sum(drawn) / 4000 == pytest.approx(300, rel=0.03)
-    assert max(drawn) == 1000 and sorted(drawn)[2000] < 290, "some are cut off, and half is below the mean"
-    assert drawn == lengths.draw(4000, 0) != lengths.draw(4000, 1)
-    assert set(Lengths(prompt=1, output=4, limit=9, seen=(3, 5)).draw(50, 0)) == {3, 5}
-
-
-def test_lengths_of_a_run_are_those_of_its_newest_samples(tmp_path):
-    (tmp_path / "samples").mkdir()
-    for step, stage, length in ((9, "grpo", 3), (10, "grpo", 6), (11, "other", 8)):
-        rows = [{"group": f"{stage}/0", "prompt_ids": [1] * 4, "output_ids": [1] * n} for n in (length, length + 2)]
-        (tmp_path / f"samples/step_{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = lengths_of_run(tmp_path, "grpo", 7)
-    assert (found.prompt, found.output, found.seen, found.source) == (4, 6.5, (6, 7), "2 outputs of step_10")
-    with pytest.raises(ValueError, match="found no samples of stage ppo"):
-        lengths_of_run(tmp_path, "ppo", 7)
-
-
 def test_gpus_are_named_as_number_and_kind():
     assert parse_gpus("8xH100") == (GPUS["H100"], 8) and parse_gpus("4090") == (GPUS["4090"], 1)
     assert parse_gpus("2xa100-80") == (GPUS["A100-80"], 2)
     for text in ("8xH10", "0xH100", "8 H100", ""):
         with pytest.raises(ValueError, match="expected a number and a kind, as in 8xH100, of H100, H200"):
             parse_gpus(text)
+
+
+@pytest.mark.parametrize(("dtype", "off"), [("float32", 0.08), ("bfloat16", 0.15)])
+def test_what_a_layer_saves_for_backward_is_what_the_learner_saves(shape, dtype, off):
+    """Counted on the learner itself: every storage that autograd keeps, but for the weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = LLAMA | sizes | {"num_key_value_heads": 1, "vocab_size": 64, "tie_word_embeddings": False}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=getattr(torch, dtype))
+    outputs = [plain_output(i // 4, (1,) * 8, (2,) * 64) for i in range(16)]
+    (micro,) = pack(outputs, max_tokens=4096).micro_batches
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        PolicyModel(model, chunk=64)(micro, 1.0)
+    found = sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in weights)
+    learner = LearnerConfig(compute_dtype=dtype, max_tokens_per_microbatch=micro.input_ids_BT.numel())
+    assert found == pytest.approx(memory.activations(shape(config), learner, micro.input_ids_BT.shape[1]), rel=off)
