@@ -17,7 +17,12 @@ from cluster.fleet.placement import Bundle, added, place, resources
 
 A = TypeVar("A")
 P = ParamSpec("P")
-ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "PYTHONFAULTHANDLER": "1"}
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "PYTHONFAULTHANDLER": "1",
+    # What a large tensor leaves behind is kept for the next, and got from the system in large pages: by default every one
+    # of more than 32 MB is got page by page and given back, which on CPUs takes as long as computing it.
+    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "THP_MEM_ALLOC_ENABLE": "1",
+}  # fmt: skip
 
 
 class Spawner:

@@ -82,7 +82,7 @@ class _SelectedLogprobs(torch.autograd.Function):
                 top = logits.max(-1, keepdim=True)
                 lse = top.values - p_nV.gather(-1, top.indices).log_()
                 logprob_N[part] = (logits.gather(-1, target_N[part, None]) - lse)[:, 0]
-                entropy_N[part] = lse[:, 0] - torch.bmm(p_nV[:, None], logits[:, :, None])[:, 0, 0]
+                entropy_N[part] = lse[:, 0] - p_nV.mul_(logits).sum(-1)
         ctx.mark_non_differentiable(entropy_N)
         return logprob_N, entropy_N
 

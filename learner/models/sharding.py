@@ -4,7 +4,8 @@ Gradients are summed over ranks, never averaged: token weights are already norma
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from transformers import PreTrainedModel
 
 from learner.models.weights import local, weights_of
-from learner.types import Columns, MicroBatch, PackedBatch
+from learner.types import Columns, Micro, MicroBatch, PackedBatch
 
 Model = TypeVar("Model", bound=nn.Module)
 aten: Any = torch.ops.aten
@@ -74,11 +75,35 @@ def shard(model: Model, mesh: DeviceMesh, compute_dtype: torch.dtype, *, checkpo
             )
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    for module in model.modules():
+    for module in model.modules() if mesh.size() > 1 else ():  # a rank alone would only divide by 1
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return model
+
+
+@contextmanager
+def accumulating(model: nn.Module, micro_batches: Sequence[Micro]) -> Iterator[Iterator[Micro]]:
+    """The micro-batches of an update, one after the other, of which each is to be passed forward and backward.
+
+    A rank alone, which has no part to save memory for, gathers its weights and reduces its gradients once for all of them.
+    """
+    fsdp, last = cast(FSDPModule, model), len(micro_batches) - 1
+
+    def each() -> Iterator[Micro]:
+        for i, micro in enumerate(micro_batches):
+            fsdp.set_requires_gradient_sync(i == last)
+            fsdp.set_reshard_after_backward(i == last)
+            yield micro
+
+    if dist.get_world_size() > 1:
+        yield iter(micro_batches)
+        return
+    fsdp.set_reshard_after_forward(False)
+    try:
+        yield each()
+    finally:
+        fsdp.set_reshard_after_forward(True)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

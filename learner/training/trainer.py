@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from learner.config import OptimizerConfig
+from learner.models.sharding import accumulating
 from learner.models.weights import trained
 from learner.training.objectives import Objective
 from learner.types import Kind, PackedBatch
@@ -90,12 +91,13 @@ class Trainer:
         """Gradients of all micro-batches; loss and sums over all ranks, and what this rank read in each micro-batch."""
         device = packed.micro_batches[0].device
         sums, read = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device)), []
-        for micro in packed.micro_batches:
-            loss, parts, values = objective(self.model, micro)
-            loss.backward()
-            for name, value in {"loss": loss.detach(), **parts}.items():
-                sums[name] += value
-            read.append(values)
+        with accumulating(self.model, packed.micro_batches) as micro_batches:
+            for micro in micro_batches:
+                loss, parts, values = objective(self.model, micro)
+                loss.backward()
+                for name, value in {"loss": loss.detach(), **parts}.items():
+                    sums[name] += value
+                read.append(values)
         names = sorted(sums)
         total = torch.stack([sums[name] for name in names])
         dist.all_reduce(total)
