@@ -28,6 +28,9 @@ from rollout.leftovers import before_shutdown, record_engine, remove_engine, rem
 from rollout.types import Completion, TokenRequest
 from rollout.weights.updates import DEADLINE_S, EngineError, UpdatableEngine
 
+GONE_S = 10.0
+"""For killed processes to be gone."""
+
 
 class Engine(UpdatableEngine):
     """One vLLM engine. All methods belong to the event loop that ran `start`."""
@@ -121,13 +124,16 @@ class Engine(UpdatableEngine):
         self._broken = self._broken or "it was shut down"
         if self._record:
             before_shutdown(self._record)
+        processes = self._llm.engine_core.resources.engine_manager.processes
         self._llm.shutdown(timeout=deadline_s)
         await asyncio.sleep(0)  # the tasks that vLLM cancelled end here
-        deadline = time.monotonic() + deadline_s
-        while any(map(running, self._pids)) and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
         for pid in filter(running, self._pids):
             os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + GONE_S
+        while any(map(running, self._pids)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        for process in processes:
+            process.join(0)
         self._llm = None
         if self._record and self._record.exists():
             remove_engine(self._record)
