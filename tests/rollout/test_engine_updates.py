@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from rollout.engine.engine import EngineError
+from rollout.leftovers import running
 from rollout.weights.senders import make_trainer
 from tests.rollout.engines import PROMPTS, Updates, flip_a_byte, load, other, reference, requests, serves, sums_of
 from tests.rollout.test_weights import segments
@@ -135,7 +136,7 @@ def test_a_tied_head_follows_on_two_ranks_and_nothing_is_left(
         assert any(path.is_socket() for path in engine._folder.iterdir())
     finally:
         engine_loop.run(engine.shutdown())
-    assert not [pid for pid in described["pids"] if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in described["pids"] if running(pid)]
     assert not [path for path in [*segments, engine._folder] if path.exists()]
 
 
