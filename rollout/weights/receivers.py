@@ -104,7 +104,9 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
     def _merged(self, scale: float) -> Iterator[tuple[str, torch.Tensor]]:
         from vllm.model_executor.model_loader import get_model_loader
 
-        config, self.merged_sums = replace(self.vllm_config.load_config, use_tqdm_on_load=False), {}
+        # Read as it is merged: what vLLM reads ahead from a network's file system is in memory since the start.
+        how = {"use_tqdm_on_load": False, "safetensors_load_strategy": "lazy"}
+        config, self.merged_sums = replace(self.vllm_config.load_config, **how), {}
         base = cast(Any, get_model_loader(config)).get_all_weights(self.model_config, self.model)
         for name, tensor in merged(base, self.staging.tensors, scale, (self.model_config.dtype, self.device)):
             self.merged_sums[name] = sum_of_bits(tensor)
