@@ -59,7 +59,7 @@ def step(worker, seed=0, updates=1):
 
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_gradients_are_those_of_the_merged_weights_in_float64(adapted, model_dir, tmp_path, checkpointing):
-    worker = adapted(activation_checkpointing=checkpointing)
+    worker = adapted(activation_checkpointing=checkpointing, max_tokens_per_microbatch=48)
     worker.begin_stage(stage(grpo(), adamw(learning_rate=0.0, max_grad_norm=1e9), 1))
     randomise(worker)  # the reference stays the base
     sides, whole = adapter(worker), AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64)
