@@ -26,6 +26,9 @@ def test_what_each_role_needs_worked_by_hand():
     # checkpoint is written, and 4 while the model is read.
     assert learner.bytes == pytest.approx(0.45 * GB + 18 * GB + 4 * GB)
     assert reward.bytes == 0.1 * GB
+    config = load(QUICKSTART, [*settings, "rollout.dtype=bfloat16"])
+    much, little = (demands(config, Size(parameters=10**9), activations=size)[1].bytes for size in (9 * GB, 3 * GB))
+    assert (much - learner.bytes, little) == (pytest.approx(5 * GB), learner.bytes), "it is read before anything is trained"
     ahead = needed(*settings, "rollout.dtype=bfloat16", "stages.grpo.max_staleness=1", parameters=10**9)[1]
     assert ahead.bytes - learner.bytes == pytest.approx(2 / 2 * GB), "the version that serves, in bfloat16, over two ranks"
 
