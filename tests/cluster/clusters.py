@@ -155,7 +155,8 @@ def submitted(env, dashboard, name, *command):
     """Hand a command to the cluster as a job."""
     submit = [RAY, "job", "submit", f"--address={dashboard}", f"--submission-id={name}", "--no-wait", "--"]
     clean = {k: v for k, v in env.items() if k != "RAY_ADDRESS"}
-    subprocess.run([*submit, *map(str, command)], env=clean, check=True, capture_output=True, timeout=120)
+    done = subprocess.run([*submit, *map(str, command)], env=clean, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def ended(env, dashboard, name):

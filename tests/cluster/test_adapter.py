@@ -74,6 +74,8 @@ def test_an_engine_follows_the_adapter_and_one_that_kept_an_older_one_is_refused
         fill(worker, 0.0)
         send()
         assert read() == first, "nothing adds up on the engine's side"
+        Sent(engine, engine_loop, ModelWeights(worker._policy.causal_lm, torch.float32))()
+        assert read() == first, "whole weights are taken again"
 
 
 def test_two_ranks_in_bfloat16_merge_what_the_learner_sends_and_their_sums_agree(
