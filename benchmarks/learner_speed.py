@@ -27,6 +27,7 @@ from gpu_speed import matmul_peak, operations
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from cluster.fleet.spawner import JEMALLOC, TRAINING
 from learner.algorithms.table import TABLE
 from learner.batch.packing import Output, columns, pack, plain_output
 from learner.config import LearnerConfig, OptimizerConfig
@@ -164,6 +165,8 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["samples", "shared", "head"])
     parser.add_argument("--out", type=Path, help="a file for the figures")
     args = parser.parse_args()
+    if JEMALLOC.exists() and not torch.cuda.is_available() and "LD_PRELOAD" not in os.environ:  # as a rank on CPUs has it
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | TRAINING)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     pick_kernels()
     lines = []
