@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from cluster.planning.shapes import shape_of
 from learner.algorithms.table import TABLE
-from learner.batch.packing import columns, pack, plain_output
+from learner.batch.packing import Output, columns, pack, plain_output
 from learner.config import LearnerConfig, OptimizerConfig
 from learner.models.policy import PolicyModel, visible
 from learner.models.sharding import init_distributed, shard
@@ -50,10 +50,11 @@ def speed(shape: str, tokens: Sequence[int] = (1024, 8192)) -> Iterator[Line]:
     dist.destroy_process_group()
 
 
-def trainer_of(shape: str, mesh: DeviceMesh) -> Trainer:
+def trainer_of(shape: str, mesh: DeviceMesh, dtype: torch.dtype = torch.bfloat16) -> Trainer:
+    """Of a randomly initialised model that computes in the dtype, its masters in float32."""
     model = build(shape, torch.float32, torch.device(mesh.device_type))
-    policy = shard(PolicyModel(model, LearnerConfig().logprob_chunk_tokens), mesh, torch.bfloat16)
-    return Trainer(policy, OptimizerConfig(learning_rate=1e-6), total_updates=100)
+    policy = shard(PolicyModel(model, LearnerConfig().logprob_chunk_tokens), mesh, dtype)
+    return Trainer(policy, OptimizerConfig(learning_rate=1e-6), total_updates=1000)
 
 
 def measured(shape: str, trainer: Trainer, length: int, peak: float, device: torch.device) -> Line:
@@ -91,11 +92,16 @@ def batch_of(vocabulary: int, length: int, device: torch.device) -> PackedBatch[
     """Random sequences as demonstrations, one a micro-batch."""
     ids = torch.randint(3, vocabulary, (MICRO_BATCHES, length), generator=torch.Generator().manual_seed(0)).tolist()
     outputs = [plain_output(i, tuple(x[: length // 8]), tuple(x[length // 8 :])) for i, x in enumerate(ids)]
-    packed = pack(outputs, max_tokens=length)
+    packed = to_train(outputs, length)
+    return replace(packed, micro_batches=tuple(micro.to(device) for micro in packed.micro_batches))
+
+
+def to_train(outputs: Sequence[Output], max_tokens: int) -> PackedBatch[PolicyBatch]:
+    """Outputs packed as demonstrations, each token with advantage 1."""
+    packed = pack(outputs, max_tokens=max_tokens)
     ones, unknown = (columns(packed, outputs, [(x,) * len(o.output_ids) for o in outputs]) for x in (1.0, float("nan")))
     logprobs = dict.fromkeys(("behaviour_logprob_N", "old_logprob_N", "reference_logprob_N"), unknown)
-    packed = packed.to_train(PolicyBatch, advantage_N=ones, **logprobs)
-    return replace(packed, micro_batches=tuple(micro.to(device) for micro in packed.micro_batches))
+    return packed.to_train(PolicyBatch, advantage_N=ones, **logprobs)
 
 
 def operations(policy: PolicyModel, packed: PackedBatch) -> float:

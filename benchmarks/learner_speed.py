@@ -22,18 +22,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from gpu import STATUS, Line
-from gpu_shapes import build, config_of
-from gpu_speed import matmul_peak, operations
+from gpu_shapes import config_of
+from gpu_speed import matmul_peak, operations, to_train, trainer_of
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cluster.fleet.spawner import JEMALLOC, TRAINING
 from learner.algorithms.table import TABLE
-from learner.batch.packing import Output, columns, pack, plain_output
-from learner.config import LearnerConfig, OptimizerConfig
+from learner.batch.packing import plain_output
+from learner.config import LearnerConfig
 from learner.models.logprobs import selected_logprobs
-from learner.models.policy import DTYPES, PolicyModel
-from learner.models.sharding import init_distributed, shard
+from learner.models.policy import DTYPES
+from learner.models.sharding import init_distributed
 from learner.training.objectives import PolicyObjective
 from learner.training.trainer import Trainer
 from learner.types import PackedBatch, PolicyBatch
@@ -48,10 +48,7 @@ OBJECTIVE = PolicyObjective(weighting=TABLE["sft"].weighting, temperature=1.0, c
 
 
 def trainer(dtype: str) -> Trainer:
-    mesh = init_distributed(0, 1, free_address(), 60)
-    model = build(SHAPE, torch.float32, torch.device(mesh.device_type))
-    policy = shard(PolicyModel(model, CONFIG.logprob_chunk_tokens), mesh, DTYPES[dtype])
-    return Trainer(policy, OptimizerConfig(learning_rate=1e-6), total_updates=1000)
+    return trainer_of(SHAPE, init_distributed(0, 1, free_address(), 60), DTYPES[dtype])
 
 
 def batch(groups: int, outputs: int, prompt: int, output: int, *, shared: bool = True) -> PackedBatch[PolicyBatch]:
@@ -62,15 +59,7 @@ def batch(groups: int, outputs: int, prompt: int, output: int, *, shared: bool =
         for i in range(outputs):
             part = tuple(ids[prompt + i * output : prompt + (i + 1) * output])
             made.append(plain_output(group if shared else len(made), tuple(ids[:prompt]), part))
-    return to_train(made)
-
-
-def to_train(made: Sequence[Output]) -> PackedBatch[PolicyBatch]:
-    packed = pack(made, max_tokens=CONFIG.max_tokens_per_microbatch)
-    ones, unknown = (columns(packed, made, [(x,) * len(o.output_ids) for o in made]) for x in (1.0, float("nan")))
-    return packed.to_train(
-        PolicyBatch, advantage_N=ones, **dict.fromkeys(("behaviour_logprob_N", "old_logprob_N", "reference_logprob_N"), unknown)
-    )
+    return to_train(made, CONFIG.max_tokens_per_microbatch)
 
 
 def seconds(calls: Sequence[Callable[[], object]]) -> list[float]:

@@ -23,8 +23,13 @@ class LoraConfig(Strict):
     them, over any transport."""
 
     @property
+    def numerator(self) -> int:
+        """alpha, given or not."""
+        return self.alpha or 2 * self.rank
+
+    @property
     def scale(self) -> float:
-        return (self.alpha or 2 * self.rank) / self.rank
+        return self.numerator / self.rank
 
 
 class LearnerConfig(Strict):

@@ -24,8 +24,7 @@ def adapt(policy: PolicyModel, config: LoraConfig) -> None:
     from peft import inject_adapter_in_model
 
     names = targets(policy.causal_lm, config)
-    alpha = config.alpha or 2 * config.rank
-    how = PeftConfig(r=config.rank, lora_alpha=alpha, target_modules=names, task_type="CAUSAL_LM")
+    how = PeftConfig(r=config.rank, lora_alpha=config.numerator, target_modules=names, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         inject_adapter_in_model(how, policy.causal_lm)

@@ -138,7 +138,8 @@ class UpdatableEngine:
         once of those that cannot be read back."""
         answers = await self._llm.collective_rpc("held")
         _, stacked, merged = answers[0]
-        wrong, unread = differing([held for held, *_ in answers], sums := merged or sums, stacked)
+        sums = merged or sums
+        wrong, unread = differing([held for held, *_ in answers], sums, stacked)
         if wrong:
             raise EngineError(f"{len(wrong)} weights are not what was sent, first {wrong[0]!r}")
         if unread and not self._version:
