@@ -28,8 +28,8 @@ class ClusterConfig(Strict):
     sync_deadline_s: float = Field(default=120, gt=0)
     start_deadline_s: float = Field(default=300, gt=0)
     """For an actor to be ready, its model loaded."""
-    heartbeat_s: float = Field(default=5, gt=0)
-    """An actor is ended of which a process is stopped so long; one that only does not answer, after four times as long."""
+    heartbeat_s: float = Field(default=3, gt=0)
+    """An actor is ended of which a process is stopped so long; one that only does not answer, after seven times as long."""
     stop_grace_s: float | None = Field(default=None, gt=0)
     """Between SIGTERM and SIGKILL: the run ends in order before. By default 30; in a Ray job RAY_JOB_STOP_WAIT_TIME_S or 3."""
     worker_restarts: int = Field(default=3, ge=0)

@@ -39,7 +39,7 @@ class RolloutActor:
         options = {"prompt": config.data.prompt, "run_seed": config.seed, "max_model_len": max_model_len}
         self.worker = RolloutWorker(rollout, model_dir, **options)
 
-    async def locate(self) -> str:
+    async def locate(self) -> dict[str, object]:
         return arrived()
 
     async def start(self, index: int, count: int) -> dict[str, object]:
@@ -102,7 +102,7 @@ class RewardActor:
         self.config, self.prefix, self.sync_deadline_s = config.reward, prefix, config.cluster.sync_deadline_s
         self.worker = RewardWorker(config.reward, log)
 
-    def locate(self) -> str:
+    def locate(self) -> dict[str, object]:
         return arrived()
 
     def load_model(self, model_dir: Path, kind: Literal["outcome", "process"], index: int, count: int) -> dict[str, object]:
@@ -143,8 +143,8 @@ class LearnerActor:
         """`timeout_s`: no collective of the group waits longer."""
         self.config, self.model_dir, self.rank, self.timeout_s = config, model_dir, rank, timeout_s
 
-    def locate(self) -> tuple[str, str]:
-        """This node, and this rank's GPU."""
+    def locate(self) -> tuple[dict[str, object], str]:
+        """Its whereabouts, and its GPU."""
         return arrived(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
     def meeting(self, together: bool) -> str:

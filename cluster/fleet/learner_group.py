@@ -48,16 +48,17 @@ class Ranks:
             spawn = self._spawner.spawn("learner", rank, LearnerActor)
             self.actors[rank] = spawn(self._config.learner, self._model_dir, rank, self._timeout_s)
 
-    def locate(self) -> None:
-        """Find their nodes and GPUs, and where they can meet."""
+    def locate(self) -> dict[int, dict[str, object]]:
+        """Find their nodes and GPUs, and where they can meet. Returns what they say of themselves."""
         calls = {rank: ask(actor, LearnerActor.locate)() for rank, actor in self.actors.items()}
         located = all_answers(calls, "learner", self._config.cluster.start_deadline_s, "start")
-        self._nodes = {rank: node for rank, (node, _) in located.items()}
+        self._nodes = {rank: str(info["node_id"]) for rank, (info, _) in located.items()}
         self.gpus = {rank: gpus for rank, (_, gpus) in located.items()}
         together = len(set(self._nodes.values())) == 1
         first = {rank: ask(self.actors[rank], LearnerActor.meeting)(together) for rank in located if rank == 0}
         met = all_answers(first, "learner", self._config.cluster.start_deadline_s, "start")
         self._rendezvous = met.get(0, "")  # an evaluation has no ranks
+        return {rank: info for rank, (info, _) in located.items()}
 
     def start(self, rollout: RolloutConfig, prefix: str) -> dict[int, ObjectRef[dict[str, object]]]:
         """Those that are located meet, with the weights on disk; what they then say of themselves."""

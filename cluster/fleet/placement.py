@@ -174,10 +174,10 @@ def node_id() -> str:
     return ray.get_runtime_context().get_node_id()
 
 
-def arrived() -> str:
-    """This node, on which what dead processes left is removed: the driver's own sweep sees its node only."""
+def arrived() -> dict[str, object]:
+    """`whereabouts`, where what dead processes left is removed: the driver's own sweep sees its node only."""
     sweep()
-    return node_id()
+    return whereabouts()
 
 
 def whereabouts() -> dict[str, object]:

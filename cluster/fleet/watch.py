@@ -24,7 +24,7 @@ R = TypeVar("R")
 log = logging.getLogger("cohort")
 LOOKS = 5
 """In a heartbeat."""
-SILENCE = 4
+SILENCE = 7
 """Heartbeats without an answer of a node, or of an engine that does not compute either."""
 BUSY = 0.05
 """Part of a core that processes which compute use at least."""

@@ -67,17 +67,17 @@ class Workers:
         """
         self._ranks.spawn()
         if self.shared:
-            self._ranks.locate()
+            self._located(self._ranks.locate(), "learner")
         for slot in range(self.config.rollout.workers):
             self._spawn_rollout(slot)
         for slot in range(self.config.reward.workers):
             self._spawn_reward(slot)
-        self.nodes = self._all({s: ask(actor, RolloutActor.locate)() for s, actor in self.rollout.items()}, "rollout")
+        self.nodes = self._locate({s: ask(actor, RolloutActor.locate)() for s, actor in self.rollout.items()}, "rollout")
         engines = {s: self._start_rollout(s) for s in self.rollout}
         if self.shared:
             self._started(engines, "rollout")
         else:
-            self._ranks.locate()
+            self._located(self._ranks.locate(), "learner")
         learners, rewards = self._ranks.start(self.rollout_config, self.prefix), self._start_reward_actors()
         for role, calls in (("rollout", engines), ("learner", learners), ("reward", rewards)):
             self._started(calls, role)
@@ -103,7 +103,7 @@ class Workers:
             for slot, actor in self.reward.items():
                 self.watch.end(f"reward-{slot}", actor)
                 self._spawn_reward(slot)
-        self._ranks.locate()
+        self._located(self._ranks.locate(), "learner")
         learners, rewards = self._ranks.start(self.rollout_config, self.prefix), self._start_reward_actors()
         self._started(learners, "learner")
         self._started(rewards, "reward")
@@ -175,9 +175,8 @@ class Workers:
 
     def _replaced(self, role: str, slot: int, why: str) -> None:
         """A new actor in the slot; while the crash budget lasts, another one where it does not start."""
-        actors: Handles = self.rollout if role == "rollout" else self.reward
         while True:
-            self._bury(name := f"{role}-{slot}", {name: actors[slot]}, why)
+            self._bury(name := f"{role}-{slot}", {name: self._actors(role)[slot]}, why)
             try:
                 return self._fresh(role, slot)
             except RoleFailed as error:
@@ -187,11 +186,11 @@ class Workers:
         """A new actor in the slot."""
         if role == "rollout":
             self._spawn_rollout(slot)
-            self.nodes |= self._all({slot: ask(self.rollout[slot], RolloutActor.locate)()}, role)
+            self.nodes |= self._locate({slot: ask(self.rollout[slot], RolloutActor.locate)()}, role)
             self._started({slot: self._start_rollout(slot)}, role)
             return
         self._spawn_reward(slot)
-        self.reward_nodes |= self._all({slot: ask(self.reward[slot], RewardActor.locate)()}, role)
+        self.reward_nodes |= self._locate({slot: ask(self.reward[slot], RewardActor.locate)()}, role)
         self._started({slot: self._start_reward(slot)}, role)
 
     def _bury(self, name: str, actors: Mapping[str, ActorHandle], why: str) -> None:
@@ -204,12 +203,24 @@ class Workers:
         if self.deaths > budget:
             raise RoleFailed(f"{name} failed and the crash budget of {budget} is spent: {why}")
 
+    def _locate(self, calls: Mapping[int, ObjectRef[dict[str, object]]], role: str) -> dict[int, str]:
+        """Nodes by slot."""
+        return self._located(self._all(calls, role), role)
+
+    def _located(self, found: Mapping[int, Mapping[str, object]], role: str) -> dict[int, str]:
+        """Nodes by slot of the actors that said where they are: their own processes are watched while they start."""
+        for slot, info in found.items():
+            self.watch.add(f"{role}-{slot}", self._actors(role)[slot], info)
+        return {slot: str(info["node_id"]) for slot, info in found.items()}
+
     def _started(self, calls: Mapping[int, ObjectRef[dict[str, object]]], role: str) -> None:
-        actors: dict[str, Handles] = {"rollout": self.rollout, "reward": self.reward, "learner": self._ranks.actors}
         for slot, info in self._all(calls, role).items():
             self.info[f"{role}-{slot}"] = info
             pulse = ask(self.rollout[slot], RolloutActor.pulse) if role == "rollout" else None
-            self.watch.add(f"{role}-{slot}", actors[role][slot], info, pulse)
+            self.watch.add(f"{role}-{slot}", self._actors(role)[slot], info, pulse)
+
+    def _actors(self, role: str) -> Handles:
+        return {"rollout": self.rollout, "reward": self.reward, "learner": self._ranks.actors}[role]
 
     def _spawn_rollout(self, slot: int) -> None:
         seen = shared_devices(self._ranks.gpus, slot, self.config.rollout.tensor_parallel_size) if self.shared else {}
@@ -231,8 +242,8 @@ class Workers:
         return ask(self.reward[slot], RewardActor.load_model)(self.model_dir, kind, *position(slot, self.reward_nodes))
 
     def _start_reward_actors(self) -> dict[int, ObjectRef[dict[str, object]]]:
-        self.reward_nodes = self._all({s: ask(actor, RewardActor.locate)() for s, actor in self.reward.items()}, "reward")
+        self.reward_nodes = self._locate({s: ask(actor, RewardActor.locate)() for s, actor in self.reward.items()}, "reward")
         return {slot: self._start_reward(slot) for slot in self.reward}
 
     def _all(self, calls: Mapping[int, ObjectRef[R]], role: str) -> dict[int, R]:
-        return all_answers(calls, role, self.config.cluster.start_deadline_s, "start")
+        return all_answers(calls, role, self.config.cluster.start_deadline_s, "start", self.watch.why)

@@ -133,7 +133,7 @@ class Fleet:
         fakes = {
             rollout_worker: {"RolloutWorker": RolloutWorker}, learner_worker: {"LearnerWorker": LearnerWorker},
             reward_worker: {"RewardWorker": lambda *_: SimpleNamespace(describe=dict)},
-            actors: {"ray": FakeRay, "arrived": lambda: "node", "whereabouts": dict,
+            actors: {"ray": FakeRay, "arrived": lambda: {"node_id": "node"}, "whereabouts": dict,
                      "take_threads": lambda *_: None},
             workers: {"ray": FakeRay, "Watch": Unwatched}, calls: {"ray": FakeRay}, fibers: {"ray": FakeRay},
             spawner: {"ray": FakeRay, "place": lambda *_: (None, wanted)},

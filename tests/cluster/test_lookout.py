@@ -86,7 +86,7 @@ def test_an_engine_that_neither_answers_nor_computes_is_stuck_and_one_that_compu
     began = time.monotonic()
     until(lambda: stuck.dead, 10 * SILENCE * HEARTBEAT_S, "the end of the stuck engine")
     assert time.monotonic() - began >= SILENCE * HEARTBEAT_S
-    assert watch.why("rollout-0") == "the engine neither answers nor computes since 2 s"
+    assert watch.why("rollout-0") == "the engine neither answers nor computes since 4 s"
     assert not busy.dead and not watch.why("rollout-1")
 
 

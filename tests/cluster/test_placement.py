@@ -13,11 +13,11 @@ from cluster.fleet.actors import LearnerActor, RewardActor, RolloutActor
 def test_every_actor_sweeps_its_node_before_it_is_started_there(monkeypatch, actor):
     swept = []
     monkeypatch.setattr(placement, "sweep", lambda: swept.append("node") or [])
-    monkeypatch.setattr(placement, "node_id", lambda: "this node")
+    monkeypatch.setattr(placement, "whereabouts", lambda: {"node_id": "this node"})
     found = actor.locate(object.__new__(actor))
     if actor is RolloutActor:
         found = asyncio.run(found)
-    assert swept == ["node"] and "this node" in found
+    assert swept == ["node"] and (found[0] if actor is LearnerActor else found) == {"node_id": "this node"}
 
 
 def test_an_actor_without_a_gpu_sees_none_and_an_engine_sees_its_learners(monkeypatch):

@@ -94,7 +94,7 @@ def test_an_evaluation_has_no_learner():
 def test_ranks_of_one_node_meet_in_a_private_file_that_goes_with_them_and_others_at_an_address(monkeypatch, tmp_path, where):
     class At(LearnerActor):
         def locate(self):
-            return where[self.rank], ""
+            return {"node_id": where[self.rank]}, ""
 
     for module in (fibers, calls, actors):
         monkeypatch.setattr(module, "ray", FakeRay)

@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.config.settings import ClusterConfig
-from cluster.fleet import workers
+from cluster.fleet import actors, workers
 from cluster.fleet.actors import LearnerActor, RewardActor, RolloutActor
 from cluster.fleet.calls import RoleFailed
 from cluster.fleet.learner_group import LearnerFailed
@@ -109,6 +109,19 @@ def test_a_fresh_group_of_ranks_reaches_the_engines_that_the_old_one_served(flee
     assert (fleet.roles.rollout, fleet.roles.reward, fleet.abandoned) == (engines, judges, 2)
     assert published(fleet, 2)[1:] == ({}, False)
     assert holds(fleet, 0) and holds(fleet, 1)
+
+
+def test_every_actor_is_watched_from_where_it_is_on_and_with_its_processes_once_it_has_started(fleet, monkeypatch):
+    fleet, seen = fleet("shm", 2, 1, 1), []
+    monkeypatch.setattr(fleet.roles.watch, "add", lambda name, *found: seen.append((name, *found[1:])), raising=False)
+    monkeypatch.setattr(actors, "whereabouts", lambda: {"pid": 1})
+    fleet.roles.replace(1, "as a test")
+    fleet.roles.replace_reward_actor(0, "as a test")
+    fleet.roles.restart_learner("as a test")
+    where, started = {"node_id": "node"}, {"pid": 1}
+    assert [name for name, *_ in seen] == ["rollout-1"] * 2 + ["reward-0"] * 2 + ["learner-0", "reward-0"] * 2
+    assert [info for _, info, *_ in seen] == [where, started] * 2 + [where] * 2 + [started] * 2
+    assert [bool(pulse and pulse[0]) for _, _, *pulse in seen] == [False, True] + [False] * 6
 
 
 def test_where_a_model_judges_a_fresh_group_of_ranks_has_fresh_reward_actors(fleet, monkeypatch):
