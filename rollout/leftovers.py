@@ -17,6 +17,8 @@ log = logging.getLogger("cohort")
 
 SHM = Path("/dev/shm")
 SEGMENT = re.compile(r"cohort_[\w.-]+_(?P<pid>\d+)_(?:v\d+_\d+|engine)")
+_SEGMENT = re.compile(r"psm_|sem\.mp-|vllm_dist_")
+"""Of vLLM and of Python's multiprocessing."""
 _FOLDER = re.compile(r"cohort_(?:engine|sandbox|ray|learner)_(?P<pid>\d+)_\w+")
 _REMOVAL_SECONDS = 60
 
@@ -27,10 +29,12 @@ def record_engine(prefix: str, pids: Sequence[int]) -> Path:
     All who need a segment have it open by then. So the memory (hundreds of megabytes) is freed with the last of them however
     they end, where a SIGKILL would leave it for good.
     """
-    mapped = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
-    segments = set(re.findall(r"/dev/shm/((?:psm_|sem\.mp-|vllm_dist_)\S+)", mapped))
+    # By number: a semaphore is mapped under the name that it had before its own.
+    lines = [line for pid in pids for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    mapped = {int(line.split()[4]) for line in lines if " /dev/shm/" in line}
+    segments = sorted(entry.name for entry in os.scandir(SHM) if _SEGMENT.match(entry.name) and entry.inode() in mapped)
     record = SHM / f"cohort_{prefix}_{os.getpid()}_engine"
-    record.write_text(json.dumps({"pids": list(pids), "segments": sorted(s for s in segments if (SHM / s).exists())}))
+    record.write_text(json.dumps({"pids": list(pids), "segments": segments}))
     for segment in _unnamed(record):
         segment.unlink(missing_ok=True)
     return record

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,6 +80,21 @@ def test_an_engines_memory_has_no_name_once_it_runs_and_gets_one_back_for_an_ord
         segment.unlink()
         record.unlink()
     assert not path.exists()
+
+
+def test_a_semaphore_of_a_killed_engine_is_swept_though_it_is_mapped_under_another_name(monkeypatch):
+    monkeypatch.setattr(leftovers, "SHM", Path("/dev/shm"))
+    code = (
+        "import multiprocessing, time\nheld = multiprocessing.get_context('spawn').Semaphore()\n"
+        "print(held._semlock.name, flush=True)\ntime.sleep(600)"
+    )
+    engine = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    name = "sem." + engine.stdout.readline().strip().removeprefix("/")
+    record = record_engine("run", [engine.pid])
+    assert json.loads(record.read_text())["segments"] == [name] and (Path("/dev/shm") / name).exists()
+    os.killpg(engine.pid, signal.SIGKILL)  # with the process by which Python would remove it
+    engine.wait(10)
+    assert leftovers.remove_engine(record) == [name, record.name]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
