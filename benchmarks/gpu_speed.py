@@ -50,10 +50,10 @@ def speed(shape: str, tokens: Sequence[int] = (1024, 8192)) -> Iterator[Line]:
     dist.destroy_process_group()
 
 
-def trainer_of(shape: str, mesh: DeviceMesh, dtype: torch.dtype = torch.bfloat16) -> Trainer:
+def trainer_of(shape: str, mesh: DeviceMesh, dtype: torch.dtype = torch.bfloat16, *, compiled: bool = False) -> Trainer:
     """Of a randomly initialised model that computes in the dtype, its masters in float32."""
     model = build(shape, torch.float32, torch.device(mesh.device_type))
-    policy = shard(PolicyModel(model, LearnerConfig().logprob_chunk_tokens), mesh, dtype)
+    policy = shard(PolicyModel(model, LearnerConfig().logprob_chunk_tokens), mesh, dtype, compiled=compiled)
     return Trainer(policy, OptimizerConfig(learning_rate=1e-6), total_updates=1000)
 
 

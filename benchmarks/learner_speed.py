@@ -1,6 +1,6 @@
 """How near the learner comes to what this machine can multiply, what sharing prompts saves, and how exact the output head is.
 
-    python benchmarks/learner_speed.py [--parts samples shared long head] [--out learner.json]
+    python benchmarks/learner_speed.py [--parts samples shared long head] [--compile] [--out learner.json]
 
 Updates of a randomly initialised model of SmolLM2-135M's shape, bfloat16 with float32 masters, packed as a run packs them; the
 peak is that of a product of bfloat16 matrices in the same run, between the updates. Useful operations are counted as in
@@ -47,8 +47,8 @@ BINS = (1.0, 0.9, 0.5, 0.1, 1e-3, 1e-6, 0.0)
 OBJECTIVE = PolicyObjective(weighting=TABLE["sft"].weighting, temperature=1.0, compare_behaviour=False)
 
 
-def trainer(dtype: str) -> Trainer:
-    return trainer_of(SHAPE, init_distributed(0, 1, free_address(), 60), DTYPES[dtype])
+def trainer(dtype: str, *, compiled: bool = False) -> Trainer:
+    return trainer_of(SHAPE, init_distributed(0, 1, free_address(), 60), DTYPES[dtype], compiled=compiled)
 
 
 def batch(groups: int, outputs: int, prompt: int, output: int, *, shared: bool = True) -> PackedBatch[PolicyBatch]:
@@ -73,9 +73,9 @@ def seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
     return [statistics.median(times) for times in taken]
 
 
-def shares_of_peak(parts: Sequence[str]) -> Iterator[Line]:
+def shares_of_peak(parts: Sequence[str], compiled: bool) -> Iterator[Line]:
     """Shares of the peak."""
-    model, shares = trainer("bfloat16"), {}
+    model, shares = trainer("bfloat16", compiled=compiled), {}
     device, peaks = torch.device("cpu"), []
     for name, made in {"rows": batch(8, 1, 128, 896), "samples": batch(16, 8, 24, 64)}.items():
         if name not in parts:
@@ -140,18 +140,19 @@ def head() -> Iterator[Line]:
         yield Line(name=f"p {lower:g} to {upper:g}", passed=errors["ours"] <= 1e-4, text=text, figures=errors)
 
 
-PARTS: dict[str, Callable[[], Iterator[Line]]] = {
-    "rows": lambda: shares_of_peak(("rows",)),
-    "samples": lambda: shares_of_peak(("rows", "samples")),
-    "shared": lambda: iter([shared_prompt(512, 128)]),
-    "long": lambda: iter([shared_prompt(4096, 512)]),
-    "head": head,
+PARTS: dict[str, Callable[[bool], Iterator[Line]]] = {
+    "rows": lambda compiled: shares_of_peak(("rows",), compiled),
+    "samples": lambda compiled: shares_of_peak(("rows", "samples"), compiled),
+    "shared": lambda _: iter([shared_prompt(512, 128)]),
+    "long": lambda _: iter([shared_prompt(4096, 512)]),
+    "head": lambda _: head(),
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["samples", "shared", "head"])
+    parser.add_argument("--compile", action="store_true", help="with learner.compile")
     parser.add_argument("--out", type=Path, help="a file for the figures")
     args = parser.parse_args()
     if JEMALLOC.exists() and not torch.cuda.is_available() and "LD_PRELOAD" not in os.environ:  # as a rank on CPUs has it
@@ -160,7 +161,7 @@ def main() -> int:
     pick_kernels()
     lines = []
     for part in args.parts:
-        for line in PARTS[part]():
+        for line in PARTS[part](args.compile):
             lines.append(line)
             print(f"{line.name:<20} {STATUS[line.passed]}  {line.text}", flush=True)
     if args.out:

@@ -46,6 +46,8 @@ class LearnerConfig(Strict):
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What of a layer's forward pass is computed again for its backward pass, to save memory: nothing; all but matrix products
     and attention; all."""
+    compile: bool = False
+    """Compile the model's layers with torch.compile, which takes a minute or so at a stage's start."""
     cores_per_rank: int | None = Field(default=None, gt=0)
     """CPU threads of a rank; by default the cores are divided among the ranks of a node."""
     lora: LoraConfig | None = None

@@ -204,7 +204,8 @@ class LearnerWorker:
         return model
 
     def _sharded(self, model: Model) -> Model:
-        return shard(model, self._mesh, self._compute_dtype, checkpointing=self._config.activation_checkpointing)
+        how = {"checkpointing": self._config.activation_checkpointing, "compiled": self._config.compile}
+        return shard(model, self._mesh, self._compute_dtype, **how)
 
     def _reference(self) -> nn.Module:
         """The current policy, frozen: as a second sharded model in the compute dtype, or a copy of its adapter."""

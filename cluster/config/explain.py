@@ -52,6 +52,7 @@ ELSEWHERE = {
     ),
     "learner.compute_dtype": "bf16 fp16 torch_dtype precision mixed_precision param_dtype",
     "learner.activation_checkpointing": "gradient_checkpointing activation_checkpoint gradient_checkpoint recompute",
+    "learner.compile": "torch_compile use_torch_compile",
     "learner.ranks": "world_size num_gpus n_gpus_per_node num_processes nproc_per_node actor_num_gpus_per_node",
     "rollout.max_new_tokens": (
         "max_completion_length max_response_length generate_max_len max_tokens response_length max_output_tokens"

@@ -60,19 +60,23 @@ def _store(rank: int, world_size: int, rendezvous: str) -> Store:
     return TCPStore(host, port, world_size, rank == 0, master_listen_fd=listening)
 
 
-def shard(model: Model, mesh: DeviceMesh, compute_dtype: torch.dtype, *, checkpointing: str = "none") -> Model:
+def shard(
+    model: Model, mesh: DeviceMesh, compute_dtype: torch.dtype, *, checkpointing: str = "none", compiled: bool = False
+) -> Model:
     """Shard in place: every decoder layer, then the rest. Parameters keep their dtype; they compute in `compute_dtype`.
 
-    `checkpointing`: LearnerConfig's `activation_checkpointing`.
+    `checkpointing`: LearnerConfig's `activation_checkpointing`. `compiled`: its `compile`.
     """
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     again = {"selective": {"context_fn": partial(create_selective_checkpoint_contexts, KEPT)}, "full": {}}
     for layer in decoder_layers(model):
+        # The layer's own function: the hooks by which its weights are gathered stay outside.
         if checkpointing != "none":
-            # The layer's own function: the hooks by which its weights are gathered stay outside.
             layer.forward = partial(
                 checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **again[checkpointing]
             )
+        if compiled:  # rows have all lengths
+            layer.forward = torch.compile(layer.forward, dynamic=True)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules() if mesh.size() > 1 else ():  # a rank alone would only divide by 1

@@ -1,10 +1,12 @@
 """The schedule, and which updates move the weights."""
 
 import math
+import shutil
 from collections import Counter
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
@@ -78,6 +80,23 @@ def test_what_is_computed_again_for_the_backward_pass_has_the_same_bits(start, m
     assert none["mm"] == selective["mm"] < full["mm"] and none["silu"] < selective["silu"] == full["silu"]
     for other in gradients[1:]:
         assert other.keys() == gradients[0].keys() and all(torch.equal(other[name], x) for name, x in gradients[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on CPUs")
+def test_compiled_layers_have_the_gradients_of_others(start, model_dir):
+    found = []
+    counters.clear()
+    for compiled in (False, True):
+        assert not counters["stats"]
+        worker = start(model_dir, compile=compiled, activation_checkpointing="selective")
+        worker.begin_stage(stage(grpo(), adamw(max_grad_norm=1e9), 5))
+        found.append(gradients_of(worker, random_batch()))
+    assert counters["stats"]["calls_captured"] and not counters["graph_break"]
+    plain, compiled = found
+    assert plain.keys() == compiled.keys()
+    for name, gradient in plain.items():
+        assert (compiled[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
 def test_a_gradient_over_the_threshold_is_scaled_to_it_and_one_below_is_left(start, model_dir):
