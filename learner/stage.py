@@ -20,6 +20,8 @@ class StageSpec(Strict):
     """Optimizer steps of the whole stage, which the schedules run over."""
     critic_optimizer: OptimizerConfig | None = None
     """Of the critic; where the row needs one, and only there."""
+    teacher: Path | None = None
+    """Directory of the teacher; where the row needs one, and only there. A stage that is read and not trained may lack it."""
     value_clip: float = Field(default=0.2, gt=0.0)
     """How far from the old value the critic's loss follows it, in units of the return."""
     members: int = Field(default=1, gt=0)
@@ -37,9 +39,10 @@ class StageSpec(Strict):
         return {name: optimizer for name, optimizer in found.items() if optimizer is not None}
 
     @model_validator(mode="after")
-    def _critic_has_an_optimizer(self):
-        needed = Need.CRITIC in self.row.needs
-        if needed != (self.critic_optimizer is not None):
-            found = "none" if self.critic_optimizer is None else "one"
-            raise ValueError(f"critic_optimizer: found {found}, expected {'one' if needed else 'none'}: the row decides")
+    def _row_has_what_it_needs(self):
+        for need, name in ((Need.CRITIC, "critic_optimizer"), (Need.TEACHER, "teacher")):
+            needed, given = need in self.row.needs, getattr(self, name) is not None
+            if needed != given:
+                found, expected = ("one" if here else "none" for here in (given, needed))
+                raise ValueError(f"{name}: found {found}, expected {expected}: the row decides")
         return self

@@ -2,6 +2,7 @@
 
     _B rows of a micro-batch      _T positions of a row (prompt, outputs, padding)
     _N trained tokens             _D hidden size      _V vocabulary
+    _M some tokens of a position  _O these, and all others as one more outcome
 
 Several outputs of a group share a row with their prompt, [prompt | o_1 | o_2 ...], so the tokens that carry gradient are a flat
 list of N rather than a rectangle.
@@ -68,6 +69,16 @@ class PolicyBatch(MicroBatch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeBatch(PolicyBatch):
+    """What a policy is trained on that learns from more of a position than its sampled token."""
+
+    token_NM: Tensor
+    """int64: the tokens that the policy found most likely before the batch's first update."""
+    teacher_logprob_NO: Tensor
+    """log p_T of each of them, and of all others together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValueBatch(MicroBatch):
     """What a critic is trained on."""
 
@@ -101,7 +112,7 @@ class PackedBatch(Generic[Micro]):
 
     def to_train(self, kind: type[Kind], **columns: Columns) -> "PackedBatch[Kind]":
         """The same tokens as micro-batches of `kind`, with the fields that it adds."""
-        shared = [{f.name: getattr(micro, f.name) for f in fields(MicroBatch)} for micro in self.micro_batches]
+        shared = [{f.name: getattr(micro, f.name) for f in fields(micro)} for micro in self.micro_batches]
         added = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         micros = tuple(kind(**a, **b) for a, b in zip(shared, added, strict=True))
         return PackedBatch(micro_batches=micros, trained_tokens=self.trained_tokens, padding_share=self.padding_share)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -88,8 +89,8 @@ class LearnerWorker:
         """Fresh optimizers and schedules. A collective.
 
         As the row needs them, the reference becomes the current policy, and so does the critic's backbone under a head of
-        zeros. A reward model is trained on where there is one, else loaded, else built from the policy's backbone.
-        Raises ValueError for a reward model of another kind or number of members than the stage trains.
+        zeros; a teacher is read. A reward model is trained on where there is one, else loaded, else built from the policy's
+        backbone. Raises ValueError for a reward model of another kind or number of members than the stage trains.
         """
         self._stage = None
         row = spec.row
@@ -178,6 +179,7 @@ class LearnerWorker:
 
     def _policy_stage(self, spec: StageSpec, row: Algorithm) -> PolicyStage:
         make = {Need.REFERENCE: self._reference, Need.CRITIC: lambda: self._critic(spec.seed)}
+        make |= {Need.TEACHER: partial(self._frozen, spec.teacher)} if spec.teacher else {}
         needed = {str(need): make[need]() for need in make if need in row.needs}
         return PolicyStage(spec, row, self._pack, {"policy": self._policy} | needed)
 
@@ -211,10 +213,14 @@ class LearnerWorker:
         """The current policy, frozen: as a second sharded model in the compute dtype, or a copy of its adapter."""
         if self._config.lora is not None:
             return AdapterReference(self._policy)
-        copy = load_policy(self._model_dir, self._compute_dtype, self._config.logprob_chunk_tokens).requires_grad_(False)
-        copy = self._sharded(copy)
+        copy = self._frozen(self._model_dir)
         copy_shards(copy, self._policy)
         return copy
+
+    def _frozen(self, directory: Path) -> nn.Module:
+        """The model of a directory, sharded in the compute dtype."""
+        model = load_policy(directory, self._compute_dtype, self._config.logprob_chunk_tokens)
+        return self._sharded(model.requires_grad_(False))
 
     def _pack(self, outputs: Sequence[Output], **how) -> PackedBatch[MicroBatch]:
         budget = self._config.max_tokens_per_microbatch
@@ -232,8 +238,9 @@ class LearnerWorker:
         return self._reward_model
 
     def _models(self, stage: Stage) -> dict[str, nn.Module]:
+        """Those that a checkpoint holds, which a teacher is not."""
         held = {"policy": self._policy, "reward_model": self._reward_model, **stage.models}
-        return {name: model for name, model in held.items() if model is not None}
+        return {name: model for name, model in held.items() if model is not None and name != Need.TEACHER}
 
 
 def _check(model: ScalarModel, kind: str, members: int) -> None:

@@ -144,7 +144,8 @@ def _outcome(config: "RunConfig", planner: "Planner", best: "Estimate") -> list[
     if planner.cluster.device.is_cpu:
         longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
         adapter = planner.shape.adapter(config.learner.lora.rank) if config.learner.lora else 0
-        size = Size(parameters=planner.shape.parameters, adapter=adapter)
+        teacher = planner.work.teacher.parameters if planner.work.teacher else 0
+        size = Size(parameters=planner.shape.parameters, adapter=adapter, teacher=teacher)
         needed = demands(config, size, on_cpu(planner.shape, config.learner, longest))
         return [f"{memory(needed)[1]}, of {planner.cluster.device.memory / GB:.3g} GB"]
     of = f"of {planner.cluster.device.memory / GB:.3g} GB"

@@ -38,6 +38,7 @@ ELSEWHERE = {
     "stages.N.credit.gamma": "discount discount_factor",
     "stages.N.credit.lam": "lambda gae_lambda lambd",
     "stages.N.value_clip": "cliprange_value value_clip_range",
+    "stages.N.teacher": "teacher_model teacher_model_path teacher_model_name_or_path teacher_path",
     "stages.N.max_refills": "dynamic_sampling max_num_gen_batches filter_groups",
     "stages.N.optimizer.learning_rate": "lr actor_learning_rate actor_lr policy_lr",
     "stages.N.critic_optimizer.learning_rate": "critic_lr critic_learning_rate",

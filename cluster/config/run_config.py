@@ -19,7 +19,10 @@ from rollout.config import refusal
 IMMUTABLE = (
     *("name", "output", "seed", "model", "data"),
     *(f"stages.*.{key}" for key in ("name", "algorithm", "questions_per_step", "samples_per_question")),
-    *(f"stages.*.{key}" for key in ("reward", "labels", "from_file", "selection", "offline_questions", "pairs_per_question")),
+    *(
+        f"stages.*.{key}"
+        for key in ("reward", "teacher", "labels", "from_file", "selection", "offline_questions", "pairs_per_question")
+    ),
     *("stages.*.max_staleness", "stages.*.in_flight", "rollout.tools", "rollout.dtype", "learner.lora"),
     *(f"reward.{key}" for key in ("answer_format", "reading", "correct", "format", "flip_share", "function", "weights")),
     *(f"reward.model.{key}" for key in ("path", "members", "step_boundary", "replay_share", "replay_groups")),
@@ -29,6 +32,12 @@ IMMUTABLE = (
 
 class RunConfig(RunSettings):
     """A run. `load` reads it from a recipe."""
+
+    @property
+    def teachers(self) -> dict[Path, str]:
+        """Directories of the stages' teachers, each with the first key that names it."""
+        given = [(stage.teacher, f"stages.{i}.teacher") for i, stage in enumerate(self.stages) if stage.teacher is not None]
+        return dict(reversed(given))
 
     @field_validator("output", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ from learner.algorithms.table import (
 from learner.config import OptimizerConfig
 from learner.stage import StageSpec
 from reward.config import RewardConfig, RewardModelConfig
-from rollout.config import DataConfig, Strict, refusal
+from rollout.config import AbsolutePath, DataConfig, Strict, refusal
 from rollout.data.selection import Selection, Uniform
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
@@ -69,6 +69,8 @@ class StageConfig(Strict):
     """For a row with a critic."""
     value_clip: float = Field(default=0.2, gt=0.0)
     """For a row with a critic: how far from the old value its loss follows it."""
+    teacher: AbsolutePath | None = None
+    """For a row with a teacher: its Hugging Face directory, with the policy's tokenizer."""
 
     @field_validator("algorithm")
     @classmethod
@@ -134,6 +136,7 @@ class StageConfig(Strict):
             total_updates=self.steps * self.updates_per_batch,
             critic_optimizer=self.critic_optimizer,
             value_clip=self.value_clip,
+            teacher=self.teacher,
             members=model.count,
             reward_model=model.path,
             seed=seed,
@@ -178,6 +181,10 @@ def contradictions(stage: StageConfig, data: DataConfig, reward: RewardConfig) -
     if needs_critic != (stage.critic_optimizer is not None):
         why = "missing; expected the critic's optimizer" if needs_critic else f"given, but '{stage.algorithm}' has no critic"
         out.append((("critic_optimizer",), why))
+    needs_teacher = Need.TEACHER in row.needs
+    if needs_teacher != (stage.teacher is not None):
+        expected = "missing; expected the directory of a model with the policy's tokenizer"
+        out.append((("teacher",), expected if needs_teacher else f"given, but '{stage.algorithm}' has no teacher"))
     return out + _unread(stage)
 
 

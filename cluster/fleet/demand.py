@@ -7,9 +7,10 @@ checkpoint is written), a reward actor 0.1 GB, driver and Ray 1 GB. Activations 
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cluster.config.contradictions import supervision
 from cluster.config.run_config import RunConfig
@@ -17,6 +18,9 @@ from learner.algorithms.cells import Need
 from learner.config import LoraConfig
 from reward.config import RewardModelConfig
 from rollout.config import KV_CACHE_GB
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GB = 1e9
 WIDTH = {"float32": 4, "bfloat16": 2}
@@ -49,6 +53,8 @@ class Size:
     """Reward models are taken to have as many."""
     adapter: int = 0
     """Parameters of the adapter, where one is trained."""
+    teacher: int = 0
+    """Parameters of the largest teacher."""
 
 
 def trained_models(config: RunConfig) -> tuple[int, bool]:
@@ -76,11 +82,12 @@ def demands(config: RunConfig, size: Size, activations: float = 0.0) -> list[Dem
     sent = size.adapter if learner.lora and learner.lora.send == "adapter" else parameters
     kept = WIDTH[rollout.dtype] * sent * any(stage.max_staleness for stage in config.stages)
     frozen = WIDTH["float32"] * parameters * bool(size.adapter)
-    states = (16 + 12) * trained + 2 * WIDTH[learner.compute_dtype] * reference
+    width = WIDTH[learner.compute_dtype]
+    states = (16 + 12) * trained + 2 * width * reference + width * size.teacher
     sharded = (states + frozen + kept) / max(1, learner.ranks)
     members = _members(config)
     reward = REWARD + (TORCH + 4 * members * parameters if members else 0)
-    rank = LEARNER + sharded + max(WIDTH["float32"] * parameters, activations)
+    rank = LEARNER + sharded + max(WIDTH["float32"] * parameters, width * size.teacher, activations)
     return [
         Demand(role="rollout", count=rollout.workers, ranks=ranks, bytes=engine),
         Demand(role="learner", count=learner.ranks, ranks=1, bytes=rank),
@@ -106,14 +113,17 @@ def memory(wanted: list[Demand]) -> tuple[float, str]:
     return needed, f"memory: {parts} + driver {DRIVER / GB:g} GB = {needed / GB:.3g} GB"
 
 
-def size_of(model_dir: Path, lora: LoraConfig | None) -> Size:
+def size_of(model_dir: Path, lora: LoraConfig | None, teachers: Iterable[Path] = ()) -> Size:
     """Raises ValueError for a directory that is no complete model, or one that such an adapter does not fit."""
     from learner.models.lora import adapter_size
     from learner.models.policy import load_causal_lm
 
+    def count(model: "PreTrainedModel") -> int:
+        return sum(p.numel() for p in model.parameters())
+
     model = load_causal_lm(model_dir, device_map="meta")
-    adapter = adapter_size(model, lora) if lora else 0
-    return Size(parameters=sum(p.numel() for p in model.parameters()), adapter=adapter)
+    teacher = max((count(load_causal_lm(path, device_map="meta")) for path in teachers), default=0)
+    return Size(parameters=count(model), adapter=adapter_size(model, lora) if lora else 0, teacher=teacher)
 
 
 def memory_here() -> float:

@@ -114,7 +114,7 @@ def _shown(amounts: Sequence[float]) -> str:
 
 def on_cpus(config: RunConfig, wanted: list[Bundle], model_dir: Path, cores: float) -> list[Bundle]:
     """The bundles with their memory. Raises PlacementError for more processes of a role than the cluster has cores."""
-    needed = demands(config, size_of(model_dir, config.learner.lora))
+    needed = demands(config, size_of(model_dir, config.learner.lora, config.teachers))
     if problems := too_many(needed, cores, "the cluster"):
         raise PlacementError("\n".join(problems))
     each = {demand.role: demand.bytes for demand in needed}

@@ -63,30 +63,41 @@ class Learning:
     """Layers' forward pass a second time in backward."""
     adapter: int = 0
     """Parameters of the adapter that is trained instead of the weights; of these there is no gradient then."""
+    teacher: Shape | None = None
+    """Of a model that reads the load once."""
 
 
 def learning_of(shape: Shape, work: Workload) -> Learning:
     again = work.learner.activation_checkpointing == "full"
     how = {"models": work.trained, "dtype": work.learner.compute_dtype, "recompute": again, "adapter": adapter(shape, work)}
-    return Learning(reads=work.reads, updates=work.updates, **how)
+    return Learning(reads=work.reads, updates=work.updates, teacher=work.teacher, **how)
 
 
 def train(shape: Shape, load: Load, how: Learning, device: Device, group: tuple[int, int]) -> float:
     """Seconds of a step on a learner group: (ranks, how many of them are on a node)."""
-    (ranks, near), width, own = group, WIDTH[how.dtype], device.part(group[0])
-    body = shape.body(load.positions, load.pairs) / own.products(how.dtype)
-    head = 2 * shape.head * load.trained / own.head(how.dtype)
-    launches = load.micro_batches * shape.layers * device.reached.layer_s
-    others = shape.parameters * (ranks - 1) / ranks * load.micro_batches
-    gather = 0.0 if device.is_cpu else others * width / device.send(within_node=ranks <= near)
-    reduced = 4 / width * gather
+    ranks, own = group[0], device.part(group[0])
+    body, head, launches, gather = _forward(shape, load, how.dtype, device, group)
+    reduced = 4 / WIDTH[how.dtype] * gather
     again = 1 + how.recompute
-    read = max(body + head, launches, gather)
+    reads = how.reads * max(body + head, launches, gather)
+    if how.teacher is not None:
+        its_body, its_head, *others = _forward(how.teacher, load, how.dtype, device, group)
+        reads += max(its_body + its_head, *others)
     # The head's logits are computed again in backward; weights are gathered for either direction.
     whole = not how.adapter
     update = max((1 + whole + again) * body + (3 + whole) * head, (2 + again) * launches, 2 * gather + whole * reduced)
     adam = STATE_BYTES * (how.adapter or shape.parameters) / ranks / own.stream()
-    return how.reads * read + how.updates * how.models * (update + adam)
+    return reads + how.updates * how.models * (update + adam)
+
+
+def _forward(shape: Shape, load: Load, dtype: str, device: Device, group: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Seconds that a forward pass takes by itself for layers, for the head, to launch, and to gather the sharded weights."""
+    (ranks, near), own = group, device.part(group[0])
+    body = shape.body(load.positions, load.pairs) / own.products(dtype)
+    head = 2 * shape.head * load.trained / own.head(dtype)
+    others = shape.parameters * (ranks - 1) / ranks * load.micro_batches
+    gather = 0.0 if device.is_cpu else others * WIDTH[dtype] / device.send(within_node=ranks <= near)
+    return body, head, load.micro_batches * shape.layers * device.reached.layer_s, gather
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,12 +46,14 @@ def learner(shape: Shape, work: Workload, ranks: int) -> Parts:
     policy = shape.adapter(lora.rank) if lora else shape.parameters
     stepped = (policy + (work.trained - 1) * shape.parameters) / ranks
     frozen = shape.parameters / ranks if lora else 0.0
-    gathered = 2 * width * shape.in_layers / shape.layers + (2 * width + 4) * shape.head
+    held = [shape] if work.teacher is None else [shape, work.teacher]
+    gathered = max(2 * width * one.in_layers / one.layers + (2 * width + 4) * one.head for one in held)
     return {
         "weights": 4 * (stepped + frozen),
         "gradients": 4 * stepped,
         "optimizer": 8 * stepped,
         "reference": (4 if lora else width) * work.reference * policy / ranks,
+        "teacher": width * (work.teacher.parameters if work.teacher else 0) / ranks,
         "gathered": gathered if ranks > 1 else 0.0,
         "activations": activations(shape, work.learner, work.longest),
         "program": PROGRAM,
@@ -71,7 +73,7 @@ def in_words(parts: Parts) -> str:
 
 def states(parts: Parts) -> float:
     """Bytes that a learner rank holds while it does not train."""
-    return sum(parts[name] for name in ("weights", "optimizer", "reference", "program"))
+    return sum(parts[name] for name in ("weights", "optimizer", "reference", "teacher", "program"))
 
 
 def engine(shape: Shape, work: Workload, tensor_parallel: int, memory: float, share: float) -> Parts:

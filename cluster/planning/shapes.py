@@ -79,7 +79,7 @@ def shape_of(config: "PreTrainedConfig") -> Shape:
     )
 
 
-def read_shape(path: Path) -> Shape:
+def read_shape(path: Path, key: str = "model.path") -> Shape:
     """Of a model directory, or of its config.json alone. Raises ValueError for what is no dense text model's."""
     from transformers import AutoConfig
 
@@ -87,13 +87,13 @@ def read_shape(path: Path) -> Shape:
 
     file = path if path.is_file() else path / "config.json"
     if not file.is_file():
-        raise ValueError(f"model.path: {path}: found no config.json; a plan needs nothing else of the model's directory")
+        raise ValueError(f"{key}: {path}: found no config.json; a plan needs nothing else of the model's directory")
     try:
         config = AutoConfig.for_model(**json.loads(file.read_text(encoding="utf-8")))
         check_config(config)
         return shape_of(config)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise ValueError(f"model.path: {file}: {error}") from error
+        raise ValueError(f"{key}: {file}: {error}") from error
 
 
 def shape_of_recipe(config: RunConfig) -> Shape:

@@ -11,8 +11,10 @@ from cluster.config.contradictions import supervision
 from cluster.config.run_config import RunConfig
 from cluster.config.stages import StageConfig
 from cluster.fleet.demand import trained_models
+from cluster.planning.shapes import Shape, read_shape
 from cluster.records.metrics import read_jsonl
 from learner.algorithms.cells import Need
+from learner.algorithms.table import Algorithm
 from learner.config import LearnerConfig
 from reward.config import RewardModelConfig
 from rollout.config import GPU_MEMORY_UTILIZATION, KV_CACHE_GB, SHARED_GPU_MEMORY_UTILIZATION
@@ -105,7 +107,9 @@ class Workload:
     """Models of the policy's size that are trained: the policy, a critic, members of a reward model."""
     reference: bool = False
     reads: int = 0
-    """Forward passes over the batch before its updates."""
+    """Forward passes of such models over the batch before its updates."""
+    teacher: Shape | None = None
+    """Of the model that reads the batch once more and is held beside them."""
     concurrent: int = 256
     """Requests that an engine runs at once."""
     utilization: float = GPU_MEMORY_UTILIZATION
@@ -143,7 +147,7 @@ def stage_of(config: RunConfig) -> StageConfig:
 
 def workload_of(config: RunConfig, stage: StageConfig, lengths: Lengths) -> Workload:
     """What a stage of the recipe asks for."""
-    rollout, reward = config.rollout, config.reward
+    rollout, reward, row = config.rollout, config.reward, stage.resolved()
     trained, reference = trained_models(config)
     model = reward.model if stage.reward_source != "rule" else None
     shares = {} if rollout.gpu_memory_utilization is None else dict.fromkeys(SHARES, rollout.gpu_memory_utilization)
@@ -161,7 +165,8 @@ def workload_of(config: RunConfig, stage: StageConfig, lengths: Lengths) -> Work
         learner=config.learner,
         trained=trained,
         reference=reference,
-        reads=len(READ & stage.resolved().needs),
+        reads=len(READ & row.needs) + (isinstance(row, Algorithm) and row.weighting.tokens > 0),
+        teacher=_largest(config),
         concurrent=rollout.max_concurrent_samples,
         cache=(rollout.kv_cache_gb or KV_CACHE_GB) * 2**30,
         judges=reward.workers * reward.judges,
@@ -169,3 +174,9 @@ def workload_of(config: RunConfig, stage: StageConfig, lengths: Lengths) -> Work
         reward_gpus=reward.workers * model.gpus_per_worker if model else 0.0,
         **shares,
     )
+
+
+def _largest(config: RunConfig) -> Shape | None:
+    """Of the stages' teachers, one of which is held at a time."""
+    shapes = [read_shape(path, key) for path, key in config.teachers.items()]
+    return max(shapes, key=lambda shape: shape.parameters, default=None)

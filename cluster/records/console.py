@@ -16,14 +16,15 @@ from cluster.records.metrics import Sink
 
 COLUMNS = {
     "reward": "reward", "acc": "accuracy", "len": "response_length", "prog": "programs", "kl": "kl", "clip": "clip_fraction",
-    "grad": "grad_norm", "rank": "ranking_accuracy", "label": "label_accuracy", "explained": "critic_explained_variance",
-    "mism50": "mismatch_p50", "mism99": "mismatch_p99", "tok/s": "tokens_per_second", "gen": "seconds_generate",
-    "score": "seconds_score", "train": "seconds_train", "sync": "seconds_sync", "other": "seconds_other",
+    "teach": "teacher_kl", "grad": "grad_norm", "rank": "ranking_accuracy", "label": "label_accuracy",
+    "explained": "critic_explained_variance", "mism50": "mismatch_p50", "mism99": "mismatch_p99",
+    "tok/s": "tokens_per_second", "gen": "seconds_generate", "score": "seconds_score", "train": "seconds_train",
+    "sync": "seconds_sync", "other": "seconds_other",
 }  # fmt: skip
 """Column of the console -> metric."""
 SPARED = (
     *("other", "sync", "mism50", "score", "prog", "clip", "explained", "label", "rank", "mism99", "tok/s", "grad", "kl"),
-    *("gen", "train", "len", "acc", "reward"),
+    *("teach", "gen", "train", "len", "acc", "reward"),
 )
 """The columns, least wanted first, as a narrow terminal leaves them out."""
 RECENT = 20

@@ -59,6 +59,7 @@ METRICS: dict[str, Metric] = {
     "margin": Metric("mean over pairs of beta (m(o+) - m(o-)) (eq. 12)", "nats", "learner"),
     "ranked": Metric("pairs whose margin is positive / pairs", "share", "learner"),
     "reward_kl": Metric("mean of log(pi_old/pi_ref) over trained tokens (eq. 2)", "nats per token", "learner"),
+    "teacher_kl": Metric("mean over trained tokens of log(pi_old/p_T), or of KL(pi || p_T)", "nats per token", "learner"),
     "model_reward": Metric("mean over scored outputs of the reward model's reward", "reward", "reward"),
     "reward_spread": Metric("mean standard deviation of an ensemble's scores", "reward", "reward"),
     "ranking_loss": Metric("mean over pairs of -log sigmoid(r(better) - r(worse))", "nats", "learner"),
@@ -72,9 +73,7 @@ METRICS: dict[str, Metric] = {
     "critic_learning_rate": Metric("the critic's rate at the step's last update", "rate", "learner"),
     "critic_skipped": Metric("the critic's updates left out because something was not finite", "updates", "learner"),
     "critic_no_signal": Metric("the critic's updates left out because the gradient was 0", "updates", "learner"),
-    "mismatch_mean": Metric(
-        "mean of |log pi_engine - log pi_learner| over sampled tokens, at equal weights unless sampled ahead", "nats", "learner"
-    ),
+    "mismatch_mean": Metric("mean |log pi_engine - log pi_learner|, at equal weights unless sampled ahead", "nats", "learner"),
     "mismatch_p50": Metric("its median", "nats", "learner"),
     "mismatch_p90": Metric("its 90th percentile", "nats", "learner"),
     "mismatch_p99": Metric("its 99th percentile", "nats", "learner"),

@@ -19,7 +19,7 @@ PHASES = ("generate", "score", "train", "sync", "other")
 LINES = {
     "Reward": {"reward": "reward, as optimised", "accuracy": "correct, by the rule"},
     "Reward model, before the update": {"ranking_accuracy": "pairs ranked right", "label_accuracy": "labels right"},
-    "KL and clipping": {"kl": "KL (nats per token)", "clip_fraction": "clip fraction"},
+    "KL and clipping": {"kl": "KL (nats per token)", "teacher_kl": "KL to the teacher", "clip_fraction": "clip fraction"},
     "Gradient norm": {"grad_norm": "before clipping"},
     "Response length (tokens)": {"response_length": "mean over outputs"},
     "Engine/learner mismatch (nats)": {"mismatch_p50": "p50", "mismatch_p99": "p99", "canary_mean": "canary"},

@@ -21,21 +21,25 @@ FILE = "inputs.json"
 
 
 def record(config: RunConfig, *, weights: bool = False) -> None:
-    """Write the digests into the run directory, once. `weights`: the model's too, where no checkpoint holds them."""
+    """Write the digests into the run directory, once each. `weights`: the model's too, where no checkpoint holds them."""
     path = config.output / FILE
-    if not path.exists():
-        write_text(path, json.dumps(digests(config, weights=weights), indent=1))
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if new := {name: _digest(what) for name, what in _inputs(config, weights) if name not in before}:
+        write_text(path, json.dumps(before | new, indent=1))
 
 
 def changed(config: RunConfig, *, weights: bool = False) -> list[str]:
-    """A line for each input that is not what it was when the run began; a mended reward function is only a warning."""
+    """A line for each input that is not what it was when the run began; a mended reward function is only a warning, and a stage
+    that was added may have a teacher of its own."""
     path = config.output / FILE
     if not path.exists():
         return []
     before, now = json.loads(path.read_text()), digests(config, weights=weights)
     out = []
     for name in sorted(before.keys() | now.keys()):
-        if now.get(name) == before.get(name):
+        key = name.partition(": ")[0]
+        added = key.startswith("stages.") and not any(other.startswith(f"{key}: ") for other in before)
+        if now.get(name) == before.get(name) or added:
             continue
         found = "is missing" if not now.get(name) else "has changed" if name in before else "is new"
         line = f"{name} {found} since the run began"
@@ -62,9 +66,11 @@ def _inputs(config: RunConfig, weights: bool) -> Iterator[tuple[str, Path | Sour
     if config.model.path is not None:
         for file in _files(config.model.path, TOKENIZER + PROMPTING + (WEIGHTS if weights else ())):
             yield f"model.path: {file}", file
-    for directory in config.reward.model.path if config.reward.model else ():
+    given = [("reward.model.path", path) for path in (config.reward.model.path if config.reward.model else ())]
+    given += [(key, path) for path, key in config.teachers.items()]
+    for key, directory in given:
         for file in _files(directory, TOKENIZER + PROMPTING + WEIGHTS):
-            yield f"reward.model.path: {file}", file
+            yield f"{key}: {file}", file
 
 
 def _files(directory: Path, patterns: Iterable[str]) -> list[Path]:

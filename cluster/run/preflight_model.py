@@ -2,17 +2,19 @@
 
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.config.contradictions import supervision
 from cluster.config.run_config import RunConfig
 from cluster.fleet.demand import Size, size_of
+from learner.algorithms.table import Algorithm
 from reward.config import member_directories
 from reward.judging.selftest import Report
 from reward.models.tokenizer import check_tokenizer
-from rollout.data.prompts import stop_token_ids, turns_differ
+from rollout.data.prompts import declared_ends, stop_token_ids, turns_differ
 from rollout.engine.settings import CPU_HEAD_SIZES
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ class Model:
     size: Size
     stops: tuple[int, ...]
     """Tokens that end an output."""
+    teachers: "Mapping[str, Model]" = field(default_factory=dict)
+    """By the key that names it."""
 
     @property
     def positions(self) -> int:
@@ -36,7 +40,14 @@ class Model:
 
 
 def read_model(config: RunConfig) -> Model:
-    """Raises ValueError when the directory is not a model's."""
+    """The policy's, with the teachers'. Raises ValueError when a directory is not a model's."""
+    model = _read_policy(config)
+    teachers = {key: _read(path, config, key) for path, key in config.teachers.items()}
+    largest = max((teacher.size.parameters for teacher in teachers.values()), default=0)
+    return replace(model, teachers=teachers, size=replace(model.size, teacher=largest))
+
+
+def _read_policy(config: RunConfig) -> Model:
     if config.model.path is not None:
         return _read(config.model.path, config)
     from rollout.tasks.arithmetic import make_small_llama
@@ -46,11 +57,11 @@ def read_model(config: RunConfig) -> Model:
         return _read(Path(folder), config)
 
 
-def _read(path: Path, config: RunConfig) -> Model:
+def _read(path: Path, config: RunConfig, key: str = "model.path") -> Model:
     if not (path / "config.json").is_file():
-        raise ValueError(f"model.path: {path}: found no config.json; expected a Hugging Face model directory{_origin(path)}")
+        raise ValueError(f"{key}: {path}: found no config.json; expected a Hugging Face model directory{_origin(path)}")
     if not any(path.glob("*.safetensors")):
-        raise ValueError(f"model.path: {path}: found no .safetensors file; expected the model's weights")
+        raise ValueError(f"{key}: {path}: found no .safetensors file; expected the model's weights")
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
@@ -58,12 +69,14 @@ def _read(path: Path, config: RunConfig) -> Model:
 
     try:
         check_architecture(path)
-        size, shape = size_of(path, config.learner.lora), AutoConfig.from_pretrained(path)
+        lora = config.learner.lora if key == "model.path" else None
+        size, shape = size_of(path, lora), AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, SafetensorError) as error:
-        where = "" if str(error).startswith("learner.lora") else f"model.path: {path}: "
+        where = "" if str(error).startswith("learner.lora") else f"{key}: {path}: "
         raise ValueError(where + str(error).removeprefix(f"{path}: ")) from error
-    stops = stop_token_ids(path, tokenizer, config.data.prompt)
+    declared = declared_ends(path, tokenizer)
+    stops = stop_token_ids(path, tokenizer, config.data.prompt) if key == "model.path" else tuple(sorted(declared))
     return Model(tokenizer=tokenizer, shape=shape, size=size, stops=stops)
 
 
@@ -121,6 +134,8 @@ def check_model(config: RunConfig, model: Model, report: Report) -> None:
         report.facts.append(f"an output ends with any of: {', '.join(ends)}")
     if config.data.prompt.template == "chat" and (how := turns_differ(model.tokenizer)):
         report.warnings.append(f"data.prompt.template: {how}; demonstrations are trained as outputs are sampled")
+    _check_teachers(config, model, report)
+    _check_told_apart(config, model, report)
 
 
 def _short_positions(shape: "PreTrainedConfig") -> int:
@@ -143,6 +158,37 @@ def _check_heads(config: RunConfig, shape: "PreTrainedConfig") -> list[str]:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         out.append(f"model.path: attention heads of size {size}; vLLM on the CPU has kernels for {sizes}")
     return out
+
+
+def _check_teachers(config: RunConfig, model: Model, report: Report) -> None:
+    """A teacher reads the policy's token ids, and says of each output how likely all of it is, its end too."""
+    needed, mine = config.data.max_prompt_tokens + config.rollout.max_new_tokens, model.tokenizer.get_vocab()
+    for key, teacher in model.teachers.items():
+        theirs, rows, wrong = teacher.tokenizer.get_vocab(), teacher.shape.vocab_size, []
+        if odd := sorted(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token)):
+            first = f"{odd[0]!r} is {theirs.get(odd[0], 'none')} there and {mine.get(odd[0], 'none')} in the policy's"
+            wrong.append(f"its tokenizer has other ids for {len(odd)} tokens: {first}; expected the policy's tokenizer")
+        if unknown := sorted(set(model.stops) - set(teacher.stops)):
+            found = f"{key}: tokens {unknown} end an output of the policy, and {list(teacher.stops)} one of the teacher's"
+            (report.problems if len(unknown) == len(model.stops) else report.warnings).append(
+                f"{found}; expected these too: by a teacher that does not know an end outputs unlearn to end"
+            )
+        if rows < model.shape.vocab_size:
+            wrong.append(f"its head has {rows} rows and the policy's {model.shape.vocab_size}; expected at least as many")
+        if teacher.positions < needed:
+            wrong.append(f"its sequences have up to {teacher.positions} tokens; expected {needed}, a prompt with its output")
+        report.problems += [f"{key}: {why}" for why in wrong]
+        size = f"{teacher.size.parameters / 1e6:.1f} M parameters"
+        report.facts.append(f"{key}: {size}, sequences up to {teacher.positions} tokens")
+
+
+def _check_told_apart(config: RunConfig, model: Model, report: Report) -> None:
+    """A position has no more tokens than the vocabulary, and one besides those that are told apart."""
+    rows = [(i, stage.resolved()) for i, stage in enumerate(config.stages)]
+    for i, count in ((i, row.weighting.tokens) for i, row in rows if isinstance(row, Algorithm)):
+        if count >= model.shape.vocab_size:
+            found = f"found {count}; expected less than the model's {model.shape.vocab_size} tokens"
+            report.problems.append(f"stages.{i}.weighting.k: {found}")
 
 
 def check_reward_model(config: RunConfig, report: Report) -> None:

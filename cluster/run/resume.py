@@ -101,7 +101,8 @@ def export(
     learner_config = config.learner.model_copy(update={"ranks": 1})
     worker = LearnerWorker(learner_config, model_directory(config), rendezvous=f"file://{run_dir.resolve()}/.export")
     try:
-        worker.load(folder / "learner", stage.spec(config.reward.model, config.seed))
+        spec = stage.spec(config.reward.model, config.seed)
+        worker.load(folder / "learner", spec.model_copy(update={"teacher": None}))  # nothing is taught
         worker.export(out, dtype, adapter=adapter)
     finally:
         worker.close()

@@ -19,6 +19,8 @@ class Need(StrEnum):
     """Log-probabilities recomputed by the learner before the batch's first update."""
     CRITIC = "critic"
     """A value for every output token, from a second model that is trained beside the policy."""
+    TEACHER = "teacher"
+    """Log-probabilities under another model, which the recipe names and nothing trains."""
 
 
 PerToken = Sequence[tuple[float, ...] | None]
@@ -35,6 +37,8 @@ class Signals:
     """log pi_ref."""
     values: PerToken
     """The critic's V(q, o_<t), before the token is chosen."""
+    teacher_logprobs: PerToken
+    """log p_T, of the teacher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,14 +60,14 @@ class Credit(Cell):
 
 
 class Ones(Credit):
-    """Every token of every sample has advantage 1: supervised fine-tuning (eq. 6)."""
+    """Every token of every sample has advantage 1: supervised fine-tuning (eq. 6). A rejected one cannot be trained on."""
 
     rewards: ClassVar[frozenset[RewardSource]] = frozenset({"none", "rule", "outcome_model", "process_model"})
     cell: Literal["ones"] = "ones"
     formula: ClassVar[str] = "1"
 
     def of_group(self, group: Sequence[ScoredSample]) -> Advantages:
-        return [(1.0,) * len(item.sample.output_ids) for item in group]
+        return [None if item.sample.rejected else (1.0,) * len(item.sample.output_ids) for item in group]
 
 
 class Accepted(Credit):
@@ -191,6 +191,15 @@ def _reward(item: ScoredSample) -> float:
 
 def name_of(sample: Sample) -> str:
     return f"group {sample.group_id}, index {sample.index}"
+
+
+def per_token(item: ScoredSample, row: tuple[float, ...] | None, what: str) -> tuple[float, ...]:
+    """The row. Raises ValueError unless it has a number for each of the output's tokens."""
+    expected = len(item.sample.output_ids)
+    if row is None or len(row) != expected:
+        found = "no" if row is None else len(row)
+        raise ValueError(f"{name_of(item.sample)}: found {found} {what}, expected {expected}, one per token")
+    return row
 
 
 def has_spread(group: Iterable[ScoredSample]) -> bool:

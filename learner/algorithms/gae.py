@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from learner.algorithms.cells import Need, PerToken, Signals
-from learner.algorithms.credit import Advantages, Batch, Credit, at_tokens, centred, deviation, has_score, name_of, truncated
+from learner.algorithms.credit import Advantages, Batch, Credit, at_tokens, centred, deviation, has_score, per_token, truncated
 from reward.types import ScoredSample, samples_of
 from rollout.rounding import apart
 
@@ -81,11 +81,11 @@ class GAE(Credit):
 
     def _signals(self, item: ScoredSample, i: int, signals: Signals) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Values and KL penalties of one output."""
-        values = _checked(item, signals.values[i], "values")
+        values = per_token(item, signals.values[i], "values")
         if not self.kl:
             return values, (0.0,) * len(values)
-        old = _checked(item, signals.old_logprobs[i], "old log-probabilities")
-        reference = _checked(item, signals.reference_logprobs[i], "reference log-probabilities")
+        old = per_token(item, signals.old_logprobs[i], "old log-probabilities")
+        reference = per_token(item, signals.reference_logprobs[i], "reference log-probabilities")
         return values, tuple(self.kl * (o - r) for o, r in zip(old, reference, strict=True))
 
     def _backwards(self, item: ScoredSample, values: tuple[float, ...], penalties: tuple[float, ...]) -> tuple[float, ...]:
@@ -98,14 +98,6 @@ class GAE(Credit):
                 out[t] = advantage = delta + self.gamma * self.lam * advantage
                 reward, following = 0.0, values[t]
         return tuple(out)
-
-
-def _checked(item: ScoredSample, row: tuple[float, ...] | None, what: str) -> tuple[float, ...]:
-    expected = len(item.sample.output_ids)
-    if row is None or len(row) != expected:
-        found = "no" if row is None else len(row)
-        raise ValueError(f"{name_of(item.sample)}: found {found} {what}, expected {expected}, one per token")
-    return row
 
 
 def _whitened(scored: list[ScoredSample], advantages: Advantages, values: PerToken) -> Advantages:

@@ -16,6 +16,7 @@ from learner.algorithms.cells import Cell, Need, Objection, Plan
 from learner.algorithms.credit import Accepted, GroupRelative, LeaveOneOut, Ones, RewardSource, Signed
 from learner.algorithms.decoupled import DecoupledGroupRelative
 from learner.algorithms.denoised import DenoisedGroupRelative
+from learner.algorithms.distillation import ReverseKL, TopK
 from learner.algorithms.gae import GAE
 from learner.algorithms.labels import CrossEntropy, FileLabels, MonteCarloLabels, Ranking, RuleLabels, Supervision
 from learner.algorithms.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
@@ -44,13 +45,13 @@ def _built(value: Any, named: ValidatorFunctionWrapHandler) -> Any:
 
 
 AnyCredit = Annotated[
-    Ones | Accepted | Signed | GroupRelative | DecoupledGroupRelative | DenoisedGroupRelative | LeaveOneOut | GAE,
+    Ones | Accepted | Signed | GroupRelative | DecoupledGroupRelative | DenoisedGroupRelative | LeaveOneOut | GAE | ReverseKL,
     Field(discriminator="cell"),
     WrapValidator(_built),
 ]
 """The credits that a recipe may name."""
 AnyWeighting = Annotated[
-    Plain | Preference | Clipped | SequenceClipped | Cispo, Field(discriminator="cell"), WrapValidator(_built)
+    Plain | Preference | Clipped | SequenceClipped | Cispo | TopK, Field(discriminator="cell"), WrapValidator(_built)
 ]
 """The weightings that a recipe may name."""
 
@@ -114,6 +115,8 @@ def _misfit(row: Algorithm) -> str | None:
         return f"weighting {weighting.cell} compares two outputs; expected pairs and signed, found {source} and {credit.cell}"
     if Need.REFERENCE in credit.needs & weighting.needs:
         return f"KL is in the reward (credit {credit.cell}) and in the loss (weighting {weighting.cell}); expected kl 0 in one"
+    if Need.TEACHER in credit.needs & weighting.needs:
+        return f"the teacher is in the credit ({credit.cell}) and in the weighting ({weighting.cell}); expected one of them"
     return None
 
 
@@ -142,6 +145,9 @@ TABLE: Mapping[str, Algorithm] = MappingProxyType(
             "gspo": (POLICY_SAMPLES, "rule", GroupRelative(), SequenceClipped()),
             # MiniMax-M1, arXiv 2506.13585.
             "cispo": (POLICY_SAMPLES, "rule", GroupRelative(), Cispo()),
+            # Thinking Machines 2025; GKD, arXiv 2306.13649.
+            "distill": (POLICY_SAMPLES, "rule", ReverseKL(), Clipped(kl=0.0)),
+            "distill_top_k": (POLICY_SAMPLES, "rule", Ones(), TopK()),
         }.items()
     }
 )

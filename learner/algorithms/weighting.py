@@ -33,6 +33,12 @@ class Weighting(Cell):
 
     unit: ClassVar[Unit] = "token"
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens of each position it tells apart, where it reads more than the sampled one: log-probabilities and
+        coefficients are then (N, tokens + 1), with all others as the last."""
+        return 0
+
     def token_weight(self, groups: int, group_size: int, length: int, total_tokens: int) -> float:
         """Weight of one token: `groups`, `group_size` and `total_tokens` count what is in the loss, `length` its output."""
         return output_mean(groups, group_size, length, total_tokens)

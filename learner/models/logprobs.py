@@ -6,6 +6,7 @@ exist while the chunk is worked on, in the forward pass and, computed again, in 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,38 @@ def selected_logprobs(
     `cap`: logits z are cap tanh(z / cap) before that (Gemma 2).
     """
     return _SelectedLogprobs.apply(hidden_ND, head_VD, target_N, chunk, (temperature, cap))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutcomeLogprobs:
+    """Called as `selected_logprobs` is: (N, M + 1) log-probabilities of M different tokens of each position, fewer than V, and
+    in the last column of all others together; and, without gradient, what `selected_logprobs` gives.
+
+    The last column is summed over the other tokens: one less the sum of M would be lost in rounding where that is nearly one.
+    """
+
+    token_NM: Tensor
+
+    def __call__(
+        self, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, *, temperature: float, chunk: int, cap: float | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _OutcomeLogprobs.apply(hidden_ND, head_VD, (target_N, self.token_NM), chunk, (temperature, cap))
+
+
+@dataclass(frozen=True, slots=True)
+class TopTokens:
+    """Called as `selected_logprobs` is: (N, count) ids of the most likely tokens of each position."""
+
+    count: int
+
+    @torch.no_grad()
+    def __call__(
+        self, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, *, temperature: float, chunk: int, cap: float | None = None
+    ) -> Tensor:
+        with _products(head_VD.dtype):
+            chunks = _Chunks(hidden_ND, _wide(head_VD), chunk, temperature, cap)
+            found = [logits.topk(self.count, -1).indices for _, _, logits in chunks]
+        return torch.cat([target_N.new_empty(0, self.count), *found])
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -67,6 +100,19 @@ class _Chunks:
             yield part, hidden, logits if self._temperature == 1 else logits.div_(self._temperature)
 
 
+def _read(logits: Tensor, target_n: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a chunk: (n, 1) log of the sum, (n,) log-probability of the target and (n,) entropy; `place` has the logits' shape."""
+    p_nV = torch.softmax(logits, -1, out=place)
+    top = logits.max(-1, keepdim=True)
+    lse = top.values - p_nV.gather(-1, top.indices).log_()
+    return lse, (logits.gather(-1, target_n[:, None]) - lse)[:, 0], lse[:, 0] - p_nV.mul_(logits).sum(-1)
+
+
+def _slope(logits: Tensor, temperature: float, cap: float | None) -> Tensor | None:
+    """Of c tanh(z / c) by z: 1 - tanh^2."""
+    return None if cap is None else (logits * (temperature / cap)).square_().neg_().add_(1)
+
+
 class _SelectedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, head_VD, target_N, chunk, scale):
@@ -78,11 +124,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         p = head.new_empty(min(chunk, len(target_N)), len(head))
         with _products(head_VD.dtype):
             for part, hidden, logits in _Chunks(hidden_ND, head, chunk, *scale):
-                p_nV = torch.softmax(logits, -1, out=p[: len(hidden)])
-                top = logits.max(-1, keepdim=True)
-                lse = top.values - p_nV.gather(-1, top.indices).log_()
-                logprob_N[part] = (logits.gather(-1, target_N[part, None]) - lse)[:, 0]
-                entropy_N[part] = lse[:, 0] - p_nV.mul_(logits).sum(-1)
+                _, logprob_N[part], entropy_N[part] = _read(logits, target_N[part], p[: len(hidden)])
         ctx.mark_non_differentiable(entropy_N)
         return logprob_N, entropy_N
 
@@ -95,8 +137,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         grad_head_VD = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
         with _products(head_VD.dtype):
             for part, hidden, logits in _Chunks(hidden_ND, head, ctx.chunk, temperature, cap):
-                # c tanh(z / c) has the slope 1 - tanh^2
-                slope = None if cap is None else (logits * (temperature / cap)).square_().neg_().add_(1)
+                slope = _slope(logits, temperature, cap)
                 grad_logits = torch.softmax(logits, -1, out=logits)
                 grad_logits[torch.arange(len(hidden), device=head.device), target_N[part]] -= 1
                 grad_logits = grad_logits if slope is None else grad_logits.mul_(slope)
@@ -105,3 +146,44 @@ class _SelectedLogprobs(torch.autograd.Function):
                 if grad_head_VD is not None:
                     grad_head_VD.addmm_(grad_logits.T, hidden * outer)
         return grad_hidden_ND, None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype), None, None, None
+
+
+class _OutcomeLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, head_VD, tokens, chunk, scale):
+        target_N, token_NM = tokens
+        ctx.save_for_backward(hidden_ND, head_VD, token_NM)
+        ctx.chunk, ctx.scale = chunk, scale
+        head, count = _wide(head_VD), token_NM.shape[1]
+        outcome_NO = torch.empty(len(target_N), count + 1, dtype=head.dtype, device=head.device)
+        logprob_N, entropy_N = torch.empty_like(outcome_NO[:, 0]), torch.empty_like(outcome_NO[:, 0])
+        p = head.new_empty(min(chunk, len(target_N)), len(head))
+        with _products(head_VD.dtype):
+            for part, hidden, logits in _Chunks(hidden_ND, head, chunk, *scale):
+                lse, logprob_N[part], entropy_N[part] = _read(logits, target_N[part], p[: len(hidden)])
+                outcome_NO[part, :count] = logits.gather(-1, token_NM[part]) - lse
+                others = logits.scatter_(-1, token_NM[part], -torch.inf)
+                outcome_NO[part, count:] = others.logsumexp(-1, keepdim=True) - lse
+        ctx.mark_non_differentiable(logprob_N, entropy_N)
+        return outcome_NO, logprob_N, entropy_N
+
+    @staticmethod
+    def backward(ctx, grad_NO, *_):
+        """By a logit z_v: grad of v's own outcome times v's probability in it, less the sum of all grads times p_v."""
+        hidden_ND, head_VD, token_NM = ctx.saved_tensors
+        (temperature, cap), count = ctx.scale, token_NM.shape[1]
+        head = _wide(head_VD)
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_head_VD = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
+        with _products(head_VD.dtype):
+            for part, hidden, logits in _Chunks(hidden_ND, head, ctx.chunk, temperature, cap):
+                slope, grad = _slope(logits, temperature, cap), grad_NO[part] / temperature
+                whole = torch.softmax(logits, -1).mul_(grad.sum(-1, keepdim=True))
+                others = torch.softmax(logits.scatter_(-1, token_NM[part], -torch.inf), -1, out=logits)
+                grad_logits = others.mul_(grad[:, count:]).scatter_(-1, token_NM[part], grad[:, :count]).sub_(whole)
+                grad_logits = grad_logits if slope is None else grad_logits.mul_(slope)
+                grad_hidden_ND[part] = grad_logits @ head
+                if grad_head_VD is not None:
+                    grad_head_VD.addmm_(grad_logits.T, hidden)
+        grad_head = None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype)
+        return grad_hidden_ND, grad_head, None, None, None

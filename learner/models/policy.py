@@ -4,7 +4,7 @@ Each kind of layer gets a mask of its own: a position sees the prompt and its ow
 further back than the window, counted in positions and not in columns of the row.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ class PolicyModel(nn.Module):
         self.causal_lm = causal_lm
         self.chunk = chunk
 
-    def forward(self, micro: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """(N,) log-probabilities at the temperature and (N,) entropies, float32 or wider."""
+    def forward(self, micro: MicroBatch, temperature: float, read: Callable[..., Any] = selected_logprobs) -> Any:
+        """(N,) log-probabilities at the temperature and (N,) entropies, float32 or wider; or what another function of
+        `learner.models.logprobs` reads of the head."""
         config = self.causal_lm.config
         head = head_of(self.causal_lm)
         hidden_BTD = self.causal_lm.base_model(
@@ -47,7 +48,7 @@ class PolicyModel(nn.Module):
         ).last_hidden_state
         hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, micro.source_N)
         cap = getattr(config, "final_logit_softcapping", None)
-        return selected_logprobs(hidden_ND, head, micro.target_N, temperature=temperature, chunk=self.chunk, cap=cap)
+        return read(hidden_ND, head, micro.target_N, temperature=temperature, chunk=self.chunk, cap=cap)
 
 
 def head_of(causal_lm: PreTrainedModel) -> Tensor:

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from learner.algorithms.weighting import Weighted
+from learner.models.logprobs import OutcomeLogprobs
 from learner.models.policy import PolicyModel
 from learner.models.scalars import scalars
 from learner.models.sharding import gather_by_slot
-from learner.types import LabelBatch, MicroBatch, PackedBatch, PolicyBatch, ValueBatch
+from learner.types import LabelBatch, MicroBatch, OutcomeBatch, PackedBatch, PolicyBatch, ValueBatch
 from reward.models.scalar_model import ScalarModel
 
 Micro = TypeVar("Micro", bound=MicroBatch, contravariant=True)
@@ -62,6 +63,7 @@ class PolicyObjective:
         """Means over tokens of what weightings sum plainly; what they weight is a mean already."""
         names = {"entropy": "entropy", "kl": "kl", "clipped": "clip_fraction", "ratio": "ratio_mean"}
         names |= {"behaviour": "behaviour_mean", "behaviour_square": "effective_share", "cut": "cut_share"}
+        names |= {"teacher_kl": "teacher_kl"}
         means = {names[name]: x / packed.trained_tokens for name, x in sums.items() if name in names}
         if square := means.get("effective_share"):
             means["effective_share"] = means["behaviour_mean"] ** 2 / square
@@ -77,6 +79,16 @@ class PolicyObjective:
             return {}
         at = {f"mismatch_p{p}": gaps[math.ceil(p / 100 * len(gaps)) - 1].item() for p in (50, 90, 99)}
         return at | {"mismatch_max": gaps[-1].item(), "mismatch_mean": gaps.mean().item()}
+
+
+class OutcomeObjective(PolicyObjective):
+    """The same for a weighting that tells several tokens of a position apart, and all their log-probabilities in the loss."""
+
+    def __call__(self, model: PolicyModel, micro: OutcomeBatch) -> Parts:
+        logprob_NO, logprob_N, entropy_N = model(micro, self.temperature, OutcomeLogprobs(micro.token_NM))
+        coefficient_NO, sums = self.weighting(logprob_NO.detach(), micro)
+        loss = policy_loss(coefficient_NO, logprob_NO, micro.token_weight_N[:, None])
+        return loss, sums | {"entropy": entropy_N.sum()}, logprob_N
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

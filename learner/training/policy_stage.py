@@ -12,12 +12,13 @@ from learner.algorithms.cells import Need, PerToken, Signals
 from learner.algorithms.credit import Advantages, has_score
 from learner.algorithms.table import Algorithm, DataSource
 from learner.batch.packing import Output, by_sample, columns, output_of
+from learner.models.logprobs import OutcomeLogprobs, TopTokens
 from learner.models.scalars import scalars
 from learner.models.sharding import gather_by_slot, read_all
 from learner.stage import StageSpec
-from learner.training.objectives import PolicyObjective, ValueObjective
+from learner.training.objectives import OutcomeObjective, PolicyObjective, ValueObjective
 from learner.training.trainer import Trainer
-from learner.types import Columns, MicroBatch, PackedBatch, PolicyBatch, StepReport, ValueBatch
+from learner.types import Columns, MicroBatch, OutcomeBatch, PackedBatch, PolicyBatch, StepReport, ValueBatch
 from reward.types import ScoredGroup, samples_of
 
 Batch = Sequence[ScoredGroup]
@@ -33,7 +34,12 @@ def _values(model: Any, micro: MicroBatch, temperature: float) -> Tensor:
     return scalars(model, micro, micro.source_N)[0]
 
 
-READ = {Need.REFERENCE: ("reference", _logprobs), Need.OLD_LOGPROBS: ("policy", _logprobs), Need.CRITIC: ("critic", _values)}
+READ = {
+    Need.REFERENCE: ("reference", _logprobs),
+    Need.OLD_LOGPROBS: ("policy", _logprobs),
+    Need.CRITIC: ("critic", _values),
+    Need.TEACHER: ("teacher", _logprobs),
+}
 """Of what is read from a model: from which one, and how."""
 
 
@@ -53,7 +59,7 @@ class Credited:
 
 
 class PolicyStage:
-    """Policy, and as the row needs them a frozen reference and a critic with an optimizer of its own."""
+    """Policy, and as the row needs them a frozen reference, a teacher, and a critic with an optimizer of its own."""
 
     def __init__(self, spec: StageSpec, row: Algorithm, pack: Pack, models: Mapping[str, nn.Module]):
         self._row, self._pack, self._value_clip, self.models = row, pack, spec.value_clip, models
@@ -79,12 +85,14 @@ class PolicyStage:
             old_logprobs=heard.get(Need.OLD_LOGPROBS, _recorded(batch)),
             reference_logprobs=heard.get(Need.REFERENCE, nothing),
             values=heard.get(Need.CRITIC, nothing),
+            teacher_logprobs=heard.get(Need.TEACHER, nothing),
         )
         advantages = self._row.credit(batch, signals)
         outputs = outputs_of(batch, [row is not None for row in advantages])
         packed = self._packed(outputs)
         read = {need: columns(packed, outputs, rows) for need, rows in heard.items()}
-        read |= self._read(packed, self._row.weighting.needs - heard.keys(), temperature)
+        # A weighting asks the teacher for more than the sampled token.
+        read |= self._read(packed, self._row.weighting.needs - heard.keys() - {Need.TEACHER}, temperature)
         return Credited(batch=batch, signals=signals, advantages=advantages, outputs=outputs, packed=packed, read=read)
 
     def _heard(self, batch: Batch, temperature: float) -> dict[Need, PerToken]:
@@ -121,8 +129,18 @@ class PolicyStage:
         # Outputs that were made before the stage began are of other weights than the learner's.
         current = self._row.data_source is DataSource.POLICY_SAMPLES
         how = {"weighting": self._row.weighting, "temperature": temperature}
-        objectives = [PolicyObjective(**how, compare_behaviour=current and update == 0) for update in range(updates)]
+        kind, count = PolicyObjective, self._row.weighting.tokens
+        if count:
+            kind, packed = OutcomeObjective, self._outcomes(packed, count, temperature)
+        objectives = [kind(**how, compare_behaviour=current and update == 0) for update in range(updates)]
         return self.trainers["policy"].train(packed, objectives)
+
+    def _outcomes(self, packed: PackedBatch[PolicyBatch], count: int, temperature: float) -> PackedBatch[OutcomeBatch]:
+        """With the tokens that the policy finds most likely, and what the teacher says of them."""
+        tokens = read_all(self.models["policy"], packed, lambda model, micro: model(micro, temperature, TopTokens(count)))
+        each = map(OutcomeLogprobs, tokens)
+        said = read_all(self.models["teacher"], packed, lambda model, micro: model(micro, temperature, next(each))[0])
+        return packed.to_train(OutcomeBatch, token_NM=tokens, teacher_logprob_NO=said)
 
     def _train_critic(self, credited: Credited, updates: int, temperature: float) -> dict[str, float]:
         returns = self._row.credit.returns(credited.batch, credited.signals)

@@ -51,6 +51,11 @@ MODEL = ["stages.grpo.reward=outcome_model", "reward.model.path=[a]"]
         ("stages.grpo.reward=outcome_model", "stages.1.algorithm: the reward is 'outcome_model'; expected reward.model.path"),
         ("stages.grpo.algorithm=ppo", "stages.1.critic_optimizer: missing; expected the critic's optimizer"),
         ("stages.grpo.critic_optimizer={learning_rate: 1}", "stages.1.critic_optimizer: given, but 'grpo' has no critic"),
+        (
+            "stages.1={algorithm: distill, steps: 1, questions_per_step: 2, optimizer: {learning_rate: 1.0e-3}}",
+            "stages.1.teacher: missing; expected the directory of a model with the policy's tokenizer",
+        ),
+        ("stages.grpo.teacher=models/x", "stages.1.teacher: given, but 'grpo' has no teacher"),
         ("stages.sft.max_refills=1", "stages.0.max_refills: given, but 'sft' does not read it"),
         ("stages.sft.max_staleness=1", "stages.0.max_staleness: given, but 'sft' does not read it"),
         ("stages.grpo.in_flight=true", "stages.1.in_flight: given, but 'grpo' does not read it"),

@@ -13,8 +13,8 @@ from tests.cluster.test_preflight import QUICKSTART, report  # noqa: F401
 GB = 1e9
 
 
-def needed(*overrides, parameters=2_400_000, adapter=0):
-    return demands(load(QUICKSTART, list(overrides)), Size(parameters=parameters, adapter=adapter))
+def needed(*overrides, parameters=2_400_000, **more):
+    return demands(load(QUICKSTART, list(overrides)), Size(parameters=parameters, **more))
 
 
 def test_what_each_role_needs_worked_by_hand():
@@ -44,6 +44,12 @@ def test_of_an_adapter_the_learner_holds_the_base_once_and_states_of_the_adapter
     recipe = QUICKSTART.with_name("grpo_process.yaml")
     assert held_parameters(load(recipe, ["learner.lora={rank: 8}"]), Size(**size)) == (10**7 + 10**9, 10**7)
     assert held_parameters(load(recipe), Size(parameters=10**9)) == (2 * 10**9, 10**9)
+
+
+def test_a_teacher_is_held_in_the_compute_dtype_sharded_and_read_whole_by_every_rank():
+    settings = ["learner.ranks=2", "learner.compute_dtype=bfloat16"]
+    alone, taught = (needed(*settings, parameters=10**9, teacher=n)[1].bytes for n in (0, 8 * 10**9))
+    assert taught - alone == pytest.approx((2 * 8e9) / 2 + 2 * 8e9 - 4e9), "instead of the policy's own 4 GB"
 
 
 def test_two_of_each_fit_on_two_cores_and_more_processes_of_a_role_than_cores_do_not():

@@ -25,6 +25,8 @@ STAGES = {
     "rft": {"offline_questions": 16},
     "dpo": {"offline_questions": 32, "samples_per_question": 4},
     "ppo": RULE | {"critic_optimizer": {"learning_rate": 1e-4}},
+    "distill": {"teacher": "the model itself"},
+    "distill_top_k": {"teacher": "the model itself", "weighting": {"k": 8}},
     "process_model": {},
     "process_model, completed": {"labels": {"cell": "monte_carlo", "completions": 2}},
 }
@@ -41,6 +43,7 @@ def train(folder, engine, *stages, **changes):
     shape = {"num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": len(tokenizer)}
     write_model(folder / "model", **shape, pad_token_id=tokenizer.pad_token_id)
     tokenizer.save_pretrained(folder / "model")
+    stages = [one | {"teacher": str(folder / "model")} if "teacher" in one else one for one in stages]
     questions = {"task": "chained-arithmetic", "rows": 40}
     recipe = {
         "name": "fleet", "output": str(folder / "run"), "model": {"path": str(folder / "model")}, "stages": stages,

@@ -84,6 +84,25 @@ def test_a_reward_model_from_outside_is_an_input_with_its_weights(tmp_path, monk
     }
 
 
+def test_a_teacher_is_an_input_with_its_weights_and_an_added_stage_may_have_one(begun, tmp_path):
+    for name in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / "big").mkdir(exist_ok=True)
+        (tmp_path / "big" / name).write_text(name)
+    added = RECIPE + "  - {algorithm: distill, teacher: big, steps: 1, questions_per_step: 1, optimizer: {learning_rate: 1}}\n"
+    (tmp_path / "recipe.yaml").write_text(added)
+    config = load(tmp_path / "recipe.yaml")
+    before = json.loads((tmp_path / "run/inputs.json").read_text())
+    assert inputs.changed(config) == []
+    inputs.record(config)
+    recorded = json.loads((tmp_path / "run/inputs.json").read_text())
+    names = [f"stages.1.teacher: {tmp_path}/big/{name}" for name in ("model.safetensors", "tokenizer.json")]
+    assert sorted(recorded.keys() - before.keys()) == names and recorded.items() >= before.items()
+    (tmp_path / "big/model.safetensors").write_text("another")
+    (tmp_path / "big/more.safetensors").write_text("another")
+    changed, new = inputs.changed(config)
+    assert changed.startswith(f"{names[0]} has changed since") and "more.safetensors is new since" in new
+
+
 def test_a_file_that_changes_the_prompts_is_not_added(begun, tmp_path):
     (tmp_path / "model/generation_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="model/generation_config.json is new since the run began"):

@@ -80,10 +80,11 @@ def examples(batch: list[ScoredSample]) -> list[LabelledGroup]:
     return [as_labelled(group) for group in groups(batch)]
 
 
-def signals(count: int, *, values=None, old=None, reference=None) -> Signals:
+def signals(count: int, *, values=None, old=None, reference=None, teacher=None) -> Signals:
     """What models said of so many samples: nothing, but for what is given."""
     nothing = [None] * count
-    return Signals(values=values or nothing, old_logprobs=old or nothing, reference_logprobs=reference or nothing)
+    frozen = {"reference_logprobs": reference or nothing, "teacher_logprobs": teacher or nothing}
+    return Signals(values=values or nothing, old_logprobs=old or nothing, **frozen)
 
 
 def credit(cell: Credit, batch: list[ScoredSample], said: Signals | None = None) -> list[tuple[float, ...] | None]:
@@ -134,9 +135,13 @@ def adamw(**changes) -> OptimizerConfig:
 
 def plain_logprobs(model, sample: Sample, temperature: float) -> torch.Tensor:
     """One sample alone, the model's own forward pass, no padding and no packing."""
+    return plain_distributions(model, sample, temperature)[range(len(sample.output_ids)), list(sample.output_ids)]
+
+
+def plain_distributions(model, sample: Sample, temperature: float) -> torch.Tensor:
+    """The same of all tokens of the vocabulary."""
     ids = torch.tensor([sample.prompt_ids + sample.output_ids])
-    logits = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / temperature
-    return logits.log_softmax(-1)[range(len(sample.output_ids)), list(sample.output_ids)]
+    return (model(ids).logits[0, len(sample.prompt_ids) - 1 : -1] / temperature).log_softmax(-1)
 
 
 def slow_gradients(directory: Path, reference: Path, batch, advantages, *, clip=0.2, kl=0.04, temperature=1.0):

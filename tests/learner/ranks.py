@@ -169,8 +169,9 @@ def all_gradients(worker, out: Path, reference_dir: Path) -> dict:
     found = {}
     reference = AutoModelForCausalLM.from_pretrained(reference_dir, dtype=torch.float32)
     for name, row in ROWS.items():
-        critic = {"critic_optimizer": adamw(**OPTIMIZER)} if Need.CRITIC in row.needs else {}
-        worker.begin_stage(stage(row, adamw(**OPTIMIZER), 1, **critic))
+        beside = {"critic_optimizer": adamw(**OPTIMIZER)} if Need.CRITIC in row.needs else {}
+        beside |= {"teacher": reference_dir} if Need.TEACHER in row.needs else {}
+        worker.begin_stage(stage(row, adamw(**OPTIMIZER), 1, **beside))
         held = worker._stage.models
         if "reference" in held:
             fill(held["reference"].causal_lm, dict(reference.named_parameters()))

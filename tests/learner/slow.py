@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from reward.models.scalar_model import ScalarModel, build
 from reward.types import Labelled, LabelledGroup, ScoredSample
 from tests.learner import textbook
-from tests.learner.builders import VOCABULARY, examples, plain_logprobs, scored
+from tests.learner.builders import VOCABULARY, examples, plain_distributions, scored
 from tests.learner.textbook import Output
 
 HEAD_SEED = 5
@@ -53,7 +53,8 @@ def slow_scalars(model: ScalarModel, item: ScoredSample | Labelled, positions: l
 
 
 def policy_gradients(name: str, directory: Path, reference_dir: Path, batch: list[ScoredSample]) -> tuple[dict, dict]:
-    """Of the row's textbook loss by the policy's parameters and, where it has one, of the value loss by the critic's."""
+    """Of the row's textbook loss by the policy's parameters and, where it has one, of the value loss by the critic's. The
+    reference is the teacher too."""
     policy = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
     frozen = AutoModelForCausalLM.from_pretrained(reference_dir, dtype=torch.float64)
     critic = build(directory, "process", members=1, seed=HEAD_SEED, dtype=torch.float64)
@@ -61,9 +62,12 @@ def policy_gradients(name: str, directory: Path, reference_dir: Path, batch: lis
     for item in batch:
         values.append(slow_scalars(critic, item, list(range(-1, len(item.sample.output_ids) - 1)))[0])
         with torch.no_grad():
-            reference = plain_logprobs(frozen, item.sample, 1.0)
-        mu, logprob = torch.tensor(item.sample.logprobs, dtype=torch.float64), plain_logprobs(policy, item.sample, 1.0)
-        others = {"old": logprob.detach() if name == "masked" else mu, "mu": mu, "reference": reference}
+            teacher_every = plain_distributions(frozen, item.sample, 1.0)
+        every, chosen = plain_distributions(policy, item.sample, 1.0), torch.tensor(item.sample.output_ids)[:, None]
+        logprob, reference = (x.gather(1, chosen)[:, 0] for x in (every, teacher_every))
+        mu = torch.tensor(item.sample.logprobs, dtype=torch.float64)
+        others = {"old": logprob.detach() if name == "masked" else mu, "mu": mu, "reference": reference, "teacher": reference}
+        others |= {"every": every, "teacher_every": teacher_every}
         outputs.append(Output(item=item, logprob=logprob, value=values[-1].detach(), **others))
     textbook.LOSSES[name](outputs).backward()
 

@@ -36,6 +36,8 @@ def test_the_rows_are_those_of_the_papers():
         "rloo": (POLICY_SAMPLES, "rule", "leave_one_out", "plain"),
         "gspo": (POLICY_SAMPLES, "rule", "group_relative", "sequence_clipped"),
         "cispo": (POLICY_SAMPLES, "rule", "group_relative", "cispo"),
+        "distill": (POLICY_SAMPLES, "rule", "reverse_kl", "clipped"),
+        "distill_top_k": (POLICY_SAMPLES, "rule", "ones", "top_k"),
     }
 
 
@@ -54,6 +56,8 @@ def test_every_row_prints_its_coefficient():
         "rloo": "A; A = r - mean of the others' r",
         "gspo": f"[not clipped at -0.0003, +0.0004] s A, s = exp(mean log(pi/pi_old)); {z_score}",
         "cispo": f"min(pi/pi_old, 5) A; {z_score}",
+        "distill": "[not clipped at 0.2] (pi/pi_old) A; A = log(p_T/pi_old)",
+        "distill_top_k": "A pi(v) log(p_T(v)/pi(v)) of the 16 likeliest v and the rest; A = 1",
     }
     assert resolve("grpo", {}, {"kl_ratio": True}).weighting.formula.endswith("+ 0.04 (pi/pi_old) log(pi_ref/pi)")
 
@@ -73,6 +77,8 @@ def test_a_row_needs_what_its_credit_and_its_weighting_read():
         "rloo": set(),
         "gspo": {behaviour},
         "cispo": {behaviour},
+        "distill": {behaviour, Need.TEACHER},
+        "distill_top_k": {Need.TEACHER},
     }
     assert resolve("grpo", {}, {"kl": 0.0}).needs == {behaviour}
     assert resolve("grpo", {}, {"old": "learner"}).needs == {reference, Need.OLD_LOGPROBS}
@@ -116,6 +122,7 @@ def test_a_cell_refuses_what_it_does_not_read(override):
     [
         ("sft", {"credit": {"cell": "group_relative"}}, "credit group_relative needs rewards, but reward is none"),
         ("ppo", {"reward": "none"}, "credit gae needs rewards, but reward is none"),
+        ("distill", {"data_source": DEMONSTRATIONS}, "credit reverse_kl needs rewards, and demonstrations are not scored"),
         ("rft", {"reward": "process_model"}, "credit accepted reads reward outcome_model or rule, found process_model"),
         ("dpo", {"reward": "process_model"}, "credit signed reads reward outcome_model or rule, found process_model"),
         (
@@ -134,6 +141,11 @@ def test_a_cell_refuses_what_it_does_not_read(override):
         ("grpo", {"credit": {"cell": "signed"}}, "credit signed compares two outputs; expected data source pairs"),
         ("grpo", {"weighting": {"cell": "preference"}}, "expected pairs and signed, found policy_samples and group_relative"),
         ("dpo", {"credit": {"cell": "group_relative"}}, "expected pairs and signed, found pairs and group_relative"),
+        (
+            "distill_top_k",
+            {"credit": {"cell": "reverse_kl"}},
+            "the teacher is in the credit .* and in the weighting .*; expected one",
+        ),
         ("ppo", {"weighting": {"kl": 0.04}}, "KL is in the reward .* and in the loss .*; expected kl 0 in one"),
     ],
 )

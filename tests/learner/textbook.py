@@ -1,6 +1,6 @@
 """The textbook loss of every row, from rewards to a scalar, one output at a time, written from the papers' formulas."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -19,7 +19,11 @@ class Output:
     mu: Tensor
     """What sampled, where that is not the old policy."""
     reference: Tensor
+    teacher: Tensor
     value: Tensor
+    every: Tensor = field(default_factory=lambda: torch.empty(0))
+    """log pi of every token of the vocabulary, a row for each of the output's tokens."""
+    teacher_every: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def mask(self) -> Tensor:
@@ -106,11 +110,16 @@ def grpo(outputs, weight=sampled_by_old, **options):
     return -over_outputs(outputs, output_mean)
 
 
-def sft(outputs):
+def everyone_of(outputs: list[Output]) -> list[list[Output]]:
+    """The outputs of each question, judged or not."""
     everyone: dict[str, list[Output]] = {}
     for output in outputs:
         everyone.setdefault(output.item.sample.group_id, []).append(output)
-    return -mean(mean(o.logprob[o.mask].mean() for o in group) for group in everyone.values())
+    return list(everyone.values())
+
+
+def sft(outputs):
+    return -mean(mean(o.logprob[o.mask].mean() for o in group) for group in everyone_of(outputs))
 
 
 def rft(outputs):
@@ -183,6 +192,21 @@ def cispo(outputs, weight=sampled_by_old):
     return -over_tokens(outputs, weighted)
 
 
+def distill(outputs):
+    return -over_outputs(outputs, lambda o, _: clipped(o, (o.teacher - o.old)[o.mask]).mean())
+
+
+def distill_top_k(outputs, k=16):
+    def divergence(output, _):
+        """sum over v of pi log(pi/p_T), the k likeliest tokens one by one and all others as one."""
+        likeliest = output.every.detach().topk(k).indices
+        p, q = (torch.exp(x).gather(1, likeliest) for x in (output.every, output.teacher_every))
+        p, q = (torch.cat([x, 1 - x.sum(1, keepdim=True)], 1) for x in (p, q))
+        return (p * torch.log(p / q)).sum(1)[output.mask]
+
+    return mean(mean(divergence(o, group).mean() for o in group) for group in everyone_of(outputs))
+
+
 LOSSES = {
     "sft": sft,
     "rft": rft,
@@ -196,5 +220,7 @@ LOSSES = {
     "rloo": rloo,
     "gspo": gspo,
     "cispo": cispo,
+    "distill": distill,
+    "distill_top_k": distill_top_k,
     "masked": partial(grpo, weight=partial(behaviour, unit="sequence", bound=lambda w: w * ((w >= 0.2) & (w <= 5.0)))),
 }
