@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Of a dense decoder."""
+    """Of a decoder."""
 
     layers: int
     hidden: int
@@ -22,7 +22,7 @@ class Shape:
     keys: int
     """Width of all key heads together; values have the same."""
     inner: int
-    """Width of the feed-forward layer."""
+    """Width of the feed-forward layer, of a mixture that of the experts which a position meets."""
     vocabulary: int
     parameters: int
     in_layers: int
@@ -59,18 +59,22 @@ def shape_of(config: "PreTrainedConfig") -> Shape:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from learner.models.policy import experts_of
     from learner.models.sharding import decoder_layers
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    if experts_of(config.to_dict()):
+        inner = max(inner, config.num_experts_per_tok * (getattr(config, "moe_intermediate_size", None) or inner))
     return Shape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         queries=config.num_attention_heads * size,
         keys=key_heads * size,
-        inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        inner=inner,
         vocabulary=config.vocab_size,
         parameters=sum(p.numel() for p in model.parameters()),
         in_layers=sum(p.numel() for layer in decoder_layers(model) for p in layer.parameters()),
@@ -83,7 +87,7 @@ def read_shape(path: Path, key: str = "model.path") -> Shape:
     """Of a model directory, or of its config.json alone. Raises ValueError for what is no dense text model's."""
     from transformers import AutoConfig
 
-    from learner.models.policy import check_config
+    from learner.models.policy import check_config, experts_of
 
     file = path if path.is_file() else path / "config.json"
     if not file.is_file():
@@ -91,6 +95,8 @@ def read_shape(path: Path, key: str = "model.path") -> Shape:
     try:
         config = AutoConfig.for_model(**json.loads(file.read_text(encoding="utf-8")))
         check_config(config)
+        if experts := experts_of(config.to_dict()):
+            raise ValueError(f"{experts} is {getattr(config, experts)}, a mixture of experts; a plan knows dense models")
         return shape_of(config)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"{key}: {file}: {error}") from error

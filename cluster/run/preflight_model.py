@@ -109,9 +109,15 @@ def gpu_memory_here() -> float:
 
 
 def check_model(config: RunConfig, model: Model, report: Report) -> None:
+    from learner.models.policy import FAMILIES
+
     name, shape = config.model.path or config.model.init, model.shape
     positions, vocabulary = model.positions, shape.vocab_size
     report.facts.append(f"model: {name}, {model.size.parameters / 1e6:.1f} M parameters, sequences up to {positions} tokens")
+    if shape.model_type not in FAMILIES:
+        report.warnings.append(
+            f"model.path: {name}: no test has trained a {shape.model_type} model; docs/models.md lists those"
+        )
     if lora := config.learner.lora:
         share = f"{model.size.adapter / 1e6:.2f} M parameters, {model.size.adapter / model.size.parameters:.2%} of the model's"
         report.facts.append(f"learner.lora: an adapter of rank {lora.rank} with {share}; the rest is frozen")

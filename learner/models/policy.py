@@ -4,7 +4,7 @@ Each kind of layer gets a mask of its own: a position sees the prompt and its ow
 further back than the window, counted in positions and not in columns of the row.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,18 @@ from reward.models.scalar_model import attention_of, quiet
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SUPPORTED = (
     "supported are dense text models whose layers have full attention or sliding windows, with positions from position_ids "
-    "and a linear output head, capped or not"
+    "and a linear output head, scaled, capped or neither, and some mixtures of experts: docs/models.md"
 )
+MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+FAMILIES = (
+    "cohere", "falcon", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "granite", "llama", "mistral", "olmo2",
+    "olmo3", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2", *MIXTURES,
+)  # fmt: skip
+"""The `model_type` of every row of docs/models.md; a test trains, publishes and exports a model of each."""
+ENGINES_DIFFER = {
+    "apertus": "engines compute its activation otherwise, and not with the weights that they are sent",
+    "cohere2": "a window of an engine is one position longer than one of transformers",
+}
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -47,14 +57,19 @@ class PolicyModel(nn.Module):
             use_cache=False,
         ).last_hidden_state
         hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, micro.source_N)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return read(hidden_ND, head, micro.target_N, temperature=temperature, chunk=self.chunk, cap=cap)
+        cap, scaled = getattr(config, "final_logit_softcapping", None), temperature / logit_scale(config)
+        return read(hidden_ND, head, micro.target_N, temperature=scaled, chunk=self.chunk, cap=cap)
 
 
 def head_of(causal_lm: PreTrainedModel) -> Tensor:
     """(V, D) weight of the output head."""
     head: Any = causal_lm.get_output_embeddings()
     return head.weight
+
+
+def logit_scale(config: PreTrainedConfig) -> float:
+    """What the head's products are multiplied by: in Cohere's models `logit_scale`, in Granite's 1 / `logits_scaling`."""
+    return getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
 
 
 def visible(micro: MicroBatch, dtype: torch.dtype, config: PreTrainedConfig) -> Tensor | dict[str, Tensor]:
@@ -110,17 +125,30 @@ def _few(names: list[str]) -> str:
 
 def check_config(config: PreTrainedConfig, ignored: Iterable[str] = ()) -> None:
     """Raises ValueError for a model whose config alone shows that it cannot be trained. `ignored`: keys not looked at."""
+    if wrong := _unsupported(config, {key: value for key, value in config.to_dict().items() if key not in ignored}):
+        raise ValueError(f"config.json: {wrong}; {SUPPORTED}")
+
+
+def _unsupported(config: PreTrainedConfig, fields: dict[str, Any]) -> str:
+    """Why it cannot be trained, or an empty string."""
     if config.get_text_config() is not config:
-        raise ValueError(f"config.json: a {config.model_type} model has parts that are not text; {SUPPORTED}")
-    fields = {key: value for key, value in config.to_dict().items() if key not in ignored}
+        return f"a {config.model_type} model has parts that are not text"
     for key, value in fields.items():
         if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float) and value > 0:
-            raise ValueError(f"config.json: {key} is {value}, expected 0: with it the trained policy is not the sampled one")
+            return f"{key} is {value}, expected 0: with it the trained policy is not the sampled one"
     if layers := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"config.json: layer_types has {', '.join(sorted(layers))}; {SUPPORTED}")
-    if experts := [key for key in EXPERTS if (fields.get(key) or 0) > 1]:
-        raise ValueError(f"config.json: {experts[0]} is {fields[experts[0]]}, a mixture of experts; {SUPPORTED}")
+        return f"layer_types has {', '.join(sorted(layers))}"
+    if (experts := experts_of(fields)) and config.model_type not in MIXTURES:
+        return f"{experts} is {fields[experts]}, a mixture of experts"
+    if config.model_type in ENGINES_DIFFER:
+        return f"model_type is {config.model_type}: {ENGINES_DIFFER[config.model_type]}"
     if fields.get("kv_lora_rank"):
-        raise ValueError(f"config.json: kv_lora_rank is {fields['kv_lora_rank']}, latent attention; {SUPPORTED}")
+        return f"kv_lora_rank is {fields['kv_lora_rank']}, latent attention"
     if fields.get("quantization_config"):
-        raise ValueError(f"config.json: the weights are quantised (quantization_config); expected float weights; {SUPPORTED}")
+        return "the weights are quantised (quantization_config); expected float weights"
+    return ""
+
+
+def experts_of(fields: Mapping[str, Any]) -> str:
+    """The key that says how many experts a layer has, where there are several, or an empty string."""
+    return next((key for key in EXPERTS if (fields.get(key) or 0) > 1), "")

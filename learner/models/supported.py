@@ -1,8 +1,8 @@
 """Whether a model can be trained packed, tried on the model itself or, from its config alone, on a small one of its kind.
 
 What packing relies on is one sentence: outputs that share a row get the log-probabilities that the model's own forward pass
-gives them alone. Trying it refuses in one place what would otherwise be silently wrong: recurrent layers, ALiBi, scaled or
-biased logits.
+gives them alone. Trying it refuses in one place what would otherwise be silently wrong: recurrent layers, ALiBi, biased
+logits.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ PACKING_TOLERANCE = 1e-3
 WINDOW = 3
 """Of windowed layers while a model is tried, so that a few tokens are beyond it."""
 SMALL = {"num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 64}
+SMALL |= {"moe_intermediate_size": 64, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
 
 
 @torch.no_grad()
@@ -54,14 +55,17 @@ def check_architecture(directory: Path) -> None:
 
     Raises ValueError for a model that cannot be trained packed.
     """
-    config = AutoConfig.from_pretrained(directory)
-    check_config(config)
+    kind = ""
     try:
+        config = AutoConfig.from_pretrained(directory)
+        check_config(config)
+        kind = f"{config.model_type}: "
         model = AutoModelForCausalLM.from_config(_small(config), attn_implementation=attention_of(config))
         _randomise(model)
         check_packing(PolicyModel(model.eval(), chunk=64))
     except (ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError, KeyError) as error:
-        raise ValueError(f"{config.model_type}: {str(error) or repr(error)}") from error
+        found = kind + (str(error) or repr(error))
+        raise ValueError(found if found.endswith(SUPPORTED) else f"{found}; {SUPPORTED}") from error
 
 
 def _small(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -78,7 +82,7 @@ def _randomise(model: PreTrainedModel) -> None:
     """Weights under which what is looked for shows: no bias is 0, and logits are a few nats apart."""
     torch.manual_seed(0)
     for p in model.parameters():
-        p.normal_(std=p.shape[1] ** -0.5) if p.dim() > 1 else p.add_(torch.randn_like(p), alpha=0.2)
+        p.normal_(std=p.shape[-1] ** -0.5) if p.dim() > 1 else p.add_(torch.randn_like(p), alpha=0.2)
     head_of(model).mul_(3)
 
 

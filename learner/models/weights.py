@@ -1,21 +1,26 @@
 """A model's weights as a stream, structurally the `WeightSource` of vLLM's trainer engines; imports neither vllm nor ray.
 
-Names are Hugging Face's (of a reward model, behind `members.k.`). A tied output head is sent under its own name as well, since
+Names and shapes are those of Hugging Face's files (of a reward model, behind `members.k.`), where a layer's experts, which
+transformers stacks, have tensors of their own. A tied output head is sent under its own name as well, since
 an engine may keep its own copy of it. Left out: `held_names` and `iter_groups`, which only vLLM's point-to-point backend calls.
 
 Of a model with an adapter (see learner.models.lora) the stream is the merged weights, as copies, or the adapter alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 ADAPTER = "default"
 """The adapter's name in peft's modules."""
+NO_HEAD = ("gemma2",)
+"""Models (`model_type`) of which vLLM's class reads its embeddings as the head, and refuses one that is sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,15 +94,30 @@ class ModelWeights:
 
     def metadata(self) -> list[TensorMeta]:
         """What iteration will yield; gathers nothing."""
-        return [TensorMeta(name=w.name, dtype=self._dtype, shape=tuple(w.parameter.shape)) for w in self._weights()]
+        stacked = ((w.name, torch.empty(w.parameter.shape, device="meta")) for w in self._weights())
+        found = (part for name, tensor in stacked for part in self._as_in_files(name, tensor))
+        return [TensorMeta(name=name, dtype=self._dtype, shape=tuple(tensor.shape)) for name, tensor in found]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.whole():
+            yield from self._as_in_files(name, tensor)
+
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """The same under the names of the model's parameters, and in their shapes."""
         for weight in self._weights():
             narrow = weight.value().to(self._dtype) if self._kept is None else self._as_kept(weight, self._kept)
             yield weight.name, narrow.full_tensor() if isinstance(narrow, DTensor) else narrow
 
+    def _as_in_files(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
+        if not isinstance(self._model, PreTrainedModel):
+            return [(name, tensor)]
+        return revert_weight_conversion(self._model, {name: tensor}).items()
+
     def _weights(self) -> Iterator[Weight]:
-        return weights_of(self._model) if self.adapter_scale is None else adapter_of(self._model)
+        if self.adapter_scale is not None:
+            return adapter_of(self._model)
+        config = getattr(self._model, "config", None)
+        return weights_of(self._model, twice=getattr(config, "model_type", "") not in NO_HEAD)
 
     def _as_kept(self, weight: Weight, kept: dict[str, Tensor]) -> Tensor:
         return placed_like(weight.parameter, kept[weight.name].to(weight.parameter.device))

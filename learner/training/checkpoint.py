@@ -191,4 +191,4 @@ def export_reward_model(directory: Path, model: ScalarModel, model_dir: Path) ->
 def _gathered(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Full weights on rank 0, a tied one under its first name only; nothing elsewhere. A collective."""
     once = {weight.name for weight in weights_of(model, twice=False)} if dist.get_rank() == 0 else ()
-    return {name: tensor.cpu() for name, tensor in ModelWeights(model, dtype) if name in once}
+    return {name: tensor.cpu() for name, tensor in ModelWeights(model, dtype).whole() if name in once}

@@ -5,7 +5,7 @@ of its shards. It tells a tensor that was left as it was, however little an upda
 known to a hundredth of a nat, and an update moves them by less. Misplaced tensors are the canary's business.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +13,10 @@ import torch
 from torch import Tensor, nn
 
 BITS = {2: torch.int16, 4: torch.int32}
+STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""The parts of stacked modules where a model of vLLM does not say them."""
+EXPERTS = {"w13_weight": ("gate_proj", "up_proj", "w1", "w3"), "w2_weight": ("down_proj", "w2")}
+"""What vLLM's experts hold, and the layers of each expert that these are stacked from."""
 ROWS = 256
 """Of the unit matrix, in one product."""
 
@@ -32,7 +36,8 @@ def held_sums(model: nn.Module, dtype: torch.dtype) -> list[tuple[str, int]]:
     found = [(name, sum_of_bits(p)) for name, p in model.named_parameters() if p.dtype == dtype and p.numel()]
     for name, module in cast(Iterable[tuple[str, Any]], model.named_modules()):
         # vLLM's CPU build packs matrices for its kernels. A product with a row of the unit matrix is a column, exactly.
-        width = getattr(module, "input_size_per_partition", None) or getattr(module, "embedding_dim", None)
+        widths = (getattr(module, key, None) for key in ("input_size_per_partition", "input_size", "embedding_dim"))
+        width = next(filter(None, widths), None)
         if hasattr(module, "cpu_linear") and width:
             units = torch.eye(width, dtype=dtype).split(ROWS)
             found.append((f"{name}.weight", sum(sum_of_bits(module.quant_method.apply(module, x, None)) for x in units)))
@@ -49,8 +54,8 @@ def differing(
     """
     wrong, unread = [], set(sums)
     for name in held[0]:
-        parts = _parts(name, stacked)
-        if not all(part in sums for part in parts):
+        parts = _parts(name, stacked, sums)
+        if not parts or not all(part in sums for part in parts):
             continue
         unread -= set(parts)
         first, others = sums[parts[0]], sum(sums[part] for part in parts[1:])
@@ -61,10 +66,13 @@ def differing(
     return wrong, unread
 
 
-def _parts(name: str, stacked: Mapping[str, Sequence[str]]) -> list[str]:
+def _parts(name: str, stacked: Mapping[str, Sequence[str]], sent: Collection[str]) -> list[str]:
     """The tensors of a checkpoint that make up a parameter of the engine."""
     path = name.split(".")
-    for i, module in enumerate(path):
-        if module in stacked:
-            return [".".join([*path[:i], part, *path[i + 1 :]]) for part in stacked[module]]
+    if path[-2:-1] == ["routed_experts"]:
+        of_layer, layers = ".".join([*path[:-2], ""]), EXPERTS.get(path[-1], ())
+        return [part for part in sent if part.startswith(of_layer) and part.split(".")[-2] in layers]
+    for i, module in enumerate(path if name not in sent else ()):
+        if parts := stacked.get(module, STACKED.get(module)):
+            return [".".join([*path[:i], part, *path[i + 1 :]]) for part in parts]
     return [name]

@@ -87,6 +87,10 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         if not self.staging.tensors:
             raise TransferError("nothing is staged: finish_weight_update needs a successful update_weights before it")
         parameters = {name for name, _ in self.model.named_parameters()}
+        for method in (getattr(module, "quant_method", None) for module in self.model.modules()):
+            # Else vLLM's CPU build would not pack experts again, as it does when it makes their kernel.
+            if self.device.type == "cpu" and hasattr(method, "moe_kernel"):
+                cast(Any, method).moe_kernel = None
         initialize_layerwise_reload(self.model)
         with disable_mtp_completeness_check():
             loaded = cast(Any, self.model).load_weights(self._whole())

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cluster.planning import cost, memory
 from cluster.planning.cost import Learning, Load
 from cluster.planning.hardware import GPUS, ON_CPU, Device, Reached, parse_gpus
-from cluster.planning.shapes import read_shape
+from cluster.planning.shapes import read_shape, shape_of
 from cluster.planning.workload import Lengths, Workload
 from learner.batch.packing import layout, pack, plain_output
 from learner.config import LearnerConfig
@@ -29,6 +29,7 @@ QWEN_7B = {
     "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
     "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
 }  # fmt: skip
+MIXTURE = QWEN_7B | {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 3, "moe_intermediate_size": 24000}
 EVEN = Reached(
     products={"float32": 1.0, "bfloat16": 0.5}, stream=1.0, send=0.5, layer_s=0.0, engine_s=0.0, request_s=0.0, reduce_s=0.0,
     update_s=2.0,
@@ -82,6 +83,10 @@ def test_what_is_no_dense_text_model_is_refused(tmp_path, shape):
         read_shape(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="num_experts is 8, a mixture of experts"):
         shape(QWEN_7B | {"model_type": "qwen2_moe", "num_experts": 8})
+    with pytest.raises(ValueError, match="_experts is 4, a mixture of experts; a plan knows dense models"):
+        shape(MIXTURE)
+    met = "of a mixture, that of the experts which a position meets"
+    assert shape_of(AutoConfig.for_model(**MIXTURE)).inner == 3 * 24_000, met
 
 
 def test_the_layout_of_lengths_is_that_of_the_packed_outputs():

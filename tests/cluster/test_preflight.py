@@ -160,9 +160,15 @@ def test_what_the_config_tells_of_a_model_is_told_before_a_start(given):
         ({"model_type": "llamma"}, "llamma"),
     ):
         (found,) = given(**changes).problems
-        assert found.startswith("model.path: ") and problem in found
+        assert found.startswith("model.path: ") and problem in found and found.endswith("docs/models.md")
     assert [p for p in given(**cut).problems if "expected at most 300" in p] == given(**cut).problems != []
     assert given("data.max_prompt_tokens=100", "rollout.max_new_tokens=200", **cut).problems == []
+
+
+def test_a_dense_family_that_no_test_has_trained_is_a_warning(given):
+    assert [warning for warning in given().warnings if "no test" in warning] == []
+    (warning,) = (warning for warning in given(model_type="ministral").warnings if "no test" in warning)
+    assert warning.endswith("model: no test has trained a ministral model; docs/models.md lists those")
 
 
 def test_heads_divide_among_the_ranks_and_have_a_size_that_a_cpu_engine_knows(given):

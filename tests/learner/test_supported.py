@@ -10,12 +10,15 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    Cohere2Config,
     CohereConfig,
     DeepseekV3Config,
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
+    GraniteConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -48,6 +51,10 @@ WINDOWED = [
 ]
 
 
+SCALED = [CohereConfig(**GROUPED, logit_scale=0.5), GraniteConfig(**GROUPED, logits_scaling=4.0, residual_multiplier=0.5)]
+MIXTURE = Qwen3MoeConfig(**GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8)
+
+
 def written(config, directory):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
@@ -65,18 +72,34 @@ def test_windows_and_caps_are_the_models_own_with_sequences_beyond_the_window(wi
     policy = load_policy(windowed_dir, torch.float64, chunk=7)
     attention = policy.causal_lm.config._attn_implementation
     assert attention == ("eager" if policy.causal_lm.config.model_type == "gemma2" else "sdpa")
-    model = AutoModelForCausalLM.from_pretrained(windowed_dir, dtype=torch.float64, attn_implementation="eager")
+    assert_the_models_own(policy, windowed_dir, batch)
+
+
+@pytest.mark.parametrize("config", [*SCALED, MIXTURE], ids=lambda config: config.model_type)
+def test_scaled_logits_and_experts_are_the_models_own(config, tmp_path):
+    # Grouped products of experts know no float64.
+    assert_the_models_own(
+        load_policy(written(config, tmp_path), torch.float32, chunk=7), tmp_path, random_batch(groups=4), 1e-4
+    )
+
+
+def assert_the_models_own(policy, directory, batch, tolerance=2e-5):
+    """Log-probabilities and gradients of packed rows, and of the model's forward pass on each output alone in float64."""
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
+    )
     alone = torch.cat([plain_logprobs(model, x.sample, 0.7)[torch.tensor(x.sample.sampled_mask)] for x in batch])
     for budget in (1, 40, 4096):
         # Softmax is float32 in eager attention.
-        torch.testing.assert_close(packed_logprobs(policy, batch, 0.7, budget), alone.detach(), rtol=0, atol=2e-5)
+        found = packed_logprobs(policy, batch, 0.7, budget).double()
+        torch.testing.assert_close(found, alone.detach(), rtol=0, atol=tolerance)
     weight = torch.linspace(-1, 1, len(alone), dtype=torch.float64)
     (weight * alone).sum().backward()
     for micro in pack(batch, credit(Ones(), batch), max_tokens=40).micro_batches:
         (weight[micro.slot_N] * policy(micro, 0.7)[0]).sum().backward()
     expected = dict(model.named_parameters())
     for name, p in policy.causal_lm.named_parameters():
-        torch.testing.assert_close(p.grad, expected[name].grad, rtol=1e-4, atol=2e-4)
+        torch.testing.assert_close(p.grad.double(), expected[name].grad, rtol=1e-4, atol=2e-4)
 
 
 def test_a_position_sees_the_prompt_and_its_own_output_up_to_itself():
@@ -146,6 +169,8 @@ def test_reward_models_and_critics_keep_windows(tmp_path, config, kind):
         LlamaConfig(**GROUPED, attention_bias=True),
         Qwen2Config(**GROUPED),
         GPT2Config(n_embd=32, n_layer=4, n_head=2, summary_first_dropout=0.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        Qwen3MoeConfig(num_experts=128, num_experts_per_tok=8, hidden_size=2048, moe_intermediate_size=768),
+        *SCALED,
         *WINDOWED,
     ],
     ids=lambda config: config.model_type,
@@ -161,25 +186,29 @@ def test_supported_models_are_known_by_their_config(tmp_path, config):
         (LlamaConfig(**SMALL, attention_dropout=0.1), "attention_dropout is 0.1, expected 0"),
         (LlamaConfig(**SMALL, quantization_config={"quant_method": "fp8"}), "quantised"),
         (BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=64), "Bloom.* does not support"),
-        (CohereConfig(**GROUPED, logit_scale=0.5), "share a row differ by .*linear output head"),
         (PhiConfig(**GROUPED), "share a row differ by .*linear output head"),
-        (Qwen3MoeConfig(**GROUPED, num_experts=4), "_experts is 4, a mixture of experts"),
+        (Cohere2Config(**GROUPED), "a window of an engine is one position longer"),
+        (GptOssConfig(**GROUPED, num_local_experts=4), "_experts is 4, a mixture of experts"),
         (DeepseekV3Config(n_routed_experts=1, num_hidden_layers=2), "kv_lora_rank is 512, latent attention"),
         (Qwen3NextConfig(num_experts=0), "layer_types has linear_attention"),
         (MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64), "layer_types has linear_attention"),
         (Gemma3Config(), "a gemma3 model has parts that are not text"),
     ],
-    ids=["dropout", "fp8", "alibi", "scaled logits", "biased head", "moe", "mla", "linear attention", "mamba", "images"],
+    ids=["dropout", "fp8", "alibi", "biased head", "other windows", "moe", "mla", "linear attention", "mamba", "images"],
 )
 def test_models_that_cannot_be_trained_are_refused_without_their_weights(tmp_path, config, reason):
     config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(ValueError, match=f"{reason}.*docs/models.md$"):
         check_architecture(tmp_path)
 
 
-def test_a_scaled_head_is_refused_on_the_model_itself(tmp_path):
+@pytest.mark.parametrize("config", SCALED, ids=lambda config: config.model_type)
+def test_a_scale_that_is_not_kept_is_refused_on_the_model_itself(config, tmp_path, monkeypatch):
+    policy = load_policy(written(config, tmp_path), torch.float32, chunk=64)
+    check_packing(policy)
+    monkeypatch.setattr("learner.models.policy.logit_scale", lambda config: 1.0)
     with pytest.raises(ValueError, match="share a row differ by .*linear output head"):
-        check_packing(load_policy(written(CohereConfig(**GROUPED, logit_scale=0.5), tmp_path), torch.float32, chunk=64))
+        check_packing(policy)
 
 
 def test_tensors_that_are_missing_or_too_many_or_of_another_shape_are_named(model_dir, tmp_path):

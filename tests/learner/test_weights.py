@@ -5,8 +5,10 @@ import torch
 from safetensors.torch import load_file
 
 from learner.algorithms.table import resolve, resolve_reward_model
+from learner.models.weights import trained
 from reward.models.scalar_model import build
 from tests.learner.builders import adamw, groups, random_batch
+from tests.learner.families import write_family
 from tests.learner.stages import assert_equal, stage
 
 
@@ -23,6 +25,21 @@ def test_names_and_values_are_those_of_the_checkpoint(start, model_dir):
     streamed = dict(start(model_dir).source("float32"))
     assert streamed.keys() == on_disk.keys()
     assert all(torch.equal(streamed[name], x) for name, x in on_disk.items())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_are_sent_one_by_one_under_the_names_of_the_checkpoint(family, start, tmp_path):
+    source = start(write_family(family, tmp_path)).source("float32")
+    on_disk, streamed = load_file(tmp_path / "model.safetensors"), dict(source)
+    assert_equal(streamed, on_disk)
+    assert sum(".experts.3." in name for name in streamed) == 2 * 3
+    assert {meta.name: meta.shape for meta in source.metadata()} == {name: tuple(x.shape) for name, x in on_disk.items()}
+
+
+def test_an_adapter_of_a_mixture_is_of_its_attention(start, tmp_path):
+    worker = start(write_family("qwen3_moe", tmp_path), lora={"rank": 2, "send": "merged"})
+    assert {name.split(".")[-4] for name in trained(worker._policy)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert_equal(dict(worker.source("float32")), load_file(tmp_path / "model.safetensors"))
 
 
 def test_a_tied_head_is_sent_under_its_own_name(start, tied_dir):
