@@ -15,11 +15,12 @@ from learner.algorithms.cells import Need
 from learner.algorithms.table import Algorithm, RewardModelRow
 from learner.batch.packing import Output, pack, plain_output
 from learner.config import LearnerConfig
-from learner.models.lora import AdapterReference, adapt
-from learner.models.policy import DTYPES, load_policy
-from learner.models.scalars import load_given, take_backbone, zero_heads
+from learner.models.loading import read
+from learner.models.lora import AdapterReference, adapt, draw
+from learner.models.policy import DTYPES, blank_policy
+from learner.models.scalars import check_kind, load_given, start_heads, take_backbone, zero_heads
 from learner.models.sharding import Model, copy_shards, gather_by_slot, init_distributed, read_all, shard
-from learner.models.supported import check_packing
+from learner.models.supported import check_architecture
 from learner.models.weights import ModelWeights
 from learner.stage import StageSpec
 from learner.training import checkpoint
@@ -73,14 +74,17 @@ class LearnerWorker:
         if config.cores_per_rank is not None:
             torch.set_num_threads(config.cores_per_rank)
         pick_kernels()
-        model = load_policy(model_dir, torch.float32, config.logprob_chunk_tokens)
-        check_packing(model)
+        check_architecture(model_dir)
+        model = blank_policy(model_dir, torch.float32, config.logprob_chunk_tokens)
         if config.lora is not None:
             adapt(model, config.lora)
         self._mesh = init_distributed(rank, world_size, rendezvous, timeout_seconds)
         self._device = torch.device(self._mesh.device_type)
         self._compute_dtype = DTYPES[config.compute_dtype]
         self._policy = self._sharded(model)
+        read(self._policy.causal_lm, model_dir)
+        if config.lora is not None:
+            draw(self._policy)
         self._reward_model: ScalarModel | None = None
         self._stage: Stage | None = None
         self._saver = checkpoint.Saver(world_size, timeout_seconds)
@@ -191,17 +195,18 @@ class LearnerWorker:
     def _reward_model_stage(self, spec: StageSpec, row: RewardModelRow) -> RewardModelStage:
         if self._reward_model is None and spec.reward_model:
             given = load_given(spec.reward_model, self._model_dir)
-            _check(given, row.supervision, spec.members)
+            check_kind(given, row.supervision, spec.members)
             self._reward_model = self._sharded(given)
         elif self._reward_model is None:
             self._reward_model = self._grown(row.supervision, members=spec.members, seed=spec.seed)
-        _check(self._reward_model, row.supervision, spec.members)
+        check_kind(self._reward_model, row.supervision, spec.members)
         return RewardModelStage(spec, row, self._pack, self._reward_model)
 
     def _grown(self, kind: Literal["outcome", "process"], *, members: int, seed: int) -> ScalarModel:
         """A sharded scalar model on the current policy's backbone, with new heads."""
-        model = scalar_models.build(self._model_dir, kind, members=members, seed=seed, dtype=torch.float32)
-        model = self._sharded(model)
+        how: Any = {"dtype": torch.float32, "device_map": "meta"}
+        model = self._sharded(scalar_models.build(self._model_dir, kind, members=members, seed=seed, **how))
+        start_heads(model, seed)
         take_backbone(model, self._policy)
         return model
 
@@ -219,8 +224,10 @@ class LearnerWorker:
 
     def _frozen(self, directory: Path) -> nn.Module:
         """The model of a directory, sharded in the compute dtype."""
-        model = load_policy(directory, self._compute_dtype, self._config.logprob_chunk_tokens)
-        return self._sharded(model.requires_grad_(False))
+        blank = blank_policy(directory, self._compute_dtype, self._config.logprob_chunk_tokens)
+        model = self._sharded(blank.requires_grad_(False))
+        read(model.causal_lm, directory)
+        return model
 
     def _pack(self, outputs: Sequence[Output], **how) -> PackedBatch[MicroBatch]:
         budget = self._config.max_tokens_per_microbatch
@@ -241,10 +248,3 @@ class LearnerWorker:
         """Those that a checkpoint holds, which a teacher is not."""
         held = {"policy": self._policy, "reward_model": self._reward_model, **stage.models}
         return {name: model for name, model in held.items() if model is not None and name != Need.TEACHER}
-
-
-def _check(model: ScalarModel, kind: str, members: int) -> None:
-    """Raises ValueError unless the stage trains such a reward model."""
-    if (model.kind, len(model.members)) != (kind, members):
-        found = f"found one for {model.kind} of {len(model.members)} members"
-        raise ValueError(f"reward model: {found}, expected one for {kind} of {members}")

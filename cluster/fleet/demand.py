@@ -77,8 +77,7 @@ def demands(config: RunConfig, size: Size, activations: float = 0.0) -> list[Dem
     cache = (rollout.kv_cache_gb or KV_CACHE_GB) * 2**30
     engine = ENGINE + CORE * (ranks > 1) + ranks * (RANK + cache) + ENGINE_COPIES * WIDTH[rollout.dtype] * parameters
     # Weights, gradients and Adam's moments are sharded, and so is the copy of all but the gradients from which a checkpoint is
-    # written; every rank reads the whole model once, before it trains.
-    # The version that serves while the learner goes on.
+    # written. The version that serves while the learner goes on.
     sent = size.adapter if learner.lora and learner.lora.send == "adapter" else parameters
     kept = WIDTH[rollout.dtype] * sent * any(stage.max_staleness for stage in config.stages)
     frozen = WIDTH["float32"] * parameters * bool(size.adapter)
@@ -87,7 +86,8 @@ def demands(config: RunConfig, size: Size, activations: float = 0.0) -> list[Dem
     sharded = (states + frozen + kept) / max(1, learner.ranks)
     members = _members(config)
     reward = REWARD + (TORCH + 4 * members * parameters if members else 0)
-    rank = LEARNER + sharded + max(WIDTH["float32"] * parameters, width * size.teacher, activations)
+    # Reward models are read whole where they are given, and written whole when they were trained: never while one trains.
+    rank = LEARNER + sharded + max(WIDTH["float32"] * members * parameters, activations)
     return [
         Demand(role="rollout", count=rollout.workers, ranks=ranks, bytes=engine),
         Demand(role="learner", count=learner.ranks, ranks=1, bytes=rank),

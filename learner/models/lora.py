@@ -12,23 +12,34 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from learner.config import LoraConfig
+from learner.models.loading import fill
 from learner.models.policy import PolicyModel
 from learner.models.sharding import decoder_layers
-from learner.models.weights import local, trained
+from learner.models.weights import ADAPTER, local, trained
 from learner.types import MicroBatch
 
 
 def adapt(policy: PolicyModel, config: LoraConfig) -> None:
-    """Freeze the policy and put an adapter beside its linear layers, in place. Raises ValueError as `targets` does."""
+    """Freeze a policy on the meta device and put an adapter beside its linear layers, in place.
+
+    Raises ValueError as `targets` does.
+    """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
     names = targets(policy.causal_lm, config)
     how = PeftConfig(r=config.rank, lora_alpha=config.numerator, target_modules=names, task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.device("meta"):
         inject_adapter_in_model(how, policy.causal_lm)
     policy.eval()
+
+
+def draw(policy: PolicyModel) -> None:
+    """An adapter's first values, of a sharded policy: of A from U(-1, 1) / sqrt(inputs), as peft does, and of B zero."""
+    generator = torch.Generator().manual_seed(0)
+    for name, p in trained(policy).items():
+        bound = p.shape[1] ** -0.5 if f".lora_A.{ADAPTER}." in name else 0.0
+        fill(p, torch.empty(p.shape).uniform_(-bound, bound, generator=generator))
 
 
 def targets(causal_lm: PreTrainedModel, config: LoraConfig) -> list[str]:

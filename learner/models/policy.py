@@ -94,9 +94,11 @@ def _additive(seen_BTT: Tensor, dtype: torch.dtype) -> Tensor:
     return mask_BTT[:, None]
 
 
-def load_policy(directory: Path, dtype: torch.dtype, chunk: int) -> PolicyModel:
-    """The model in `directory`, in eval mode, on the CPU. Raises ValueError as `load_causal_lm` does."""
-    return PolicyModel(load_causal_lm(directory, dtype=dtype), chunk)
+def blank_policy(directory: Path, dtype: torch.dtype, chunk: int) -> PolicyModel:
+    """The model of `directory` on the meta device, in eval mode. Raises ValueError as `load_causal_lm` does."""
+    causal_lm = load_causal_lm(directory, dtype=dtype, device_map="meta")
+    causal_lm.tie_weights()  # transformers leaves it where the files have both
+    return PolicyModel(causal_lm, chunk)
 
 
 def load_causal_lm(directory: Path, **how: Any) -> PreTrainedModel:

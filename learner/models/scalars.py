@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from learner.models.loading import fill
 from learner.models.policy import PolicyModel, check_config, visible
 from learner.models.sharding import copy_shards
 from learner.models.supported import agree, sharing_a_row, short_window
 from learner.types import MicroBatch
-from reward.models.scalar_model import ScalarModel, load, member_directories
+from reward.models.scalar_model import ScalarModel, first_heads, load, member_directories
 from reward.models.tokenizer import check_tokenizer
 
 
@@ -32,6 +33,19 @@ def zero_heads(model: ScalarModel) -> None:
     """Every scalar becomes exactly 0, as a critic starts."""
     for p in (p for head in model.heads for p in head.parameters()):
         p.zero_()
+
+
+def start_heads(model: ScalarModel, seed: int) -> None:
+    """Give the heads of a sharded model what they start with."""
+    for parameter, value in first_heads(model, seed):
+        fill(parameter, value)
+
+
+def check_kind(model: ScalarModel, kind: str, members: int) -> None:
+    """Raises ValueError unless the stage trains such a reward model."""
+    if (model.kind, len(model.members)) != (kind, members):
+        found = f"found one for {model.kind} of {len(model.members)} members"
+        raise ValueError(f"reward model: {found}, expected one for {kind} of {members}")
 
 
 def load_given(paths: Sequence[Path], policy_dir: Path) -> ScalarModel:

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
+from learner.models.loading import materialise
 from learner.models.weights import local, weights_of
 from learner.types import Columns, Micro, MicroBatch, PackedBatch
 
@@ -63,9 +64,10 @@ def _store(rank: int, world_size: int, rendezvous: str) -> Store:
 def shard(
     model: Model, mesh: DeviceMesh, compute_dtype: torch.dtype, *, checkpointing: str = "none", compiled: bool = False
 ) -> Model:
-    """Shard in place: every decoder layer, then the rest. Parameters keep their dtype; they compute in `compute_dtype`.
+    """Shard in place: every decoder layer, then the rest; what is on the meta device then gets its memory, without values.
 
-    `checkpointing`: LearnerConfig's `activation_checkpointing`. `compiled`: its `compile`.
+    Parameters keep their dtype; they compute in `compute_dtype`. `checkpointing`: LearnerConfig's `activation_checkpointing`.
+    `compiled`: its `compile`.
     """
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     again = {"selective": {"context_fn": partial(create_selective_checkpoint_contexts, KEPT)}, "full": {}}
@@ -83,6 +85,8 @@ def shard(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    if next(model.parameters()).is_meta:
+        materialise(model, torch.device(mesh.device_type))
     return model
 
 
@@ -120,7 +124,8 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def copy_shards(mine: nn.Module, theirs: nn.Module) -> None:
-    """Give a module the weights of another that is sharded over the same mesh, merged where it has an adapter. A collective.
+    """Give a module the weights and buffers of another that is sharded over the same mesh, merged where it has an adapter.
+    A collective.
 
     Raises ValueError where the names differ.
     """
@@ -129,6 +134,8 @@ def copy_shards(mine: nn.Module, theirs: nn.Module) -> None:
         raise ValueError(f"{type(mine).__name__}: it does not have the parameters of {type(theirs).__name__}")
     for name, weight in of_theirs.items():
         local(of_mine[name]).copy_(local(weight.value()))
+    for name, buffer in mine.named_buffers():
+        buffer.copy_(theirs.get_buffer(name))
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from learner.models.weights import ADAPTER, ModelWeights, trained, weights_of
 from learner.training.description import Reader
 from learner.training.trainer import Trainer
 from reward.models import scalar_model as scalar_models
-from reward.models.scalar_model import ScalarModel
+from reward.models.scalar_model import ScalarModel, attention_of
 from reward.models.tokenizer import copy_tokenizer
 from rollout.files import as_umask_says
 
@@ -142,14 +142,15 @@ def save_shape(directory: Path, model: ScalarModel) -> dict[str, int]:
 
 
 def blank_reward_model(directory: Path) -> ScalarModel | None:
-    """A reward model with the shape, not the weights, of the one in a checkpoint; None where it holds none."""
+    """A reward model on the meta device with the shape of the one in a checkpoint; None where it holds none."""
     path = directory / SHAPE_FILE
     if not path.exists():
         return None
     shape = json.loads(path.read_text(encoding="utf-8"))
     configs = [AutoConfig.for_model(config.pop("model_type"), **config) for config in shape["members"]]
     cls = scalar_models.CLASSES[shape["kind"]]
-    members = [cls.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval() for config in configs]
+    with torch.device("meta"):
+        members = [cls.from_config(c, dtype=torch.float32, attn_implementation=attention_of(c)).eval() for c in configs]
     return ScalarModel(members, shape["kind"])
 
 

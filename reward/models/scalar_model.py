@@ -4,7 +4,7 @@ An outcome model is a Hugging Face sequence classifier with one label, a process
 label. Here both are called alike: a number at every position that is asked for. Torch and transformers only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -68,24 +68,33 @@ def _head(member: PreTrainedModel) -> nn.Linear:
     return head
 
 
-def build(model_dir: Path, kind: Kind, *, members: int, seed: int, dtype: torch.dtype) -> ScalarModel:
-    """Backbones from the causal language model in `model_dir`, heads drawn from the seed; in eval mode, on the CPU.
+@torch.no_grad()
+def build(model_dir: Path, kind: Kind, *, members: int, seed: int, **how: Any) -> ScalarModel:
+    """Backbones from the causal language model in `model_dir`, heads of `first_heads`; in eval mode, on the CPU.
 
-    Heads differ between members and are the same in every process: weights from N(0, 1/(D+1)) (Stiennon et al., 2020,
-    arXiv 2009.01325), bias 0. Raises ValueError when the directory does not hold all of a backbone's weights.
+    `how`: as transformers loads; with `device_map="meta"` names and shapes only. Raises ValueError when the directory does not
+    hold all of a backbone's weights.
     """
     config = AutoConfig.from_pretrained(model_dir, num_labels=1)
     config.classifier_dropout = 0.0
     config.pad_token_id = padding_id(model_dir, config)
     config.architectures = None
-    found = [_load(model_dir, kind, config, dtype, head_is_new=True) for _ in range(members)]
-    for index, member in enumerate(found):
-        head, generator = _head(member), torch.Generator().manual_seed(seed * 1_000_003 + index)
-        with torch.no_grad():
-            head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / (head.in_features + 1) ** 0.5)
-            if head.bias is not None:
-                head.bias.zero_()
-    return ScalarModel(found, kind).eval()
+    model = ScalarModel([_load(model_dir, kind, config, True, **how) for _ in range(members)], kind).eval()
+    for parameter, value in first_heads(model, seed):
+        parameter.copy_(value)
+    return model
+
+
+def first_heads(model: ScalarModel, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """What heads start with, drawn from the seed: of each another, the same in every process.
+
+    Weights are from N(0, 1/(D+1)) (Stiennon et al., 2020, arXiv 2009.01325), biases 0.
+    """
+    for index, head in enumerate(model.heads):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        yield head.weight, torch.randn(head.weight.shape, generator=generator) / (head.in_features + 1) ** 0.5
+        if head.bias is not None:
+            yield head.bias, torch.zeros(head.bias.shape)
 
 
 def load(paths: Sequence[Path], dtype: torch.dtype) -> ScalarModel:
@@ -97,9 +106,8 @@ def load(paths: Sequence[Path], dtype: torch.dtype) -> ScalarModel:
     kinds: list[Kind] = [kind_of(folder) for folder in folders]
     if len(set(kinds)) != 1:
         raise ValueError(f"{', '.join(map(str, folders))}: found {kinds or 'no directory'}, expected reward models of one kind")
-    return ScalarModel(
-        [_load(folder, kinds[0], AutoConfig.from_pretrained(folder), dtype) for folder in folders], kinds[0]
-    ).eval()
+    members = [_load(folder, kinds[0], AutoConfig.from_pretrained(folder), dtype=dtype) for folder in folders]
+    return ScalarModel(members, kinds[0]).eval()
 
 
 def save(model: ScalarModel, directory: Path, tokenizer_dir: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -119,10 +127,10 @@ def save(model: ScalarModel, directory: Path, tokenizer_dir: Path, weights: Mapp
         set_padding(folder, member.config.pad_token_id)
 
 
-def _load(path: Path, kind: Kind, config: Any, dtype: torch.dtype, head_is_new: bool = False) -> PreTrainedModel:
+def _load(path: Path, kind: Kind, config: Any, head_is_new: bool = False, **how: Any) -> PreTrainedModel:
     with quiet():
         member, report = CLASSES[kind].from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=attention_of(config), output_loading_info=True
+            path, config=config, attn_implementation=attention_of(config), output_loading_info=True, **how
         )
     head = {name for name, child in member.named_children() if child is _head(member)} if head_is_new else set()
     missing = sorted(name for name in report["missing_keys"] if name.split(".")[0] not in head)

@@ -13,6 +13,7 @@ from learner.algorithms.credit import Credit
 from learner.algorithms.table import Algorithm, resolve
 from learner.batch import packing
 from learner.config import LearnerConfig, OptimizerConfig
+from learner.models.policy import PolicyModel, load_causal_lm
 from learner.types import PackedBatch, PolicyBatch
 from learner.worker import LearnerWorker
 from reward.labels.examples import as_labelled
@@ -112,6 +113,11 @@ def pack(batch: list[ScoredSample], advantages: PerToken, **how) -> PackedBatch[
     behaviour = packing.columns(packed, made, recorded)
     columns = {"advantage_N": packing.columns(packed, made, advantages), "behaviour_logprob_N": behaviour}
     return packed.to_train(PolicyBatch, **columns, old_logprob_N=behaviour, reference_logprob_N=behaviour)
+
+
+def load_policy(directory: Path, dtype: torch.dtype, chunk: int) -> PolicyModel:
+    """The whole model of a directory, on the CPU."""
+    return PolicyModel(load_causal_lm(directory, dtype=dtype), chunk)
 
 
 def free_address() -> str:

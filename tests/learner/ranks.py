@@ -1,6 +1,7 @@
 """What each rank of the two-rank tests does, in a file that spawned processes can import."""
 
 import math
+import re
 import time
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from learner.algorithms.cells import Need
 from learner.algorithms.table import TABLE, resolve, resolve_reward_model
+from learner.models.loading import read
+from learner.models.policy import blank_policy
 from learner.models.weights import ModelWeights
 from reward.models.scalar_model import build
 from tests.learner.builders import adamw, examples, free_address, groups, grpo, new_worker, random_batch, scored
@@ -155,6 +158,22 @@ def continue_adapter(worker, out: Path) -> dict:
 
 def adapter(worker) -> dict[str, torch.Tensor]:
     return {name: x.clone() for name, x in ModelWeights(worker._policy.causal_lm, torch.float32, adapter_scale=1.0)}
+
+
+def load_all(worker, out: Path) -> dict:
+    """All weights and buffers of every model in out/models, as ranks read them."""
+    found = {}
+    for path in (out / "models").iterdir():
+        model = worker._sharded(blank_policy(path, torch.float32, 8)).causal_lm
+        read(model, path)
+        whole = {name: p.full_tensor().detach().clone() for name, p in model.named_parameters()}
+        found[path.name] = (whole, dict(model.named_buffers()))
+    return found
+
+
+def peak(worker, out: Path) -> float:
+    """Most bytes that this process has held; `getrusage` counts its parent's too."""
+    return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
 
 
 MASKED = {"cell": "masked", "unit": "sequence", "low": 0.2, "high": 5.0}

@@ -8,9 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from learner.algorithms.credit import GroupRelative, Ones
 from learner.algorithms.weighting import Clipped
-from learner.models.policy import load_policy
 from learner.training.objectives import PolicyObjective
-from tests.learner.builders import credit, pack, plain_logprobs, random_batch, scored
+from tests.learner.builders import credit, load_policy, pack, plain_logprobs, random_batch, scored
 
 
 def packed_logprobs(policy, batch, temperature=1.0, max_tokens=4096):

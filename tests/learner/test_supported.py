@@ -30,11 +30,11 @@ from transformers import (
 )
 
 from learner.algorithms.credit import Ones
-from learner.models.policy import load_causal_lm, load_policy, visible
+from learner.models.policy import load_causal_lm, visible
 from learner.models.scalars import check_scalar_packing
 from learner.models.supported import check_architecture, check_packing
 from reward.models.scalar_model import build
-from tests.learner.builders import credit, pack, plain_logprobs, random_batch, scored, write_model
+from tests.learner.builders import credit, load_policy, pack, plain_logprobs, random_batch, scored, write_model
 from tests.learner.test_policy import packed_logprobs
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
