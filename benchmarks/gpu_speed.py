@@ -108,7 +108,8 @@ def operations(policy: PolicyModel, packed: PackedBatch) -> float:
     """Useful floating-point operations of an update, as the module's text says."""
     config = policy.causal_lm.config
     positions = sum(micro.input_ids_BT.numel() for micro in packed.micro_batches)
-    seen = sum((visible(micro, torch.bfloat16, config) == 0).sum().item() for micro in packed.micro_batches)
+    masks = (visible(replace(micro, shared=True), torch.bfloat16, config) for micro in packed.micro_batches)
+    seen = sum((mask == 0).sum().item() for mask in masks)
     return shape_of(config).useful(positions, seen, packed.trained_tokens)
 
 

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from rollout.config import Strict, refusal
 
+DENSE_MASK = 4096
+"""Columns up to which a row's mask is small beside what its layers leave for backward."""
+
 
 class LoraConfig(Strict):
     """A low-rank adapter (arXiv 2106.09685): W + alpha / rank B A is trained of a weight W, and W stays as it is.
@@ -48,6 +51,9 @@ class LearnerConfig(Strict):
     and attention; all."""
     compile: bool = False
     """Compile the model's layers with torch.compile, which takes a minute or so at a stage's start."""
+    offload: bool = False
+    """Keep float32 weights, gradients, Adam's moments and the reference in host memory, where AdamW is computed too: a GPU has
+    a layer's weights while they are needed."""
     cores_per_rank: int | None = Field(default=None, gt=0)
     """CPU threads of a rank; by default the cores are divided among the ranks of a node."""
     lora: LoraConfig | None = None

@@ -45,6 +45,8 @@ class MicroBatch:
     """int64: index of the token's group in the batch."""
     slot_N: Tensor
     """int64: position of the token among all trained tokens of the batch, ordered by sample."""
+    shared: bool = True
+    """Whether any row has several outputs; else a position simply sees all before it."""
 
     @property
     def device(self) -> torch.device:
@@ -52,7 +54,8 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> Self:
         """The same micro-batch with every tensor on `device`."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,7 +212,7 @@ class LearnerWorker:
 
     def _sharded(self, model: Model) -> Model:
         how = {"checkpointing": self._config.activation_checkpointing, "compiled": self._config.compile}
-        return shard(model, self._mesh, self._compute_dtype, **how)
+        return shard(model, self._mesh, self._compute_dtype, offload=self._config.offload, **how)
 
     def _reference(self) -> nn.Module:
         """The current policy, frozen: as a second sharded model in the compute dtype, or a copy of its adapter."""

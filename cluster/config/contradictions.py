@@ -64,6 +64,7 @@ def unread_here(config: RunSettings, *, gpus: bool | None = None, address: str |
     gpu = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
     given = [(f"rollout.{name}", "it is for CPU engines, and there are GPUs") for name, x in cpu.items() if gpus and x]
     given += [(f"rollout.{name}", "it is for GPUs, and there are none") for name, x in gpu.items() if gpus is False and x]
+    given += [("learner.offload", "it is for GPUs, and there are none")] * (gpus is False and config.learner.offload)
     given += [
         (f"cluster.{name}", f"the cluster at RAY_ADDRESS {address} runs already")
         for name, x in local.items()

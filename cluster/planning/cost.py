@@ -20,7 +20,8 @@ JUDGE_S = 2e-4
 STATE_BYTES = 28
 """Of a parameter that AdamW reads and writes: weight, gradient and two moments, all but the gradient written again."""
 SLEEP_BYTES_S = 25e9
-"""Between host and GPU, for the weights of an engine that sleeps."""
+"""Between host and GPU, for the weights of an engine that sleeps and those that a learner offloads; a rank's AdamW in host
+memory goes through its states as fast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,8 @@ class Learning:
     dtype: str = "bfloat16"
     recompute: bool = False
     """Layers' forward pass a second time in backward."""
+    offload: bool = False
+    """Weights, gradients and moments in host memory."""
     adapter: int = 0
     """Parameters of the adapter that is trained instead of the weights; of these there is no gradient then."""
     teacher: Shape | None = None
@@ -70,7 +73,8 @@ class Learning:
 def learning_of(shape: Shape, work: Workload) -> Learning:
     again = work.learner.activation_checkpointing == "full"
     how = {"models": work.trained, "dtype": work.learner.compute_dtype, "recompute": again, "adapter": adapter(shape, work)}
-    return Learning(reads=work.reads, updates=work.updates, teacher=work.teacher, **how)
+    how |= {"offload": work.learner.offload, "teacher": work.teacher}
+    return Learning(reads=work.reads, updates=work.updates, **how)
 
 
 def train(shape: Shape, load: Load, how: Learning, device: Device, group: tuple[int, int]) -> float:
@@ -79,14 +83,16 @@ def train(shape: Shape, load: Load, how: Learning, device: Device, group: tuple[
     body, head, launches, gather = _forward(shape, load, how.dtype, device, group)
     reduced = 4 / WIDTH[how.dtype] * gather
     again = 1 + how.recompute
+    from_host = how.offload * 4 * load.micro_batches / ranks / SLEEP_BYTES_S
+    gather, reduced = gather + from_host * shape.parameters, reduced + from_host * shape.parameters
     reads = how.reads * max(body + head, launches, gather)
     if how.teacher is not None:
-        its_body, its_head, *others = _forward(how.teacher, load, how.dtype, device, group)
-        reads += max(its_body + its_head, *others)
+        its_body, its_head, starts, gathers = _forward(how.teacher, load, how.dtype, device, group)
+        reads += max(its_body + its_head, starts, gathers + from_host * how.teacher.parameters)
     # The head's logits are computed again in backward; weights are gathered for either direction.
     whole = not how.adapter
     update = max((1 + whole + again) * body + (3 + whole) * head, (2 + again) * launches, 2 * gather + whole * reduced)
-    adam = STATE_BYTES * (how.adapter or shape.parameters) / ranks / own.stream()
+    adam = STATE_BYTES * (how.adapter or shape.parameters) / ranks / (SLEEP_BYTES_S if how.offload else own.stream())
     return reads + how.updates * how.models * (update + adam)
 
 

@@ -127,6 +127,8 @@ def _advice(work: Workload) -> dict[str, list[str]]:
     engine = ["GPUs with more memory", "more of them in a node", f"rollout.max_new_tokens below {work.lengths.limit}"]
     if work.learner.activation_checkpointing == "none":
         learner.append("learner.activation_checkpointing=selective")
+    if not work.learner.offload:
+        learner.append("learner.offload=true")
     if work.learner.compute_dtype == "float32":
         learner.append("learner.compute_dtype=bfloat16")
     if work.engine_dtype == "float32":

@@ -1,8 +1,11 @@
 """Bytes of a role on one GPU, part by part, as `cohort check` and `cohort plan` print them.
 
 Saved for backward in a layer, by position: both norms their input in float32 and two results, attention its queries, keys and
-values as wide as the queries and its result, the feed-forward layer four results of its inner width. Masks are dense.
+values as wide as the queries and its result, the feed-forward layer four results of its inner width. Masks are dense, on a GPU
+those of short rows.
 """
+
+from math import inf
 
 from cluster.config.run_config import RunConfig
 from cluster.fleet.demand import WIDTH
@@ -10,7 +13,7 @@ from cluster.fleet.placement import shares_gpus
 from cluster.planning.hardware import GB
 from cluster.planning.shapes import Shape
 from cluster.planning.workload import Workload, lengths_of_recipe, workload_of
-from learner.config import LearnerConfig
+from learner.config import DENSE_MASK, LearnerConfig
 
 PROGRAM = 1.5 * GB
 """Of CUDA, NCCL and what the allocator cannot use, for a process on a GPU."""
@@ -32,30 +35,32 @@ def saved(shape: Shape, learner: LearnerConfig) -> float:
     return layer + (shape.layers - 1) * kept[learner.activation_checkpointing]
 
 
-def activations(shape: Shape, learner: LearnerConfig, longest: float) -> float:
+def activations(shape: Shape, learner: LearnerConfig, longest: float, dense: float = inf) -> float:
     """Bytes of a learner rank's largest micro-batch, of rows with outputs of so many tokens with their prompts: what layers
-    save, the rows' masks, and a chunk's logits three times."""
+    save, the rows' masks, which are dense up to so many tokens, and a chunk's logits three times."""
     width, tokens = WIDTH[learner.compute_dtype], max(learner.max_tokens_per_microbatch, longest)
-    mask = width * tokens * longest
+    mask = width * tokens * longest * (longest <= dense)
     return tokens * saved(shape, learner) + mask + 3 * 4 * min(learner.logprob_chunk_tokens, tokens) * shape.vocabulary
 
 
 def learner(shape: Shape, work: Workload, ranks: int) -> Parts:
-    """Of each rank; of an adapter gradients, moments and reference are its own only."""
+    """Of each rank; of an adapter gradients, moments and reference are its own only. With `offload` host memory has them, and
+    the GPU what is gathered."""
     width, lora = WIDTH[work.learner.compute_dtype], work.learner.lora
     policy = shape.adapter(lora.rank) if lora else shape.parameters
     stepped = (policy + (work.trained - 1) * shape.parameters) / ranks
     frozen = shape.parameters / ranks if lora else 0.0
     held = [shape] if work.teacher is None else [shape, work.teacher]
     gathered = max(2 * width * one.in_layers / one.layers + (2 * width + 4) * one.head for one in held)
+    here = not work.learner.offload
     return {
-        "weights": 4 * (stepped + frozen),
-        "gradients": 4 * stepped,
-        "optimizer": 8 * stepped,
-        "reference": (4 if lora else width) * work.reference * policy / ranks,
-        "teacher": width * (work.teacher.parameters if work.teacher else 0) / ranks,
-        "gathered": gathered if ranks > 1 else 0.0,
-        "activations": activations(shape, work.learner, work.longest),
+        "weights": here * 4 * (stepped + frozen),
+        "gradients": here * 4 * stepped,
+        "optimizer": here * 8 * stepped,
+        "reference": here * (4 if lora else width) * work.reference * policy / ranks,
+        "teacher": here * width * (work.teacher.parameters if work.teacher else 0) / ranks,
+        "gathered": gathered if ranks > 1 or not here else 0.0,
+        "activations": activations(shape, work.learner, work.longest, DENSE_MASK),
         "program": PROGRAM,
     }
 

@@ -231,6 +231,7 @@ def _micro_batch(rows: list[_Row], outputs: Sequence[Output], fields: dict[int, 
         position_ids_BT=torch.from_numpy(positions),
         segment_BT=torch.from_numpy(segments),
         token_weight_N=_joined(parts["token_weight_N"], np.float32),
+        shared=any(len(row.samples) > 1 for row in rows),
         **{name: _joined(parts[name], np.int64) for name in integers},
     )
 

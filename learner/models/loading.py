@@ -17,18 +17,22 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
+from learner.models.policy import load_causal_lm
 from learner.models.weights import local, weights_of
 
 
-def materialise(model: nn.Module, device: torch.device) -> None:
-    """Memory for a model on the meta device: parameters with any values, buffers with those that transformers computes."""
-    model.to_empty(device=device)
+def materialise(model: nn.Module, kept: torch.device, device: torch.device) -> None:
+    """Memory for a model on the meta device: parameters with any values where they are kept, buffers on the device that
+    computes, with those that transformers gives them."""
+    model.to_empty(device=kept)
     marked: Any = (*model.modules(), *model.parameters())
     for each in marked:
         each._is_hf_initialized = isinstance(each, nn.Parameter)  # transformers' own mark of what is not to be drawn
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.initialize_weights()
+    for module in model.modules():
+        module._buffers |= {name: None if b is None else b.to(device) for name, b in module._buffers.items()}
 
 
 @torch.no_grad()
@@ -41,7 +45,8 @@ def fill(parameter: Tensor, whole: Tensor) -> None:
 def read(causal_lm: PreTrainedModel, directory: Path) -> None:
     """This rank's part of every weight, in the model's dtype, from the safetensors files of a directory; an adapter stays.
 
-    Raises ValueError for a weight that the files hold in another form, and for one with two names that differs under them.
+    What the files hold in another form, such as experts one by one, comes from a whole model that transformers loads.
+    Raises ValueError for a weight with two names that differs under them.
     """
     saved, buffers = causal_lm.state_dict().keys(), dict(causal_lm.named_buffers())
     places: dict[str, Tensor] = {weight.name: weight.parameter for weight in weights_of(causal_lm)}
@@ -62,7 +67,9 @@ def read(causal_lm: PreTrainedModel, directory: Path) -> None:
                 mine.copy_(part)
                 filled.add(id(place))
     if left := [name for name, place in places.items() if id(place) not in filled]:
-        raise ValueError(f"{directory}: {left[0]} of {type(causal_lm).__name__} is stored in another form")
+        whole = load_causal_lm(directory, dtype=places[left[0]].dtype).state_dict()
+        for name in left:
+            fill(places[name], whole[name])
 
 
 def _files(directory: Path) -> list[Path]:

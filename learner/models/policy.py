@@ -4,17 +4,20 @@ Each kind of layer gets a mask of its own: a position sees the prompt and its ow
 further back than the window, counted in positions and not in columns of the row.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from learner.config import DENSE_MASK
 from learner.models.logprobs import selected_logprobs
 from learner.types import MicroBatch
-from reward.models.scalar_model import attention_of, quiet
+from reward.models.scalar_model import Mask, attention_of, hidden_states, quiet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SUPPORTED = (
@@ -31,6 +34,8 @@ ENGINES_DIFFER = {
     "apertus": "engines compute its activation otherwise, and not with the weights that they are sent",
     "cohere2": "a window of an engine is one position longer than one of transformers",
 }
+DENSE = {"cuda": DENSE_MASK}
+"""By kind of device, columns up to which a row's mask is always written out."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -50,12 +55,9 @@ class PolicyModel(nn.Module):
         `learner.models.logprobs` reads of the head."""
         config = self.causal_lm.config
         head = head_of(self.causal_lm)
-        hidden_BTD = self.causal_lm.base_model(
-            input_ids=micro.input_ids_BT,
-            attention_mask=visible(micro, head.dtype, config),
-            position_ids=micro.position_ids_BT,
-            use_cache=False,
-        ).last_hidden_state
+        backbone: Any = self.causal_lm.base_model
+        mask = visible(micro, head.dtype, config, blocks=takes_blocks(backbone, micro))
+        hidden_BTD = hidden_states(backbone, micro.input_ids_BT, mask, micro.position_ids_BT)
         hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, micro.source_N)
         cap, scaled = getattr(config, "final_logit_softcapping", None), temperature / logit_scale(config)
         return read(hidden_ND, head, micro.target_N, temperature=scaled, chunk=self.chunk, cap=cap)
@@ -72,26 +74,51 @@ def logit_scale(config: PreTrainedConfig) -> float:
     return getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
 
 
-def visible(micro: MicroBatch, dtype: torch.dtype, config: PreTrainedConfig) -> Tensor | dict[str, Tensor]:
+def visible(micro: MicroBatch, dtype: torch.dtype, config: PreTrainedConfig, *, blocks: bool = False) -> Mask | None:
     """(B, 1, T, T) additive mask, 0 or -inf, or one for each kind of layer where the model has several kinds.
 
     A position sees the prompt and its own segment, up to itself, and in a window of W positions only the last W of these.
     Transformers passes four-dimensional masks on as they are. Padding sees itself, so that no softmax is over nothing.
+    None where a row is one sequence, with padding behind it, and no window ends in it: attention that is causal needs no mask,
+    and computes half. `blocks`: of 128 by 128, of which FlexAttention passes over those where nothing is seen.
     """
-    segment_BT, position_BT = micro.segment_BT, micro.position_ids_BT
-    same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
-    seen_BTT = (same_BTT | (segment_BT == 0)[:, None, :]).tril_()
     kinds, window = getattr(config, "layer_types", None) or (), getattr(config, "sliding_window", None)
-    if window is None or (kinds and "sliding_attention" not in kinds):
-        return _additive(seen_BTT, dtype)
-    near_BTT = position_BT[:, :, None] - position_BT[:, None, :] < window
-    windowed = _additive(seen_BTT & near_BTT, dtype)
-    return {"full_attention": _additive(seen_BTT, dtype), "sliding_attention": windowed} if kinds else windowed
+    if kinds and "sliding_attention" not in kinds:
+        window = None
+    if not micro.shared and (window is None or window >= micro.segment_BT.shape[1]):
+        return None
+    form = _blocks if blocks else _dense
+    if window is None:
+        return form(micro, dtype, None)
+    sliding = form(micro, dtype, window)
+    return {"full_attention": form(micro, dtype, None), "sliding_attention": sliding} if kinds else sliding
 
 
-def _additive(seen_BTT: Tensor, dtype: torch.dtype) -> Tensor:
+def takes_blocks(backbone: PreTrainedModel, micro: MicroBatch) -> bool:
+    """Whether rows are so long that their mask is told in blocks, and the model's attention takes these."""
+    width = micro.segment_BT.shape[1]
+    return width > DENSE.get(micro.device.type, math.inf) and backbone._supports_flex_attn
+
+
+def _dense(micro: MicroBatch, dtype: torch.dtype, window: int | None) -> Tensor:
+    segment_BT, position_BT = micro.segment_BT, micro.position_ids_BT
+    seen_BTT = ((segment_BT[:, :, None] == segment_BT[:, None, :]) | (segment_BT == 0)[:, None, :]).tril_()
+    if window is not None:
+        seen_BTT &= position_BT[:, :, None] - position_BT[:, None, :] < window
     mask_BTT = torch.zeros(seen_BTT.shape, dtype=dtype, device=seen_BTT.device).masked_fill_(~seen_BTT, -torch.inf)
     return mask_BTT[:, None]
+
+
+def _blocks(micro: MicroBatch, _: torch.dtype, window: int | None) -> BlockMask:
+    (rows, width), segment_BT, position_BT = micro.segment_BT.shape, micro.segment_BT, micro.position_ids_BT
+
+    def seen(b: Tensor, _: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        said = (q >= k) & ((segment_BT[b, q] == segment_BT[b, k]) | (segment_BT[b, k] == 0))
+        return said if window is None else said & (position_BT[b, q] - position_BT[b, k] < window)
+
+    device = segment_BT.device
+    # Compiled, so that it is not written out while it is made.
+    return create_block_mask(seen, rows, None, width, width, device=device, _compile=device.type == "cuda")
 
 
 def blank_policy(directory: Path, dtype: torch.dtype, chunk: int) -> PolicyModel:

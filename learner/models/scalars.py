@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learner.models.loading import fill
-from learner.models.policy import PolicyModel, check_config, visible
+from learner.models.policy import PolicyModel, check_config, takes_blocks, visible
 from learner.models.sharding import copy_shards
 from learner.models.supported import agree, sharing_a_row, short_window
 from learner.types import MicroBatch
@@ -18,7 +18,7 @@ from reward.models.tokenizer import check_tokenizer
 
 def scalars(model: ScalarModel, micro: MicroBatch, at_N: Tensor) -> Tensor:
     """(K, N) scalars at positions b * T + t of a micro-batch's packed rows."""
-    masks = [visible(micro, torch.float32, member.config) for member in model.members]
+    masks = [visible(micro, torch.float32, m.config, blocks=takes_blocks(m.base_model, micro)) for m in model.members]
     return model(micro.input_ids_BT, masks, micro.position_ids_BT, at_N)
 
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
@@ -62,14 +62,17 @@ def _store(rank: int, world_size: int, rendezvous: str) -> Store:
 
 
 def shard(
-    model: Model, mesh: DeviceMesh, compute_dtype: torch.dtype, *, checkpointing: str = "none", compiled: bool = False
+    model: Model, mesh: DeviceMesh, compute_dtype: torch.dtype, *, checkpointing="none", compiled=False, offload=False
 ) -> Model:
     """Shard in place: every decoder layer, then the rest; what is on the meta device then gets its memory, without values.
 
     Parameters keep their dtype; they compute in `compute_dtype`. `checkpointing`: LearnerConfig's `activation_checkpointing`.
-    `compiled`: its `compile`.
+    `compiled`: its `compile`. `offload`: its own.
     """
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    device = torch.device(mesh.device_type)
+    how: dict = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)}
+    if offload:
+        how["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     again = {"selective": {"context_fn": partial(create_selective_checkpoint_contexts, KEPT)}, "full": {}}
     for layer in decoder_layers(model):
         # The layer's own function: the hooks by which its weights are gathered stay outside.
@@ -79,14 +82,14 @@ def shard(
             )
         if compiled:  # rows have all lengths
             layer.forward = torch.compile(layer.forward, dynamic=True)
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, **how)
+    fully_shard(model, **how)
     for module in model.modules() if mesh.size() > 1 else ():  # a rank alone would only divide by 1
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     if next(model.parameters()).is_meta:
-        materialise(model, torch.device(mesh.device_type))
+        materialise(model, torch.device("cpu") if offload else device, device)
     return model
 
 
@@ -94,7 +97,8 @@ def shard(
 def accumulating(model: nn.Module, micro_batches: Sequence[Micro]) -> Iterator[Iterator[Micro]]:
     """The micro-batches of an update, one after the other, of which each is to be passed forward and backward.
 
-    A rank alone, which has no part to save memory for, gathers its weights and reduces its gradients once for all of them.
+    A rank alone, which has no part to save memory for, gathers its weights and reduces its gradients once for all of them,
+    unless they are kept elsewhere than where it computes, to save memory.
     """
     fsdp, last = cast(FSDPModule, model), len(micro_batches) - 1
 
@@ -104,7 +108,8 @@ def accumulating(model: nn.Module, micro_batches: Sequence[Micro]) -> Iterator[I
             fsdp.set_reshard_after_backward(i == last)
             yield micro
 
-    if dist.get_world_size() > 1:
+    elsewhere = next(model.parameters()).device.type != micro_batches[0].device.type
+    if dist.get_world_size() > 1 or elsewhere:
         yield iter(micro_batches)
         return
     fsdp.set_reshard_after_forward(False)

@@ -9,7 +9,7 @@ Of a model with an adapter (see learner.models.lora) the stream is the merged we
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,10 @@ class ModelWeights:
         """The same under the names of the model's parameters, and in their shapes."""
         for weight in self._weights():
             narrow = weight.value().to(self._dtype) if self._kept is None else self._as_kept(weight, self._kept)
-            yield weight.name, narrow.full_tensor() if isinstance(narrow, DTensor) else narrow
+            if isinstance(narrow, DTensor):
+                # Where the ranks compute: offloaded weights are gathered faster there, and some transports send from there.
+                narrow = cast(DTensor, narrow.to(narrow.device_mesh.device_type)).full_tensor()
+            yield weight.name, narrow
 
     def _as_in_files(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
         if not isinstance(self._model, PreTrainedModel):

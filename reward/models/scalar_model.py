@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +22,7 @@ from rollout.files import as_umask_says
 Kind = Literal["outcome", "process"]
 CLASSES = {"outcome": AutoModelForSequenceClassification, "process": AutoModelForTokenClassification}
 KINDS: dict[str, Kind] = {"ForSequenceClassification": "outcome", "ForTokenClassification": "process"}
-Mask = Tensor | dict[str, Tensor]
+Mask = Tensor | BlockMask | Mapping[str, Tensor | BlockMask]
 """(B, T), or (B, 1, T, T) as `learner.models.policy.visible` makes it."""
 
 
@@ -36,10 +37,10 @@ class ScalarModel(nn.Module):
         self.members = nn.ModuleList(members)
         self.kind = kind
 
-    def forward(self, input_ids_BT: Tensor, mask: Tensor | list[Mask], position_ids_BT: Tensor, at_N: Tensor) -> Tensor:
+    def forward(self, input_ids_BT: Tensor, mask: Tensor | list[Mask | None], position_ids_BT: Tensor, at_N: Tensor) -> Tensor:
         """(K, N) scalars, float32 or wider, at the positions at_N = b * T + t.
 
-        mask: (B, T), 0 for padding, or for each member what its attention scores are added to.
+        mask: (B, T), 0 for padding, or for each member what its attention scores are added to, None for causal attention.
         """
         masks = [mask] * len(self.members) if isinstance(mask, Tensor) else mask
         given = zip(self.members, masks, strict=True)
@@ -51,10 +52,20 @@ class ScalarModel(nn.Module):
         return [_head(member) for member in self.members]
 
 
-def _scalars(member: PreTrainedModel, input_ids_BT: Tensor, mask: Mask, position_ids_BT: Tensor, at_N: Tensor) -> Tensor:
-    hidden_BTD = member.base_model(
-        input_ids=input_ids_BT, attention_mask=mask, position_ids=position_ids_BT, use_cache=False
-    ).last_hidden_state
+def hidden_states(backbone: Any, input_ids_BT: Tensor, mask: Mask | None, position_ids_BT: Tensor) -> Tensor:
+    """(B, T, D) of a transformers model. Without a mask positions are columns; given ones would be looked through for the
+    beginnings of sequences, padding among them, and a mask be made."""
+    blocks = isinstance(next(iter(mask.values())) if isinstance(mask, dict) else mask, BlockMask)
+    # Never back within a pass forward and backward, which may call layers again.
+    if blocks != (backbone.config._attn_implementation == "flex_attention"):
+        backbone.set_attn_implementation("flex_attention" if blocks else attention_of(backbone.config))
+    positions = None if mask is None else position_ids_BT
+    out = backbone(input_ids=input_ids_BT, attention_mask=mask, position_ids=positions, use_cache=False)
+    return out.last_hidden_state
+
+
+def _scalars(member: PreTrainedModel, input_ids_BT: Tensor, mask: Mask | None, position_ids_BT: Tensor, at_N: Tensor) -> Tensor:
+    hidden_BTD = hidden_states(member.base_model, input_ids_BT, mask, position_ids_BT)
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, at_N)
     head = _head(member)
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)

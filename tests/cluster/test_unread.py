@@ -24,10 +24,12 @@ GIVEN = {
     "rollout.kv_cache_gb": "rollout.kv_cache_gb=2",
     "rollout.cores_per_worker": "rollout.cores_per_worker=1",
     "rollout.gpu_memory_utilization": "rollout.gpu_memory_utilization=0.5",
+    "learner.offload": "learner.offload=true",
     "cluster.metrics_port": "cluster.metrics_port=9000",
     "cluster.dashboard": "cluster.dashboard=true",
 }
-ON_CPUS, ON_GPUS = ("rollout.kv_cache_gb", "rollout.cores_per_worker"), ("rollout.gpu_memory_utilization",)
+ON_CPUS = ("rollout.kv_cache_gb", "rollout.cores_per_worker")
+ON_GPUS = ("rollout.gpu_memory_utilization", "learner.offload")
 UNTRAINED = ("stages=[]", "learner.ranks=0", "data.demonstrations=null")
 LOCAL = ("cluster.metrics_port", "cluster.dashboard")
 

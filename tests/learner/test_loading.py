@@ -1,10 +1,12 @@
 """Models built on the meta device and read shard by shard, against transformers' own loading."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -14,13 +16,18 @@ from transformers import (
     LlamaConfig,
     Phi3Config,
     Qwen2Config,
+    Qwen3MoeConfig,
     Starcoder2Config,
 )
 
-from learner.models.loading import read
+from learner.algorithms.table import resolve
+from learner.models.loading import materialise, read
 from learner.models.policy import blank_policy
-from tests.learner.builders import write_model
+from learner.models.sharding import accumulating
+from tests.learner.builders import adamw, groups, write_model
 from tests.learner.ranks import load_all, peak, run_ranks
+from tests.learner.slow import batch_of
+from tests.learner.stages import assert_equal, stage, weights
 from tests.learner.test_supported import GROUPED, NO_IDS, SMALL, written
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -36,6 +43,7 @@ FAMILIES = {
     "phi3": Phi3Config(**GROUPED, rope_parameters=LONG | {"original_max_position_embeddings": 64}),
     "starcoder2": Starcoder2Config(**GROUPED, use_bias=True),
     "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64, summary_first_dropout=0.0, **NO_IDS, **NO_DROPOUT),
+    "experts": Qwen3MoeConfig(**GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8),
     "renamed": GPTNeoXConfig(**SMALL, **NO_IDS, classifier_dropout=0.0),
 }
 
@@ -97,8 +105,43 @@ def test_a_tied_weight_with_two_values_is_refused_and_so_is_one_that_is_not_ther
         read(model.causal_lm, folder)
     del tensors["model.layers.1.mlp.up_proj.weight"], tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="model.layers.1.mlp.up_proj.weight of LlamaForCausalLM is stored in another form"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM: missing: model.layers.1.mlp.up_proj.weight"):
         read(model.causal_lm, folder)
+
+
+def test_offloaded_weights_are_kept_on_the_host_and_buffers_where_it_computes(start, model_dir):
+    worker = start(model_dir)
+    model = worker._sharded(blank_policy(model_dir, torch.float32, 8))
+    materialise(model, torch.device("cpu"), torch.device("meta"))
+    assert {p.device.type for p in model.parameters()} == {"cpu"} and {b.device.type for b in model.buffers()} == {"meta"}
+
+
+def test_offloading_changes_no_bit_and_every_state_is_on_the_host(start, model_dir):
+    found = []
+    for offload in (False, True):
+        worker = start(model_dir, offload=offload, max_tokens_per_microbatch=48)
+        worker.begin_stage(stage(resolve("ppo"), adamw(), 4, critic_optimizer=adamw()))
+        reports = [worker.step(groups(batch_of("token", seed=i)), updates=2, temperature=1.0) for i in range(2)]
+        found.append((reports, weights(worker), worker.logprobs([[5, 6, 7]])))
+    assert found[0][0] == found[1][0] and found[0][2] == found[1][2]
+    assert_equal(found[1][1], found[0][1])
+    for model in (worker._policy, *worker._stage.models.values()):
+        parts = [m._get_fsdp_state()._fsdp_param_groups for m in model.modules() if isinstance(m, FSDPModule)]
+        policies = {type(part.offload_policy) for group in parts for part in group}
+        assert policies == {CPUOffloadPolicy}
+    for trainer in worker._stage.trainers.values():
+        assert {x.device.type for state in trainer.optimizer.state.values() for x in state.values()} == {"cpu"}
+
+
+def test_a_rank_alone_keeps_no_gathered_weights_where_they_are_offloaded(start, model_dir, monkeypatch):
+    model, kept = start(model_dir)._policy, []
+    monkeypatch.setattr(FSDPModule, "set_reshard_after_backward", lambda self, value: kept.append(value))
+    for device, expected in (("cpu", [False, True]), ("meta", [])):
+        micros = [SimpleNamespace(device=torch.device(device))] * 2
+        with accumulating(model, micros) as each:
+            assert list(each) == micros
+        assert kept == expected
+        kept.clear()
 
 
 @pytest.mark.slow

@@ -103,7 +103,8 @@ def assert_the_models_own(policy, directory, batch, tolerance=2e-5):
 
 
 def test_a_position_sees_the_prompt_and_its_own_output_up_to_itself():
-    rows = SimpleNamespace(segment_BT=torch.tensor([[0, 0, 1, 1, 2, -1]]), position_ids_BT=torch.tensor([[0, 1, 2, 3, 2, 0]]))
+    tensors = {"segment_BT": torch.tensor([[0, 0, 1, 1, 2, -1]]), "position_ids_BT": torch.tensor([[0, 1, 2, 3, 2, 0]])}
+    rows = SimpleNamespace(**tensors, shared=True)
     seen = visible(rows, torch.float32, LlamaConfig())[0, 0] == 0
     assert seen.int().tolist() == [
         [1, 0, 0, 0, 0, 0],
@@ -142,7 +143,7 @@ def test_a_window_that_is_not_kept_is_seen_by_the_check(windowed_dir, monkeypatc
     window = policy.causal_lm.config.sliding_window
     check_packing(policy)
     assert policy.causal_lm.config.sliding_window == window
-    monkeypatch.setattr("learner.models.policy.visible", lambda micro, dtype, config: everything(micro, config))
+    monkeypatch.setattr("learner.models.policy.visible", lambda micro, dtype, config, **how: everything(micro, config))
     with pytest.raises(ValueError, match="share a row differ by"):
         check_packing(policy)
 
