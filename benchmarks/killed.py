@@ -62,10 +62,11 @@ def outputs(run: Path) -> list[str]:
 def main(
     runs: Annotated[Path, typer.Option(help="Where the runs are kept.")] = Path("runs/killed"),
     every: Annotated[int, typer.Option(help="Steps between two kills.")] = 3,
+    staleness: Annotated[list[int] | None, typer.Option(help="max_staleness of the runs; by default 0 and 1.")] = None,
 ) -> None:
     runs.mkdir(parents=True, exist_ok=True)
     passed = []
-    for bound in (0, 1):
+    for bound in staleness or (0, 1):
         settings = (*SETTINGS, f"stages.1.max_staleness={bound}")
         alone, run = runs.resolve() / f"undisturbed-{bound}", runs.resolve() / f"killed-{bound}"
         finished(alone, "quickstart", *settings)
