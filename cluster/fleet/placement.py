@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from cluster.config.contradictions import unread_here
 from cluster.config.run_config import RunConfig
-from cluster.fleet.demand import demands, size_of, too_many
+from cluster.fleet.demand import WIDTH, demands, size_of, too_many
 from rollout.config import RolloutConfig
 from rollout.leftovers import sweep
 
@@ -114,7 +114,9 @@ def _shown(amounts: Sequence[float]) -> str:
 
 def on_cpus(config: RunConfig, wanted: list[Bundle], model_dir: Path, cores: float) -> list[Bundle]:
     """The bundles with their memory. Raises PlacementError for more processes of a role than the cluster has cores."""
-    needed = demands(config, size_of(model_dir, config.learner.lora, config.teachers))
+    size = size_of(model_dir, config.learner.lora, config.teachers)
+    # Of what a micro-batch takes only the order is known here: that of the weights. `cohort check` counts it.
+    needed = demands(config, size, activations=WIDTH["float32"] * size.parameters)
     if problems := too_many(needed, cores, "the cluster"):
         raise PlacementError("\n".join(problems))
     each = {demand.role: demand.bytes for demand in needed}
