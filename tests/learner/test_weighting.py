@@ -215,8 +215,8 @@ def test_the_log_sigmoid_of_a_large_margin_neither_overflows_nor_vanishes():
 def test_a_micro_batch_without_tokens_gives_empty_coefficients_and_the_same_sums():
     for row in SAMPLED.values():
         micro, trained = micro_of(row, outputs_of(row, 0))
-        fields = {name: getattr(micro, name) for name in micro.__dataclass_fields__}
-        empty = PolicyBatch(**{name: x[:0] for name, x in fields.items()})
+        fields = {name: x for name in micro.__dataclass_fields__ if isinstance(x := getattr(micro, name), torch.Tensor)}
+        empty = replace(micro, **{name: x[:0] for name, x in fields.items()})
         coefficient_N, sums = row.weighting(torch.empty(0, dtype=torch.float64), empty)
         assert coefficient_N.shape == (0,) and all(x == 0 for x in sums.values())
         assert sums.keys() == row.weighting(flat(outputs_of(row, 0))[trained], micro)[1].keys()

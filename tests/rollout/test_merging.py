@@ -65,6 +65,9 @@ class Model:
     def named_modules(self):
         return []
 
+    def modules(self):
+        return []
+
     def load_weights(self, pairs):
         self.weights = dict(pairs)
         return set(self.weights)
