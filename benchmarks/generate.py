@@ -15,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def leases(model: Path, wave: int) -> list[Lease]:
     return [Lease(question=q, group_id=f"{wave}/{q.ordinal}", indices=tuple(range(GROUP)), attempt=0) for q in questions]
 
 
-def ours(model: Path) -> Callable[[int], Side]:
+@contextmanager
+def ours(model: Path) -> Iterator[Callable[[int], Side]]:
     """Function of a wave's number."""
     import ray
 
@@ -78,10 +80,15 @@ def ours(model: Path) -> Callable[[int], Side]:
             raise RuntimeError(f"{len(groups)} of {QUESTIONS} groups: {errors}")
         return seconds, sum(len(s.output_ids) for group in groups for s in group.samples)
 
-    return sample
+    try:
+        yield sample
+    finally:
+        all_answers({0: ask(actor, RolloutActor.stop)()}, "rollout", DEADLINE_S, "stop")
+        ray.shutdown()
 
 
-def alone(model: Path) -> Callable[[int], Side]:
+@contextmanager
+def alone(model: Path) -> Iterator[Callable[[int], Side]]:
     """The same of vLLM."""
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     from vllm import LLM
@@ -112,15 +119,18 @@ def alone(model: Path) -> Callable[[int], Side]:
         outputs = llm.generate(prompts, [sampling_params(x, stops) for x in requests], use_tqdm=False)
         return time.monotonic() - began, sum(len(x.outputs[0].token_ids) for x in outputs)
 
-    return sample
+    try:
+        yield sample
+    finally:
+        llm.llm_engine.engine_core.shutdown()
 
 
 def serve(side: str, model: Path, pipe: Connection) -> None:
     """Answer waves' numbers until None comes."""
-    sample = {"ours": ours, "vLLM": alone}[side](model)
-    pipe.send("ready")
-    while (wave := pipe.recv()) is not None:
-        pipe.send(sample(wave))
+    with {"ours": ours, "vLLM": alone}[side](model) as sample:
+        pipe.send("ready")
+        while (wave := pipe.recv()) is not None:
+            pipe.send(sample(wave))
 
 
 class Apart:

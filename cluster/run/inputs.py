@@ -24,7 +24,8 @@ def record(config: RunConfig, *, weights: bool = False) -> None:
     """Write the digests into the run directory, once each. `weights`: the model's too, where no checkpoint holds them."""
     path = config.output / FILE
     before = json.loads(path.read_text()) if path.exists() else {}
-    if new := {name: _digest(what) for name, what in _inputs(config, weights) if name not in before}:
+    new = {name: _digest(what) for name, what in _inputs(config, weights) if name not in before}
+    if new or not path.exists():
         write_text(path, json.dumps(before | new, indent=1))
 
 

@@ -9,6 +9,7 @@ from cluster.config.run_config import load, resolved_yaml
 from cluster.run import inputs
 from cluster.run.resume import resume
 from cluster.stopping import Stop
+from tests.cluster.test_pipeline import configuration
 
 RECIPE = """\
 name: small
@@ -132,3 +133,10 @@ def test_a_data_set_of_the_hub_is_known_by_its_rows(tmp_path, monkeypatch):
     assert inputs.changed(config) == []
     rows.append({"question": "2", "answer": "2"})
     assert [line.split(" ")[:4] for line in inputs.changed(config)] == [["data.questions:", "a/b", "has", "changed"]]
+
+
+def test_a_run_that_reads_no_file_has_an_empty_record(tmp_path):
+    config = configuration(tmp_path / "run")
+    config.output.mkdir()
+    inputs.record(config)
+    assert (config.output / inputs.FILE).read_text() == "{}"
