@@ -17,7 +17,7 @@ from learner.batch.packing import Output, pack, plain_output
 from learner.config import LearnerConfig
 from learner.models.loading import read
 from learner.models.lora import AdapterReference, adapt, draw
-from learner.models.policy import DTYPES, blank_policy
+from learner.models.policy import DTYPES, PolicyModel, blank_policy
 from learner.models.scalars import check_kind, load_given, start_heads, take_backbone, zero_heads
 from learner.models.sharding import Model, copy_shards, gather_by_slot, init_distributed, read_all, shard
 from learner.models.supported import check_architecture
@@ -183,7 +183,7 @@ class LearnerWorker:
 
     def _policy_stage(self, spec: StageSpec, row: Algorithm) -> PolicyStage:
         make = {Need.REFERENCE: self._reference, Need.CRITIC: lambda: self._critic(spec.seed)}
-        make |= {Need.TEACHER: partial(self._frozen, spec.teacher)} if spec.teacher else {}
+        make |= {Need.TEACHER: partial(self._teacher, spec.teacher)} if spec.teacher else {}
         needed = {str(need): make[need]() for need in make if need in row.needs}
         return PolicyStage(spec, row, self._pack, {"policy": self._policy} | needed)
 
@@ -218,16 +218,16 @@ class LearnerWorker:
         """The current policy, frozen: as a second sharded model in the compute dtype, or a copy of its adapter."""
         if self._config.lora is not None:
             return AdapterReference(self._policy)
-        copy = self._frozen(self._model_dir)
-        copy_shards(copy, self._policy)
+        copy_shards(copy := self._frozen(self._model_dir), self._policy)
         return copy
 
-    def _frozen(self, directory: Path) -> nn.Module:
-        """The model of a directory, sharded in the compute dtype."""
-        blank = blank_policy(directory, self._compute_dtype, self._config.logprob_chunk_tokens)
-        model = self._sharded(blank.requires_grad_(False))
-        read(model.causal_lm, directory)
+    def _teacher(self, directory: Path) -> nn.Module:
+        read((model := self._frozen(directory)).causal_lm, directory)
         return model
+
+    def _frozen(self, path: Path) -> PolicyModel:
+        """The model of a directory without its weights, sharded in the compute dtype."""
+        return self._sharded(blank_policy(path, self._compute_dtype, self._config.logprob_chunk_tokens).requires_grad_(False))
 
     def _pack(self, outputs: Sequence[Output], **how) -> PackedBatch[MicroBatch]:
         budget = self._config.max_tokens_per_microbatch
