@@ -150,14 +150,15 @@ class Loop:
             advantages = [0.0 if trained else None for trained in used(examples, report.advantages, groups)]
         self._settle(groups, advantages)
         self.progress.finish_step()
+        step = self.progress.step
         metrics |= batch_metrics(groups) | report.metrics
+        # Written while the next wave is sampled: between its end and the beginning of the one after it engines are idle.
+        self.records.leave(f"samples/step_{step}.jsonl", sample_rows(groups, advantages))
         if stage.follows_policy:
             metrics |= staleness(groups, version)
             with took.waiting():
                 buffer.quiet()
             metrics["canary_mean"] = self.serving.publish()
-        step = self.progress.step
-        self.records.leave(f"samples/step_{step}.jsonl", sample_rows(groups, advantages))
         self.records.sinks.write(step, metrics | took.metrics())
 
     def _learn(self, stage: StageConfig, batch: Sequence[ScoredGroup] | Sequence[LabelledGroup]) -> StepReport:
