@@ -9,11 +9,13 @@ score: judging by the rule, or forward passes of reward models
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from cluster.fleet.demand import WIDTH
 from cluster.planning.hardware import COMPILED, Device
 from cluster.planning.shapes import Shape
 from cluster.planning.workload import Workload
+from learner.config import DENSE_MASK
 
 JUDGE_S = 2e-4
 """Seconds of a judge for an output, by the rule."""
@@ -31,21 +33,29 @@ class Load:
     positions: float
     """Padding included."""
     pairs: float
-    """Keys looked at, over all positions: a dense mask skips none."""
+    """Keys that attention computes with, over all positions."""
     trained: float
     """Tokens at which the output head is computed."""
     micro_batches: int
 
 
-def load(work: Workload, batch: Sequence[Sequence[int]], ranks: int) -> Load:
-    """As outputs of these lengths are packed over so many ranks."""
-    from learner.batch.packing import layout
+def load(work: Workload, batch: Sequence[Sequence[int]], ranks: int, device: Device) -> Load:
+    """As outputs of these lengths are packed over so many ranks.
 
-    prompt = max(1, round(work.lengths.prompt))
+    Rows that share nothing have causal attention, half of all pairs; a dense mask skips none, and one in blocks what is unseen.
+    """
+    from learner.batch.packing import LaidOut, layout
+
+    prompt, dense = max(1, round(work.lengths.prompt)), inf if device.is_cpu else DENSE_MASK
+
+    def pairs(micro: LaidOut) -> float:
+        every = micro.rows * micro.width**2
+        return every / 2 if not micro.shared else every if micro.width <= dense else micro.seen
+
     plan = layout([(prompt, lengths) for lengths in batch], work.learner.max_tokens_per_microbatch, ranks)
     return Load(
-        positions=max(sum(rows * width for rows, width in mine) for mine in plan),
-        pairs=max(sum(rows * width**2 for rows, width in mine) for mine in plan),
+        positions=max(sum(micro.rows * micro.width for micro in mine) for mine in plan),
+        pairs=max(sum(map(pairs, mine)) for mine in plan),
         trained=sum(map(sum, batch)) / ranks,
         micro_batches=max(map(len, plan)),
     )

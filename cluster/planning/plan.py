@@ -123,7 +123,7 @@ class Planner:
     def training(self, ranks: int) -> float:
         """Seconds of a step's training on so many ranks."""
         if ranks not in self._trainings:
-            load = cost.load(self.work, self._batches[0], ranks)
+            load = cost.load(self.work, self._batches[0], ranks, self.cluster.device)
             group = (ranks, self.cluster.per_node)
             self._trainings[ranks] = cost.train(
                 self.shape, load, cost.learning_of(self.shape, self.work), self.cluster.device, group

@@ -10,6 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,10 +53,28 @@ def plain_output(group: int, prompt_ids: tuple[int, ...], output_ids: tuple[int,
     return Output(name=f"sequence {group}", group=group, prompt_ids=prompt_ids, output_ids=output_ids, mask=mask)
 
 
+class LaidOut(NamedTuple):
+    """A micro-batch, from lengths alone."""
+
+    rows: int
+    width: int
+    shared: bool
+    """Whether any row has several outputs."""
+    seen: float
+    """Pairs of a position and one that it sees, of all rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     samples: list[int]
     width: int
+    seen: float
+
+
+def _row(prompt: int, lengths: dict[int, int]) -> _Row:
+    """Outputs of these lengths behind their prompt; each sees that and itself."""
+    seen = (prompt**2 + sum(length * (2 * prompt + length) for length in lengths.values())) / 2
+    return _Row(list(lengths), prompt + sum(lengths.values()), seen)
 
 
 def pack(
@@ -89,11 +108,19 @@ def pack(
     return PackedBatch(micro_batches=micros, trained_tokens=tokens, padding_share=padding / max(positions, 1))
 
 
-def layout(groups: Sequence[tuple[int, Sequence[int]]], max_tokens: int, world_size: int) -> list[list[tuple[int, int]]]:
-    """(rows, width) of every micro-batch of every rank, from lengths alone: of each group its prompt and its outputs."""
+def layout(groups: Sequence[tuple[int, Sequence[int]]], max_tokens: int, world_size: int) -> list[list[LaidOut]]:
+    """Every micro-batch of every rank, from the lengths of each group's prompt and outputs."""
     rows = [row for prompt, lengths in groups for row in _split(prompt, dict(enumerate(lengths)), max_tokens)]
     plan = _deal(sorted(rows, key=lambda row: -row.width), max_tokens, world_size)
-    return [[(len(rows), rows[0].width) for rows in mine if rows] for mine in plan]
+    return [[_laid_out(rows) for rows in mine if rows] for mine in plan]
+
+
+def _laid_out(rows: list[_Row]) -> LaidOut:
+    return LaidOut(len(rows), rows[0].width, _shared(rows), sum(row.seen for row in rows))
+
+
+def _shared(rows: list[_Row]) -> bool:
+    return any(len(row.samples) > 1 for row in rows)
 
 
 def columns(packed: PackedBatch, outputs: Sequence[Output], values: PerToken) -> list[Tensor]:
@@ -143,7 +170,7 @@ def _rows(outputs: Sequence[Output], trained: dict[int, int], max_tokens: int, t
     for (_, prompt), indices in shared.items():
         lengths = {i: len(outputs[i].output_ids) for i in indices}
         if together:
-            rows.append(_Row(indices, len(prompt) + sum(lengths.values())))
+            rows.append(_row(len(prompt), lengths))
         else:
             rows += _split(len(prompt), lengths, max_tokens)
     return sorted(rows, key=lambda row: (-row.width, row.samples[0]))
@@ -166,7 +193,7 @@ def _split(prompt: int, lengths: dict[int, int], max_tokens: int) -> list[_Row]:
             filled[emptiest] += lengths[i]
         if max(filled) <= max_tokens:
             break
-    return [_Row(indices, width) for indices, width in zip(bins, filled, strict=True)]
+    return [_row(prompt, {i: lengths[i] for i in indices}) for indices in bins]
 
 
 def _deal(rows: list[_Row], max_tokens: int, world_size: int) -> list[list[list[_Row]]]:
@@ -231,7 +258,7 @@ def _micro_batch(rows: list[_Row], outputs: Sequence[Output], fields: dict[int, 
         position_ids_BT=torch.from_numpy(positions),
         segment_BT=torch.from_numpy(segments),
         token_weight_N=_joined(parts["token_weight_N"], np.float32),
-        shared=any(len(row.samples) > 1 for row in rows),
+        shared=_shared(rows),
         **{name: _joined(parts[name], np.int64) for name in integers},
     )
 
