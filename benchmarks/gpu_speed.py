@@ -4,6 +4,7 @@ The share of the peak counts the useful operations of forward and backward: 6 fo
 weight of the output head and a trained token, 12 x layers x width of the queries for a token and each one that it may see.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from gpu import Line
 from gpu_shapes import build, config_of
 from torch.distributed.device_mesh import DeviceMesh
 
+from cluster.planning.hardware import GPUS
 from cluster.planning.shapes import shape_of
 from learner.algorithms.table import TABLE
 from learner.batch.packing import Output, columns, pack, plain_output
@@ -25,8 +27,6 @@ from learner.training.trainer import Trainer
 from learner.types import PackedBatch, PolicyBatch
 from tests.learner.builders import free_address
 
-NOMINAL = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
-"""Dense bfloat16 FLOP/s of the data sheet, by what stands in the card's name; the first that does."""
 MICRO_BATCHES, UPDATES = 4, 3
 """Micro-batches of an update, and how many updates are timed."""
 STATE_BYTES = 16
@@ -73,7 +73,7 @@ def measured(shape: str, trainer: Trainer, length: int, peak: float, device: tor
         torch.cuda.empty_cache()
         return Line(name=name, passed=None, text=f"does not fit: {str(error).splitlines()[0]}")
     share = operations(trainer.model, packed) / seconds / peak
-    nominal = next((x for part, x in NOMINAL.items() if gpu and part in torch.cuda.get_device_name()), None)
+    nominal = nominal_peak(torch.cuda.get_device_name()) if gpu else None
     figures = {
         "tokens_per_second": length * len(packed.micro_batches) / seconds, "share_of_peak": share, "peak_tflops": peak / 1e12,
         "share_of_nominal": share * peak / nominal if nominal else None,
@@ -111,6 +111,13 @@ def operations(policy: PolicyModel, packed: PackedBatch) -> float:
     masks = (visible(replace(micro, shared=True), torch.bfloat16, config) for micro in packed.micro_batches)
     seen = sum((mask == 0).sum().item() for mask in masks)
     return shape_of(config).useful(positions, seen, packed.trained_tokens)
+
+
+def nominal_peak(card: str) -> float | None:
+    """bfloat16 FLOP/s of the data sheet of a card that calls itself so: the kind most of whose name is in the card's."""
+    words = set(re.split(r"GB\b|\W+", card))
+    kinds = [kind for kind in GPUS.values() if words.issuperset(kind.name.split("-"))]
+    return max(kinds, key=lambda kind: len(kind.name)).narrow if kinds else None
 
 
 def matmul_peak(device: torch.device, size: int = 8192) -> float:

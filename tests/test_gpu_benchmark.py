@@ -102,6 +102,8 @@ def test_every_part_can_be_called_and_they_fit_the_eight_minutes():
 
 def test_speed_is_measured_and_what_is_too_large_is_said_to_be(monkeypatch):
     assert gpu_speed.matmul_peak(torch.device("cpu"), size=16) > 0
+    cards = {"H100 80GB HBM3": 989, "H100 PCIe": 756, "H200": 989, "A100-SXM4-80GB": 312, "GB200": 2450, "L40S": 362, "L40": 0}
+    assert {card: (gpu_speed.nominal_peak(f"NVIDIA {card}") or 0) / 1e12 for card in cards} == cards
     monkeypatch.setattr(gpu_speed, "matmul_peak", lambda device: 1e12)
     lines = list(gpu_speed.speed("tiny", tokens=(16, 64)))
     assert [line.passed for line in lines] == [True, True]

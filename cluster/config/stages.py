@@ -24,6 +24,11 @@ from rollout.data.selection import Selection, Uniform
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 """A letter, then letters, digits, `-` and `_`: it becomes a folder, part of a group id and of an override."""
+NAMED = (
+    (Need.CRITIC, "critic_optimizer", "the critic's optimizer"),
+    (Need.TEACHER, "teacher", "the directory of a model with the policy's tokenizer"),
+)
+"""What a row needs and the recipe names: its key, and what stands there."""
 
 
 class StageConfig(Strict):
@@ -177,14 +182,10 @@ def contradictions(stage: StageConfig, data: DataConfig, reward: RewardConfig) -
     if stage.max_refills and group == 1:
         why = "given, but samples_per_question is 1: the reward of one output never differs from another's"
         out.append((("max_refills",), why))
-    needs_critic = Need.CRITIC in row.needs
-    if needs_critic != (stage.critic_optimizer is not None):
-        why = "missing; expected the critic's optimizer" if needs_critic else f"given, but '{stage.algorithm}' has no critic"
-        out.append((("critic_optimizer",), why))
-    needs_teacher = Need.TEACHER in row.needs
-    if needs_teacher != (stage.teacher is not None):
-        expected = "missing; expected the directory of a model with the policy's tokenizer"
-        out.append((("teacher",), expected if needs_teacher else f"given, but '{stage.algorithm}' has no teacher"))
+    for need, key, expected in NAMED:
+        if (needed := need in row.needs) != (getattr(stage, key) is not None):
+            why = f"missing; expected {expected}" if needed else f"given, but '{stage.algorithm}' has no {need}"
+            out.append(((key,), why))
     return out + _unread(stage)
 
 

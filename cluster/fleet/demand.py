@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cluster.config.contradictions import supervision
 from cluster.config.run_config import RunConfig
@@ -18,9 +18,6 @@ from learner.algorithms.cells import Need
 from learner.config import LoraConfig
 from reward.config import RewardModelConfig
 from rollout.config import KV_CACHE_GB
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 GB = 1e9
 WIDTH = {"float32": 4, "bfloat16": 2}
@@ -118,12 +115,12 @@ def size_of(model_dir: Path, lora: LoraConfig | None, teachers: Iterable[Path] =
     from learner.models.lora import adapter_size
     from learner.models.policy import load_causal_lm
 
-    def count(model: "PreTrainedModel") -> int:
-        return sum(p.numel() for p in model.parameters())
-
     model = load_causal_lm(model_dir, device_map="meta")
-    teacher = max((count(load_causal_lm(path, device_map="meta")) for path in teachers), default=0)
-    return Size(parameters=count(model), adapter=adapter_size(model, lora) if lora else 0, teacher=teacher)
+    return Size(
+        parameters=sum(p.numel() for p in model.parameters()),
+        adapter=adapter_size(model, lora) if lora else 0,
+        teacher=max((size_of(path, None).parameters for path in teachers), default=0),
+    )
 
 
 def memory_here() -> float:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -132,9 +133,10 @@ def local(tensor: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def placed_like(parameter: nn.Parameter, part: Tensor) -> Tensor:
-    """This rank's part as a tensor that is placed as the parameter is."""
-    value = parameter.detach()
+def placed_like(tensor: Tensor, part: Tensor, mesh: DeviceMesh | None = None) -> Tensor:
+    """This rank's part as a tensor that is placed as another is, on its mesh or a like one."""
+    value = tensor.detach()
     if not isinstance(value, DTensor):
         return part
-    return DTensor.from_local(part, value.device_mesh, value.placements, shape=value.shape, stride=value.stride())
+    how = {"shape": value.shape, "stride": value.stride()}
+    return DTensor.from_local(part, mesh or value.device_mesh, value.placements, **how)

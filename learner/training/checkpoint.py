@@ -16,16 +16,15 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as read
 from torch.distributed.checkpoint.state_dict_saver import save as write
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
 from transformers import AutoConfig
 
 from learner.models.policy import PolicyModel
-from learner.models.weights import ADAPTER, ModelWeights, trained, weights_of
+from learner.models.weights import ADAPTER, ModelWeights, local, placed_like, trained, weights_of
 from learner.training.description import Reader
 from learner.training.trainer import Trainer
 from reward.models import scalar_model as scalar_models
@@ -107,14 +106,10 @@ def _state(models: Mapping[str, nn.Module], trainers: Mapping[str, Trainer]) -> 
 
 def _copied(state: dict, mesh: DeviceMesh) -> dict:
     """A copy in this host's memory, sharded over the same ranks."""
-
-    def host(x: Tensor) -> Tensor:
-        if not isinstance(x, DTensor):
-            return x.to("cpu", copy=True)
-        shard, how = x.to_local().to("cpu", copy=True), {"shape": x.shape, "stride": x.stride()}
-        return DTensor.from_local(shard, mesh, x.placements, run_check=False, **how)
-
-    return {key: _copied(x, mesh) if isinstance(x, dict) else host(x) for key, x in state.items()}
+    return {
+        key: _copied(x, mesh) if isinstance(x, dict) else placed_like(x, local(x).to("cpu", copy=True), mesh)
+        for key, x in state.items()
+    }
 
 
 def _files(directory: Path) -> dict[str, int]:
