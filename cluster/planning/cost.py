@@ -44,17 +44,19 @@ def load(work: Workload, batch: Sequence[Sequence[int]], ranks: int, device: Dev
 
     Rows that share nothing have causal attention, half of all pairs; a dense mask skips none, and one in blocks what is unseen.
     """
-    from learner.batch.packing import LaidOut, layout
+    from learner.batch.packing import Row, layout
 
     prompt, dense = max(1, round(work.lengths.prompt)), inf if device.is_cpu else DENSE_MASK
 
-    def pairs(micro: LaidOut) -> float:
-        every = micro.rows * micro.width**2
-        return every / 2 if not micro.shared else every if micro.width <= dense else micro.seen
+    def pairs(rows: list[Row]) -> float:
+        every = len(rows) * rows[0].width ** 2
+        if all(len(row.samples) == 1 for row in rows):
+            return every / 2
+        return every if rows[0].width <= dense else sum(row.seen for row in rows)
 
     plan = layout([(prompt, lengths) for lengths in batch], work.learner.max_tokens_per_microbatch, ranks)
     return Load(
-        positions=max(sum(micro.rows * micro.width for micro in mine) for mine in plan),
+        positions=max(sum(len(rows) * rows[0].width for rows in mine) for mine in plan),
         pairs=max(sum(map(pairs, mine)) for mine in plan),
         trained=sum(map(sum, batch)) / ranks,
         micro_batches=max(map(len, plan)),

@@ -10,7 +10,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,28 +52,14 @@ def plain_output(group: int, prompt_ids: tuple[int, ...], output_ids: tuple[int,
     return Output(name=f"sequence {group}", group=group, prompt_ids=prompt_ids, output_ids=output_ids, mask=mask)
 
 
-class LaidOut(NamedTuple):
-    """A micro-batch, from lengths alone."""
-
-    rows: int
-    width: int
-    shared: bool
-    """Whether any row has several outputs."""
-    seen: float
-    """Pairs of a position and one that it sees, of all rows."""
-
-
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
+    """Outputs behind their prompt."""
+
     samples: list[int]
     width: int
     seen: float
-
-
-def _row(prompt: int, lengths: dict[int, int]) -> _Row:
-    """Outputs of these lengths behind their prompt; each sees that and itself."""
-    seen = (prompt**2 + sum(length * (2 * prompt + length) for length in lengths.values())) / 2
-    return _Row(list(lengths), prompt + sum(lengths.values()), seen)
+    """Pairs of a position and one that it sees."""
 
 
 def pack(
@@ -108,19 +93,11 @@ def pack(
     return PackedBatch(micro_batches=micros, trained_tokens=tokens, padding_share=padding / max(positions, 1))
 
 
-def layout(groups: Sequence[tuple[int, Sequence[int]]], max_tokens: int, world_size: int) -> list[list[LaidOut]]:
-    """Every micro-batch of every rank, from the lengths of each group's prompt and outputs."""
+def layout(groups: Sequence[tuple[int, Sequence[int]]], max_tokens: int, world_size: int) -> list[list[list[Row]]]:
+    """Rows of every micro-batch of every rank, from lengths alone: of each group its prompt and its outputs."""
     rows = [row for prompt, lengths in groups for row in _split(prompt, dict(enumerate(lengths)), max_tokens)]
     plan = _deal(sorted(rows, key=lambda row: -row.width), max_tokens, world_size)
-    return [[_laid_out(rows) for rows in mine if rows] for mine in plan]
-
-
-def _laid_out(rows: list[_Row]) -> LaidOut:
-    return LaidOut(len(rows), rows[0].width, _shared(rows), sum(row.seen for row in rows))
-
-
-def _shared(rows: list[_Row]) -> bool:
-    return any(len(row.samples) > 1 for row in rows)
+    return [[rows for rows in mine if rows] for mine in plan]
 
 
 def columns(packed: PackedBatch, outputs: Sequence[Output], values: PerToken) -> list[Tensor]:
@@ -157,7 +134,7 @@ def by_sample(outputs: Sequence[Output], flat: Sequence[float]) -> list[tuple[fl
     return [tuple(next(rest) if here else 0.0 for here in output.mask) if output.in_loss else None for output in outputs]
 
 
-def _rows(outputs: Sequence[Output], trained: dict[int, int], max_tokens: int, together: bool) -> list[_Row]:
+def _rows(outputs: Sequence[Output], trained: dict[int, int], max_tokens: int, together: bool) -> list[Row]:
     """Outputs with the same group and prompt in shared rows, the widest row first."""
     shared = defaultdict(list)
     for i in trained:
@@ -176,7 +153,12 @@ def _rows(outputs: Sequence[Output], trained: dict[int, int], max_tokens: int, t
     return sorted(rows, key=lambda row: (-row.width, row.samples[0]))
 
 
-def _split(prompt: int, lengths: dict[int, int], max_tokens: int) -> list[_Row]:
+def _row(prompt: int, lengths: dict[int, int]) -> Row:
+    seen = (prompt**2 + sum(length * (2 * prompt + length) for length in lengths.values())) / 2
+    return Row(list(lengths), prompt + sum(lengths.values()), seen)
+
+
+def _split(prompt: int, lengths: dict[int, int], max_tokens: int) -> list[Row]:
     """Rows of similar width for one group.
 
     A wide row computes the prompt fewer times and attends over more keys. With the cost W (balance + W) of a row of width W
@@ -196,9 +178,9 @@ def _split(prompt: int, lengths: dict[int, int], max_tokens: int) -> list[_Row]:
     return [_row(prompt, {i: lengths[i] for i in indices}) for indices in bins]
 
 
-def _deal(rows: list[_Row], max_tokens: int, world_size: int) -> list[list[list[_Row]]]:
+def _deal(rows: list[Row], max_tokens: int, world_size: int) -> list[list[list[Row]]]:
     """Rows of every micro-batch of every rank: ranks balanced by positions, the same number of micro-batches on each."""
-    ranks: list[list[list[_Row]]] = [[] for _ in range(world_size)]
+    ranks: list[list[list[Row]]] = [[] for _ in range(world_size)]
     loads = [0] * world_size
     for row in rows:
         emptiest = loads.index(min(loads))
@@ -212,7 +194,7 @@ def _deal(rows: list[_Row], max_tokens: int, world_size: int) -> list[list[list[
     return [mine + [[]] * (most - len(mine)) for mine in ranks]
 
 
-def _fits(rows: list[_Row], row: _Row, max_tokens: int) -> bool:
+def _fits(rows: list[Row], row: Row, max_tokens: int) -> bool:
     """Whether one more row keeps the budget, and does not pad much where the micro-batch is already of a good size."""
     width = rows[0].width
     similar = row.width >= 0.8 * width or len(rows) * width < max_tokens / 4
@@ -232,7 +214,7 @@ def _fields(output: Output, slot: int) -> dict[str, np.ndarray]:
     }
 
 
-def _micro_batch(rows: list[_Row], outputs: Sequence[Output], fields: dict[int, dict[str, np.ndarray]]) -> MicroBatch:
+def _micro_batch(rows: list[Row], outputs: Sequence[Output], fields: dict[int, dict[str, np.ndarray]]) -> MicroBatch:
     """Tensors of some rows. No rows give one position and no trained token, to keep a rank's collectives in step."""
     width = max((row.width for row in rows), default=1)
     ids, positions = np.zeros((2, max(1, len(rows)), width), dtype=np.int64)
@@ -258,7 +240,7 @@ def _micro_batch(rows: list[_Row], outputs: Sequence[Output], fields: dict[int, 
         position_ids_BT=torch.from_numpy(positions),
         segment_BT=torch.from_numpy(segments),
         token_weight_N=_joined(parts["token_weight_N"], np.float32),
-        shared=_shared(rows),
+        shared=any(len(row.samples) > 1 for row in rows),
         **{name: _joined(parts[name], np.int64) for name in integers},
     )
 

@@ -12,9 +12,9 @@ from cluster.planning.cost import Learning, Load
 from cluster.planning.hardware import GPUS, ON_CPU, Device, Reached, parse_gpus
 from cluster.planning.shapes import read_shape, shape_of
 from cluster.planning.workload import Lengths, Workload
-from learner.batch.packing import layout, pack, plain_output
+from learner.batch.packing import pack, plain_output
 from learner.config import LearnerConfig
-from learner.models.policy import PolicyModel, visible
+from learner.models.policy import PolicyModel
 
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 SMOLLM2 = LLAMA | {
@@ -87,47 +87,6 @@ def test_what_is_no_dense_text_model_is_refused(tmp_path, shape):
         shape(MIXTURE)
     met = "of a mixture, that of the experts which a position meets"
     assert shape_of(AutoConfig.for_model(**MIXTURE)).inner == 3 * 24_000, met
-
-
-def test_the_layout_of_lengths_is_that_of_the_packed_outputs():
-    groups = [(30, [50, 10, 40]), (200, [300, 20, 90, 90]), (5, [7])]
-    outputs = [plain_output(g, (1,) * prompt, (2,) * n) for g, (prompt, lengths) in enumerate(groups) for n in lengths]
-    for ranks in (1, 2):
-        plan = layout(groups, 512, ranks)
-        for rank, mine in enumerate(plan):
-            micros = pack(outputs, max_tokens=512, of_rank=(rank, ranks)).micro_batches
-            micros = [micro for micro in micros if micro.target_N.numel()]
-            assert [(x.rows, x.width) for x in mine] == [tuple(micro.input_ids_BT.shape) for micro in micros]
-            assert [x.shared for x in mine] == [micro.shared for micro in micros]
-            assert [x.seen for x in mine] == [seen(micro) for micro in micros]
-    assert sum(micro.rows * micro.width for micro in layout(groups, 512, 1)[0]) >= 30 + 100 + 200 + 500 + 5 + 7
-
-
-def seen(micro):
-    """Pairs under the learner's own mask, the diagonal counted half as in width^2 / 2; padding sees only itself."""
-    mask = visible(replace(micro, shared=True), torch.float32, AutoConfig.for_model(**LLAMA))
-    return (mask == 0).sum().item() - (micro.segment_BT < 0).sum().item() - (micro.segment_BT >= 0).sum().item() / 2
-
-
-def test_the_load_is_the_busiest_ranks(shape):
-    ahead = work(learner=LearnerConfig(max_tokens_per_microbatch=512), lengths=Lengths(prompt=100, output=100, limit=100))
-    found = cost.load(ahead, [[100, 100], [100, 100], [100, 100]], 2, DEVICE)
-    # A row of 300 has a group; two of the three are on one rank, in a micro-batch each.
-    assert found == Load(positions=600, pairs=2 * 300**2, trained=300, micro_batches=2)
-
-
-def test_attention_computes_what_is_causal_where_nothing_is_shared_and_what_blocks_show_in_long_rows_of_gpus():
-    cpu, learner = replace(DEVICE, reached=ON_CPU), LearnerConfig(max_tokens_per_microbatch=8192)
-
-    def pairs(prompt, lengths, device):
-        asked = work(learner=learner, lengths=Lengths(prompt=prompt, output=100, limit=8000))
-        return cost.load(asked, lengths, 1, device).pairs
-
-    assert pairs(100, [[400], [400]], DEVICE) == pairs(100, [[400], [400]], cpu) == 500**2, "two rows, half of each"
-    # One row of 2,000 + 3 x 1,000: the prompt sees half of itself, an output the prompt and half of itself.
-    assert pairs(2000, [[1000] * 3], cpu) == 5000**2
-    assert pairs(2000, [[1000] * 3], DEVICE) == 2000**2 / 2 + 3 * (1000 * 2000 + 1000**2 / 2)
-    assert pairs(2000, [[600] * 3], DEVICE) == 3800**2, "a short row's mask is dense"
 
 
 def test_seconds_of_training_worked_by_hand(shape):
