@@ -49,16 +49,17 @@ test-cluster:
 	$(BIN)/python -m pytest -m cluster
 
 test-alone:
-	$(BIN)/python -m pytest -m "not cluster"
+	$(BIN)/python -m pytest -m "not cluster and not lock"
 
 # No engine, no cluster, nothing slow: under 90 seconds on two cores.
 test-fast: setup
-	$(BIN)/python -m pytest -m "not engine and not cluster and not slow"
+	$(BIN)/python -m pytest -m "not engine and not cluster and not lock and not slow"
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tests.house
+	$(BIN)/python -m pytest -m lock tests/test_locks.py
 
 lock: setup
 	$(LOCK) --extra gpu --output-file deploy/constraints-gpu.txt

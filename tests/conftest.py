@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import json
+import os
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +34,16 @@ def save_tiny_model(directory: Path, *, seed: int = 0, tied: bool = False) -> Pa
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3], "top_k": 5, "top_p": 0.5}))
     return directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_folder_is_left():
+    """What actors' code makes in this process is removed with it, as a run does at its end."""
+    yield
+    from rollout.leftovers import remove_folder
+
+    for folder in Path(tempfile.gettempdir()).glob(f"cohort_*_{os.getpid()}_*"):
+        remove_folder(folder)
 
 
 class Tensors:

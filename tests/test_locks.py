@@ -37,7 +37,7 @@ def resolved(hardware: str, python: str, folder: Path) -> subprocess.CompletedPr
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.slow
+@pytest.mark.lock
 def test_a_lock_resolves_and_nothing_else_is_needed(tmp_path):
     if not UV.exists():
         pytest.skip("no uv beside python; `make setup` brings it")

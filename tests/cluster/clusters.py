@@ -20,17 +20,17 @@ RECIPE = """
 name: small
 model: {init: small-llama}
 data:
-  questions: {task: chained-arithmetic, rows: 64}
-  demonstrations: {task: chained-arithmetic, imperfect: 0.4, rows: 512}
+  questions: {task: chained-arithmetic, operations: 2, rows: 64}
+  demonstrations: {task: chained-arithmetic, operations: 2, imperfect: 0.4, rows: 512}
   prompt: {template: plain}
   max_prompt_tokens: 32
   hold_out: 8
-rollout: {max_new_tokens: 32, kv_cache_gb: 0.25}
+rollout: {max_new_tokens: 24, kv_cache_gb: 0.25}
 reward: {format: 1.0, workers: 2}
 evaluation: {samples_per_question: 2}
 checkpoint_every: 2
 stages:
-  - {algorithm: sft, steps: 40, questions_per_step: 32, optimizer: {learning_rate: 3.0e-3, warmup_updates: 5}}
+  - {algorithm: sft, steps: 30, questions_per_step: 32, optimizer: {learning_rate: 3.0e-3, warmup_updates: 5}}
   - {algorithm: grpo, name: ruled, reward: rule, steps: 3, questions_per_step: 8, samples_per_question: 8,
      optimizer: {learning_rate: 2.0e-4}}
   - {algorithm: outcome_model, steps: 2, questions_per_step: 8, samples_per_question: 8, optimizer: {learning_rate: 5.0e-4}}
@@ -40,8 +40,8 @@ stages:
       - {algorithm: outcome_model, name: judge, steps: 1, questions_per_step: 8, samples_per_question: 8,
          optimizer: {learning_rate: 2.0e-4}}
 """
-"""Demonstrations, the rule (steps 41 to 43), then iterative GRPO: from step 46 on a model judges that the run trained."""
-STEPS = 53
+"""Demonstrations, the rule (steps 31 to 33), then iterative GRPO: from step 36 on a model judges that the run trained."""
+STEPS = 43
 
 
 def free_port():

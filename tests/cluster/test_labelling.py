@@ -141,7 +141,7 @@ def test_an_output_whose_steps_take_for_ever_to_label_has_none_and_too_many_of_t
     assert labels(made.examples(stage(), scored, 0)) == [[(9, 1.0), (15 + len(gold), 1.0)], [(9, 0.0), (15 + len(gold), 1.0)]]
     alone = [replace(scored[0], scored=scored[0].scored[1:2])]
     with pytest.raises(Unscored, match=r"1 of 1 outputs have no score \(1 killed\).* judge/4\[1\]: killed: no answer"):
-        labeller(tokenizer=tokenizer, judge_seconds=3.0).examples(stage(), alone, 0)
+        labeller(tokenizer=tokenizer, judge_seconds=1.0).examples(stage(), alone, 0)
 
 
 def names(groups):

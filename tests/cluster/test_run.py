@@ -1,10 +1,8 @@
 """The whole loop on real parts: Ray processes, vLLM engines, an FSDP learner; small, and watched from outside."""
 
-import importlib
 import os
 import signal
 import subprocess
-import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +14,11 @@ from cluster.records.ledger import history
 from cluster.records.metrics import read_jsonl
 from tests.cluster.clusters import (
     COHORT,
-    RECIPE,
     STEPS,
     cohort,
     ended,
     listed,
     processes,
-    raylets,
     sample_files,
     steps,
     submitted,
@@ -47,7 +43,7 @@ def broken(here, head):
     run_dir, seen = here / "broken", SimpleNamespace()
     command = [COHORT, "train", here / "recipe.yaml", f"output={run_dir}"]
     driver = subprocess.Popen(command, env=env, cwd=here, stdout=subprocess.DEVNULL)
-    until(lambda: len(steps(run_dir)) >= 42 or driver.poll() is not None, 300, "step 42")
+    until(lambda: len(steps(run_dir)) >= 32 or driver.poll() is not None, 300, "step 32")
     driver.kill()
     driver.wait(30)
     assert not (run_dir / "summary.json").exists()
@@ -61,7 +57,7 @@ def broken(here, head):
         return named if len(named) == 4 else None
 
     seen.actors = until(actors, 120, "the actors of the job")
-    until(lambda: len(steps(run_dir)) >= 46, 300, "a step that a model judges")
+    until(lambda: len(steps(run_dir)) >= 36, 300, "a step that a model judges")
     seen.engines = processes("VLLM::EngineCore")
     os.kill(seen.actors["small-1/reward-1"]["pid"], signal.SIGKILL)
     seen.job = until(lambda: ended(env, dashboard, "small"), 300, "the job's end")
@@ -113,7 +109,7 @@ def test_reward_models_reach_the_reward_actors_with_versions_and_export_as_class
     from transformers import AutoModelForSequenceClassification
 
     versions = {name: {row["reward_version"] for row in rows} for name, rows in sample_files(unbroken).items()}
-    assert versions["step_45.jsonl"] == {None} and versions["step_46.jsonl"] == {1} and versions["step_50.jsonl"] == {2}
+    assert versions["step_35.jsonl"] == {None} and versions["step_36.jsonl"] == {1} and versions["step_40.jsonl"] == {2}
     assert AutoModelForSequenceClassification.from_pretrained(unbroken / "reward_model").config.num_labels == 1
     for row in steps(unbroken):
         if row["stage"].startswith("grpo"):
@@ -138,20 +134,9 @@ def _trained(lines):
 def test_a_submitted_job_is_seen_in_the_dashboard(head, broken):
     assert {"small-1/rollout-0", "small-1/reward-0", "small-1/reward-1", "small-1/learner-0"} == set(broken.actors)
     assert broken.engines and broken.gauge
-    assert {"generate step 48 v6", "generate step 50 v7", "train step 50 v7", "score step 50"} <= broken.tasks
+    assert {"generate step 38 v6", "generate step 40 v7", "train step 40 v7", "score step 40"} <= broken.tasks
     metadata = [j["metadata"] or {} for j in listed("jobs", head[0], head[1])]
     assert any(m.get("cohort_run") == "small" for m in metadata), metadata
-
-
-def test_a_run_whose_every_output_is_rejected_ends_with_the_cause_and_3(here, head, monkeypatch, capfd):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    claims = importlib.import_module("claims")
-    monkeypatch.setattr(sys, "argv", ["claims.py", "failures", "--causes", "rejected", "--runs", str(here)])
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        monkeypatch.setenv(name, head[0][name])
-    code, said = claims.main(), capfd.readouterr().out
-    assert code == 0 and "failures: PASS" in said, said
-    assert "2 of 2 outputs have no score (2 rejected)" in said and "outside the tokenizer's vocabulary" in said
 
 
 def test_nothing_is_left_of_finished_runs(head, unbroken, broken):
@@ -160,19 +145,3 @@ def test_nothing_is_left_of_finished_runs(head, unbroken, broken):
     pids = summary(unbroken)["actors"]["rollout-0"]["pids"]
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 60, "the end of the engine's processes")
     assert not list(Path("/dev/shm").glob("cohort_small-*"))
-
-
-def test_two_workers_and_two_ranks_on_four_nodes_share_the_work(tmp_path):
-    """Each actor has a raylet of its own, so every bucket of weights crosses from node to node."""
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    size = "steps: 3, questions_per_step: 8, samples_per_question: 8"
-    grpo = f"{{algorithm: grpo, reward: rule, {size}, optimizer: {{learning_rate: 0}}}}"
-    wide = ["rollout.workers=2", "learner.ranks=2", "reward.workers=1", "data.demonstrations=null", f"stages=[{grpo}]"]
-    with raylets(tmp_path, nodes=5, cpus=1, watched=False) as (env, _, _):
-        cohort(env, "train", tmp_path / "recipe.yaml", f"output={tmp_path / 'run'}", *wide)
-    facts = summary(tmp_path / "run")
-    assert len({info["node_id"] for info in facts["actors"].values()}) == 5
-    assert all("Shard" in p for p in facts["actors"]["learner-1"]["placements"].values())
-    # At learning rate 0 the published bytes are the same, whatever way they went.
-    assert len(facts["versions"]) == 3 and len(set(facts["versions"].values())) == 1
-    assert len(found := steps(tmp_path / "run")) == 3 and all(row["canary_mean"] < 1e-4 for row in found)

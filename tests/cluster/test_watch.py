@@ -194,7 +194,7 @@ def test_a_rank_that_is_stopped_ends_the_group_is_named_and_the_other_one_with_i
         rank: ask(actor, LearnerActor.start)(address, rank, 2, RolloutConfig(), "t", False) for rank, actor in ranks.items()
     }
     infos, errors = gather(calls, 120)
-    assert not errors
+    assert not errors and all("Shard" in placement for placement in infos[1]["placements"].values())
     for rank, info in infos.items():
         watch.add(f"learner-{rank}", ranks[rank], info)
     group = LearnerGroup(ranks, 600.0, watch.why)

@@ -1,6 +1,7 @@
-"""What each rank of the two-rank tests does, in a file that spawned processes can import."""
+"""What each rank of the two-rank tests does, in a file that their processes can import."""
 
 import math
+import multiprocessing
 import re
 import time
 from pathlib import Path
@@ -24,8 +25,9 @@ DEADLINE_S = 120
 
 def run_ranks(target, directory: Path, out: Path, world_size: int = 2, **config) -> list:
     """`target(worker, out)` on every rank, each in a fresh process, with these settings; what the ranks returned."""
-    rendezvous = free_address()
-    context = mp.spawn(_rank, (target, directory, out, world_size, rendezvous, config), nprocs=world_size, join=False)
+    multiprocessing.set_forkserver_preload([__name__])  # imported once, not by every process
+    args = (target, directory, out, world_size, free_address(), config)
+    context = mp.start_processes(_rank, args, nprocs=world_size, join=False, start_method="forkserver")
     end = time.monotonic() + DEADLINE_S
     try:
         while not context.join(timeout=max(0.1, end - time.monotonic())):
