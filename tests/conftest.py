@@ -1,6 +1,7 @@
 """Session fixtures that several packages share: a tiny model directory, and one real vLLM engine on it."""
 
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -10,6 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+gc.disable()  # while test files are imported; what they import is not looked through again while the tests run
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
 
 VOCABULARY = ["<pad>", "<s>", "</s>", "<end>", *"0123456789+-=", *(f"w{i}" for i in range(83))]
 """100 tokens, a word each; </s> (2) and <end> (3) both end an output."""

@@ -112,6 +112,7 @@ def test_ten_times_slower_on_either_side_no_more_waits_than_the_bound_allows(wor
     assert max(held) <= 3
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(
     ahead=st.integers(0, 4),

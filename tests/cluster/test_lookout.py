@@ -17,6 +17,8 @@ from cluster.fleet.watch import SILENCE, Watch
 from tests.cluster.clusters import until
 from tests.cluster.local_ray import FakeRay, Handle
 
+pytestmark = pytest.mark.slow
+
 HEARTBEAT_S = 0.5
 WORK = "import sys, time\nprint('works', flush=True)\nwhile True: time.sleep(0.05 if sys.argv[1] == 'idle' else 0)"
 

@@ -171,6 +171,7 @@ def test_a_manifest_that_names_a_file_elsewhere_writes_none(run_dir, url, tmp_pa
     assert not list(tmp_path.rglob("a/out")) and not list(tmp_path.rglob("b/out"))
 
 
+@pytest.mark.slow
 def test_a_run_restored_from_a_copy_goes_on_to_the_same_end(tmp_path, monkeypatch):
     url = f"file://{tmp_path}/far"
     grpo = stage("grpo", reward="rule", steps=4)

@@ -7,6 +7,8 @@ import pytest
 from tests.cluster.planted import PLANTED
 from tests.cluster.simulation import Violated, simulate
 
+pytestmark = pytest.mark.slow
+
 FOUND = {
     "double_accept": r"leased \(attempt 0\) after the end|trained were|resumed",
     "lost_lease": "awaits range|wait for each other",

@@ -214,6 +214,7 @@ def test_a_folder_of_temporary_files_too_deep_for_sockets_is_refused(start, tmp_
     assert one_line(done, tmp_path).startswith("error: TMPDIR: found a path of 150 bytes; expected at most 35")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "found"),
     [

@@ -3,6 +3,7 @@
 What is loaded, computed and updated is the engine's; its event loop, which no model changes, is left out.
 """
 
+import gc
 import multiprocessing
 import os
 from pathlib import Path
@@ -54,6 +55,9 @@ def _serve(pipe: Any, folder: Path) -> None:
         from vllm.model_executor.models import registry
 
         registry._run_in_subprocess = lambda find: find()  # what an architecture can do: in a new process it takes ten seconds
+        # vLLM collects garbage eight times a start: among all modules each time, if they were thawed.
+        gc.freeze()
+        gc.unfreeze = lambda: None
         llm = None
         while True:
             what, *args = pipe.recv()

@@ -132,6 +132,7 @@ def sampled(worker, seed: int, count: int = 64):
     return groups(batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_a_policy_comes_closer_to_its_teacher_whatever_the_rewards(start, model_dir, other_dir, row):
     worker = start(model_dir)

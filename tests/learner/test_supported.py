@@ -66,6 +66,7 @@ def windowed_dir(request, tmp_path_factory):
     return written(request.param, tmp_path_factory.mktemp(request.param.model_type))
 
 
+@pytest.mark.slow
 def test_windows_and_caps_are_the_models_own_with_sequences_beyond_the_window(windowed_dir):
     batch = random_batch(groups=4)
     assert max(len(x.sample.prompt_ids + x.sample.output_ids) for x in batch) > 4 * 4
@@ -75,6 +76,7 @@ def test_windows_and_caps_are_the_models_own_with_sequences_beyond_the_window(wi
     assert_the_models_own(policy, windowed_dir, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [*SCALED, MIXTURE], ids=lambda config: config.model_type)
 def test_scaled_logits_and_experts_are_the_models_own(config, tmp_path):
     # Grouped products of experts know no float64.

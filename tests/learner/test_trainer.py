@@ -82,6 +82,7 @@ def test_what_is_computed_again_for_the_backward_pass_has_the_same_bits(start, m
         assert other.keys() == gradients[0].keys() and all(torch.equal(other[name], x) for name, x in gradients[0].items())
 
 
+@pytest.mark.slow
 def test_compiled_layers_have_the_gradients_of_others(start, model_dir, monkeypatch):
     """What is captured; code for the CPU is not made of it, which takes a minute."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

@@ -145,6 +145,7 @@ def test_coefficient_times_weight_is_the_negative_derivative_of_the_textbook_los
     torch.testing.assert_close(gradient, -expected[trained], rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "overrides", "loss"), [case for case in CASES if case.id not in STOPPED])
 def test_coefficients_agree_with_finite_differences(name, overrides, loss):
     row, step = resolve(name, **overrides), 1e-6
