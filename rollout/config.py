@@ -199,6 +199,14 @@ class ToolsConfig(SandboxConfig):
     """Of one output; later ones are left unrun."""
 
 
+class SpeculativeConfig(Strict):
+    """Tokens are guessed ahead and checked at once: outputs have the policy's distribution all the same (arXiv 2211.17192)."""
+
+    model: AbsolutePath | None = None
+    """Of a smaller model that guesses, and stays as it is; without one a guess is what followed the same tokens before."""
+    tokens: int = Field(default=4, gt=0, le=128)
+
+
 KV_CACHE_GB = 1.0
 GPU_MEMORY_UTILIZATION, SHARED_GPU_MEMORY_UTILIZATION = 0.85, 0.4
 
@@ -222,6 +230,7 @@ class RolloutConfig(Strict):
     """CPU cores each engine binds; by default the cores are divided among the workers of a node, none idle."""
     compile: bool = False
     """Compile the model: a slower start for a few percent of speed on the CPU."""
+    speculative: SpeculativeConfig | None = None
     tools: ToolsConfig | None = None
     """Run the programs of an output and show it what they print; None for chain of thought."""
     transport: Literal["auto", "shm", "nccl", "ipc"] = "auto"

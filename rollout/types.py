@@ -94,6 +94,8 @@ class Completion:
     versions: tuple[tuple[PolicyVersion, int], ...]
     """(version, first token) spans: which weights made which tokens."""
     finish_reason: FinishReason
+    guesses: tuple[int, int] = (0, 0)
+    """Tokens that were guessed ahead, and how many of them the policy took."""
 
 
 class GenerateFn(Protocol):
@@ -126,6 +128,7 @@ class Sample:
     """The output decoded once, without special tokens, for scorers and people."""
     versions: tuple[tuple[PolicyVersion, int], ...]
     finish_reason: FinishReason
+    guesses: tuple[int, int] = (0, 0)
     rejected: str = ""
     """Why it may not be trained on (a NaN log-probability, a token outside the vocabulary, a broken sandbox). It stays a
     member of its group, and is not judged."""

@@ -161,6 +161,7 @@ class RolloutWorker:
             text=self.tokenizer.decode(readable, skip_special_tokens=True),
             versions=completion.versions,
             finish_reason=completion.finish_reason,
+            guesses=completion.guesses,
             rejected=rejected,
         )
 

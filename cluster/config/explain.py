@@ -63,6 +63,8 @@ ELSEWHERE = {
     "rollout.gpu_memory_utilization": "vllm_gpu_memory_utilization gpu_mem_util",
     "rollout.max_concurrent_samples": "max_num_seqs",
     "rollout.compile": "enforce_eager",
+    "rollout.speculative.tokens": "speculative_config num_speculative_tokens",
+    "rollout.speculative.model": "speculative_model draft_model draft_model_path",
     "data.max_prompt_tokens": "max_prompt_length prompt_max_len max_input_length",
     "data.questions.file": "train_files train_file dataset dataset_name dataset_path data_path prompt_data prompt_dataset",
     "data.evaluation": "val_files eval_dataset test_file eval_files validation",

@@ -39,6 +39,11 @@ class RunConfig(RunSettings):
         given = [(stage.teacher, f"stages.{i}.teacher") for i, stage in enumerate(self.stages) if stage.teacher is not None]
         return dict(reversed(given))
 
+    @property
+    def draft(self) -> Path | None:
+        """Directory of the model that guesses tokens ahead."""
+        return self.rollout.speculative.model if self.rollout.speculative else None
+
     @field_validator("output", mode="before")
     @classmethod
     def _default_output(cls, value: object, info: ValidationInfo) -> object:

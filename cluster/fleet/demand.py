@@ -52,6 +52,8 @@ class Size:
     """Parameters of the adapter, where one is trained."""
     teacher: int = 0
     """Parameters of the largest teacher."""
+    draft: int = 0
+    """Parameters of the model that guesses tokens."""
 
 
 def trained_models(config: RunConfig) -> tuple[int, bool]:
@@ -72,7 +74,9 @@ def demands(config: RunConfig, size: Size, activations: float = 0.0) -> list[Dem
     parameters, (trained, reference) = size.parameters, held_parameters(config, size)
     rollout, learner, ranks = config.rollout, config.learner, config.rollout.tensor_parallel_size
     cache = (rollout.kv_cache_gb or KV_CACHE_GB) * 2**30
-    engine = ENGINE + CORE * (ranks > 1) + ranks * (RANK + cache) + ENGINE_COPIES * WIDTH[rollout.dtype] * parameters
+    # Of a model that guesses there is no update.
+    copies = ENGINE_COPIES * parameters + (ENGINE_COPIES - 1) * size.draft
+    engine = ENGINE + CORE * (ranks > 1) + ranks * (RANK + cache) + WIDTH[rollout.dtype] * copies
     # Weights, gradients and Adam's moments are sharded, and so is the copy of all but the gradients from which a checkpoint is
     # written. The version that serves while the learner goes on.
     sent = size.adapter if learner.lora and learner.lora.send == "adapter" else parameters
@@ -110,7 +114,7 @@ def memory(wanted: list[Demand]) -> tuple[float, str]:
     return needed, f"memory: {parts} + driver {DRIVER / GB:g} GB = {needed / GB:.3g} GB"
 
 
-def size_of(model_dir: Path, lora: LoraConfig | None, teachers: Iterable[Path] = ()) -> Size:
+def size_of(model_dir: Path, lora: LoraConfig | None, teachers: Iterable[Path] = (), draft: Path | None = None) -> Size:
     """Raises ValueError for a directory that is no complete model, or one that such an adapter does not fit."""
     from learner.models.lora import adapter_size
     from learner.models.policy import load_causal_lm
@@ -120,6 +124,7 @@ def size_of(model_dir: Path, lora: LoraConfig | None, teachers: Iterable[Path] =
         parameters=sum(p.numel() for p in model.parameters()),
         adapter=adapter_size(model, lora) if lora else 0,
         teacher=max((size_of(path, None).parameters for path in teachers), default=0),
+        draft=size_of(draft, None).parameters if draft else 0,
     )
 
 

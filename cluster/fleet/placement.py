@@ -114,7 +114,7 @@ def _shown(amounts: Sequence[float]) -> str:
 
 def on_cpus(config: RunConfig, wanted: list[Bundle], model_dir: Path, cores: float) -> list[Bundle]:
     """The bundles with their memory. Raises PlacementError for more processes of a role than the cluster has cores."""
-    size = size_of(model_dir, config.learner.lora, config.teachers)
+    size = size_of(model_dir, config.learner.lora, config.teachers, config.draft)
     # Of what a micro-batch takes only the order is known here: that of the weights. `cohort check` counts it.
     needed = demands(config, size, activations=WIDTH["float32"] * size.parameters)
     if problems := too_many(needed, cores, "the cluster"):

@@ -86,6 +86,7 @@ def engine(shape: Shape, work: Workload, tensor_parallel: int, memory: float, sh
     width = WIDTH[work.engine_dtype]
     fixed = {
         "weights": width * shape.parameters / tensor_parallel,
+        "draft": width * (work.draft.parameters if work.draft else 0) / tensor_parallel,
         "activations": ENGINE_ROOM * width * (4 * shape.hidden + 2 * shape.inner / tensor_parallel),
         "logits": 4 * 2 * work.concurrent * shape.vocabulary,
         "program": PROGRAM,
@@ -106,6 +107,7 @@ def of_recipe(config: RunConfig, shape: Shape, memory: float) -> dict[str, Parts
 
 def room(shape: Shape, work: Workload, cache: float, tensor_parallel: int) -> int:
     """Requests that an engine with a cache of these bytes on each of its GPUs runs at once; 0 where one does not fit."""
-    tokens = cache * min(tensor_parallel, shape.key_heads) / shape.cached(WIDTH[work.engine_dtype])
+    cached = sum(one.cached(WIDTH[work.engine_dtype]) for one in (shape, work.draft) if one)
+    tokens = cache * min(tensor_parallel, shape.key_heads) / cached
     usual = work.lengths.prompt / work.group + work.lengths.output / 2
     return min(work.concurrent, int(tokens / usual)) if tokens >= work.longest else 0

@@ -110,6 +110,8 @@ class Workload:
     """Forward passes of such models over the batch before its updates."""
     teacher: Shape | None = None
     """Of the model that reads the batch once more and is held beside them."""
+    draft: Shape | None = None
+    """Of the model that guesses tokens ahead; how many it guesses right no plan knows."""
     concurrent: int = 256
     """Requests that an engine runs at once."""
     utilization: float = GPU_MEMORY_UTILIZATION
@@ -167,6 +169,7 @@ def workload_of(config: RunConfig, stage: StageConfig, lengths: Lengths) -> Work
         reference=reference,
         reads=len(READ & row.needs) + (isinstance(row, Algorithm) and row.weighting.tokens > 0),
         teacher=_largest(config),
+        draft=read_shape(config.draft, "rollout.speculative.model") if config.draft else None,
         concurrent=rollout.max_concurrent_samples,
         cache=(rollout.kv_cache_gb or KV_CACHE_GB) * 2**30,
         judges=reward.workers * reward.judges,

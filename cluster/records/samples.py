@@ -41,6 +41,8 @@ def batch_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     out = {"response_length": fmean(len(s.sample.output_ids) for s in batch)}
     if not all(all(s.sample.sampled_mask) for s in batch):
         out["programs"] = fmean(_programs(s.sample) for s in batch)
+    if guessed := sum(s.sample.guesses[0] for s in batch):
+        out["accepted_share"] = sum(s.sample.guesses[1] for s in batch) / guessed
     if all(s.verdict.status == "given" for s in batch):
         return out
     out["truncated_share"] = fmean(s.sample.finish_reason is FinishReason.LENGTH for s in batch)

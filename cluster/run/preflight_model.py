@@ -20,6 +20,8 @@ from rollout.engine.settings import CPU_HEAD_SIZES
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+DRAFT = "rollout.speculative.model"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
@@ -32,6 +34,8 @@ class Model:
     """Tokens that end an output."""
     teachers: "Mapping[str, Model]" = field(default_factory=dict)
     """By the key that names it."""
+    draft: "Model | None" = None
+    """Of rollout.speculative."""
 
     @property
     def positions(self) -> int:
@@ -40,11 +44,13 @@ class Model:
 
 
 def read_model(config: RunConfig) -> Model:
-    """The policy's, with the teachers'. Raises ValueError when a directory is not a model's."""
+    """The policy's, with the teachers' and the one that guesses. Raises ValueError when a directory is not a model's."""
     model = _read_policy(config)
     teachers = {key: _read(path, config, key) for path, key in config.teachers.items()}
     largest = max((teacher.size.parameters for teacher in teachers.values()), default=0)
-    return replace(model, teachers=teachers, size=replace(model.size, teacher=largest))
+    draft = _read(config.draft, config, DRAFT) if config.draft else None
+    size = replace(model.size, teacher=largest, draft=draft.size.parameters if draft else 0)
+    return replace(model, teachers=teachers, draft=draft, size=size)
 
 
 def _read_policy(config: RunConfig) -> Model:
@@ -141,6 +147,7 @@ def check_model(config: RunConfig, model: Model, report: Report) -> None:
     if config.data.prompt.template == "chat" and (how := turns_differ(model.tokenizer)):
         report.warnings.append(f"data.prompt.template: {how}; demonstrations are trained as outputs are sampled")
     _check_teachers(config, model, report)
+    _check_draft(model, report)
     _check_told_apart(config, model, report)
 
 
@@ -168,12 +175,9 @@ def _check_heads(config: RunConfig, shape: "PreTrainedConfig") -> list[str]:
 
 def _check_teachers(config: RunConfig, model: Model, report: Report) -> None:
     """A teacher reads the policy's token ids, and says of each output how likely all of it is, its end too."""
-    needed, mine = config.data.max_prompt_tokens + config.rollout.max_new_tokens, model.tokenizer.get_vocab()
+    needed = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     for key, teacher in model.teachers.items():
-        theirs, rows, wrong = teacher.tokenizer.get_vocab(), teacher.shape.vocab_size, []
-        if odd := sorted(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token)):
-            first = f"{odd[0]!r} is {theirs.get(odd[0], 'none')} there and {mine.get(odd[0], 'none')} in the policy's"
-            wrong.append(f"its tokenizer has other ids for {len(odd)} tokens: {first}; expected the policy's tokenizer")
+        rows, wrong = teacher.shape.vocab_size, _other_ids(model, teacher)
         if unknown := sorted(set(model.stops) - set(teacher.stops)):
             found = f"{key}: tokens {unknown} end an output of the policy, and {list(teacher.stops)} one of the teacher's"
             (report.problems if len(unknown) == len(model.stops) else report.warnings).append(
@@ -186,6 +190,27 @@ def _check_teachers(config: RunConfig, model: Model, report: Report) -> None:
         report.problems += [f"{key}: {why}" for why in wrong]
         size = f"{teacher.size.parameters / 1e6:.1f} M parameters"
         report.facts.append(f"{key}: {size}, sequences up to {teacher.positions} tokens")
+
+
+def _check_draft(model: Model, report: Report) -> None:
+    """What guesses the policy's tokens has the same ones."""
+    if (draft := model.draft) is None:
+        return
+    wrong = _other_ids(model, draft)
+    if (rows := draft.shape.vocab_size) != model.shape.vocab_size:
+        wrong.append(f"its head has {rows} rows and the policy's {model.shape.vocab_size}; expected as many, as vLLM does")
+    report.problems += [f"{DRAFT}: {why}" for why in wrong]
+    report.facts.append(f"{DRAFT}: {draft.size.parameters / 1e6:.1f} M parameters, which stay as they are")
+
+
+def _other_ids(model: Model, other: Model) -> list[str]:
+    """What is wrong with another model's tokenizer, where it is not the policy's."""
+    mine, theirs = model.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    odd = sorted(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token))
+    if not odd:
+        return []
+    first = f"{odd[0]!r} is {theirs.get(odd[0], 'none')} there and {mine.get(odd[0], 'none')} in the policy's"
+    return [f"its tokenizer has other ids for {len(odd)} tokens: {first}; expected the policy's tokenizer"]
 
 
 def _check_told_apart(config: RunConfig, model: Model, report: Report) -> None:

@@ -74,6 +74,8 @@ class Engine(UpdatableEngine):
         engine._folder = folder
         async with engine._failures("start"):
             await llm.update_weight_version("0")
+            if config.speculative is not None:
+                await llm.collective_rpc("set_temperatures")
             processes = [process.pid for process in engine._llm.engine_core.resources.engine_manager.processes]
             engine._pids = list(dict.fromkeys(processes + await llm.collective_rpc("process_id")))
         del llm  # a frame that outlives this call would keep it, and its finaliser, until the interpreter is half gone

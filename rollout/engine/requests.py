@@ -37,9 +37,12 @@ def completion(output: RequestOutput, version: int) -> Completion:
     ids = tuple(made.token_ids)
     rows = list(made.logprobs or ())[: len(ids)]  # a sample with too few is rejected by the worker, not the wave
     spans = [(int(span.version), span.start) for span in made.weight_versions or ()]
+    guesses = made.spec_decode_metrics
+    taken = sum(count * tokens for tokens, count in enumerate(guesses.histogram)) if guesses else 0
     return Completion(
         output_ids=ids,
         logprobs=tuple((row or {})[token].logprob for token, row in zip(ids[: len(rows)], rows, strict=True)),
         versions=tuple(spans) or ((version, 0),),
         finish_reason=FinishReason(made.finish_reason),
+        guesses=(guesses.num_draft_tokens if guesses else 0, taken),
     )

@@ -15,6 +15,9 @@ from rollout.environment import environment
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes of an attention head that vLLM's CPU build has kernels for."""
 
+NGRAM = (2, 4)
+"""How many of the last tokens must have come before for what followed them to be guessed: the longest such run counts."""
+
 
 def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: int) -> dict[str, Any]:
     """Arguments of vLLM's AsyncEngineArgs; `config.transport` is settled."""
@@ -24,6 +27,7 @@ def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: in
     else:
         # Otherwise a CPU engine takes nearly all memory, and a second one does not start.
         memory = {"kv_cache_memory_bytes": int((config.kv_cache_gb or KV_CACHE_GB) * 2**30)}
+    memory |= _speculation(config)
     return memory | {
         "model": str(model_dir),
         # Token ids in, token ids out.
@@ -47,6 +51,16 @@ def engine_settings(model_dir: Path, config: RolloutConfig, *, max_model_len: in
         "weight_transfer_config": {"backend": config.transport},
         "worker_extension_cls": "rollout.weights.receivers.WorkerExtension",
     }
+
+
+def _speculation(config: RolloutConfig) -> dict[str, Any]:
+    if config.speculative is None:
+        return {}
+    by = {"method": "ngram", "prompt_lookup_min": NGRAM[0], "prompt_lookup_max": NGRAM[1]}
+    if path := config.speculative.model:
+        by = {"method": "draft_model", "model": str(path), "draft_tensor_parallel_size": config.tensor_parallel_size}
+    how = {"num_speculative_tokens": config.speculative.tokens, **by}
+    return {"speculative_config": how, "per_request_spec_decode_metrics": "summary"}
 
 
 def executor(ranks: int) -> str:

@@ -38,6 +38,7 @@ class Episode:
     logprobs: list[float] = field(default_factory=list)
     versions: list[tuple[int, int]] = field(default_factory=list)
     programs: int = 0
+    guesses: tuple[int, int] = (0, 0)
     finish_reason: FinishReason | None = None
     """None while it goes on."""
     failure: str = ""
@@ -50,6 +51,7 @@ class Episode:
             logprobs=tuple(self.logprobs),
             versions=tuple(self.versions),
             finish_reason=self.finish_reason,
+            guesses=self.guesses,
         )
 
 
@@ -110,6 +112,8 @@ class ToolLoop:
         episode.output_ids += completion.output_ids
         episode.logprobs += completion.logprobs
         episode.sampled_mask += [True] * len(completion.output_ids)
+        (made, taken), (more, took) = episode.guesses, completion.guesses
+        episode.guesses = made + more, taken + took
         paused = completion.finish_reason is FinishReason.STOP and not self._stops.issuperset(completion.output_ids[-1:])
         full = len(episode.output_ids) >= episode.request.sampling.max_new_tokens
         episode.finish_reason = FinishReason.LENGTH if paused and full else None if paused else completion.finish_reason

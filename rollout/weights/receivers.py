@@ -17,6 +17,7 @@ from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from rollout.first_calls import pick_kernels
+from rollout.speculation import spread
 from rollout.weights.held import held_sums, sum_of_bits
 from rollout.weights.merging import merged
 from rollout.weights.staging import Staging
@@ -123,6 +124,7 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 class WorkerExtension:
     """Methods that vLLM mixes into its worker class, for `AsyncLLM.collective_rpc`."""
 
+    device: torch.device
     weight_transfer_engine: ShmEngine
     update_weights: Callable[[dict[str, Any]], None]
     """Of vLLM's worker."""
@@ -152,6 +154,13 @@ class WorkerExtension:
     def update_weights_pickled(self, update_info: bytes) -> None:
         """Receive what vLLM's messages cannot carry, torch's own types in the handles of GPU memory among it."""
         self.update_weights(pickle.loads(update_info))
+
+    def set_temperatures(self) -> None:
+        """Of guessed tokens, before there are any; see rollout.speculation."""
+        from vllm.v1.sample import rejection_sampler
+
+        if self.device.type == "cpu":
+            rejection_sampler.expand_batch_to_tokens = spread
 
     def process_id(self) -> int:
         return os.getpid()

@@ -54,6 +54,11 @@ def test_a_teacher_is_held_in_the_compute_dtype_sharded():
     assert taught - alone == pytest.approx((2 * 8e9) / 2)
 
 
+def test_a_model_that_guesses_is_held_as_loaded_and_as_packed():
+    alone, guessed = (needed("rollout.dtype=bfloat16", draft=n)[0].bytes for n in (0, 10**8))
+    assert guessed - alone == pytest.approx(2 * 2 * 1e8)
+
+
 def test_two_of_each_fit_on_two_cores_and_more_processes_of_a_role_than_cores_do_not():
     assert too_many(needed("rollout.workers=2", "learner.ranks=2", "reward.workers=4"), 2, "here") == []
     found = too_many(needed("rollout.workers=40", "learner.ranks=64"), 2, "this machine")

@@ -44,6 +44,13 @@ def test_programs_are_counted_where_some_ran():
     assert batch_metrics(scored_groups([none, one, two]))["programs"] == 1.0
 
 
+def test_the_share_of_guesses_is_over_all_tokens_that_were_guessed():
+    one, two = (scored("g", 0, [3], [4] * 9, reward=1.0) for _ in range(2))
+    guessed = [replace(item, sample=replace(item.sample, guesses=n)) for item, n in ((one, (8, 6)), (two, (2, 0)))]
+    assert batch_metrics(scored_groups(guessed))["accepted_share"] == 0.6
+    assert "accepted_share" not in batch_metrics(scored_groups([one, two]))
+
+
 def judgement(group, index, reward=None, status="score", **components):
     item = scored(group, index, [3], [4], reward=reward)
     return replace(item, verdict=replace(item.verdict, status=status, components=components))

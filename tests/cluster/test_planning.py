@@ -199,6 +199,9 @@ def test_an_engines_cache_is_what_is_left_and_holds_so_many_outputs(shape):
     assert memory.room(model, work(), 524_288 * 12_500, 1) == 100
     assert memory.room(model, work(), 524_288 * 499, 1) == 0, "the longest, 100 + 400, does not fit"
     assert memory.room(model, work(concurrent=7), 80e9, 1) == 7
+    guessed = memory.engine(model, work(draft=model), 1, 80e9, 0.5)
+    assert (guessed["draft"], guessed["cache"]) == (2 * 6_738_415_616, parts["cache"] - 2 * 6_738_415_616)
+    assert memory.room(model, work(draft=model), 524_288 * 12_500, 1) == 50, "both have keys and values"
 
 
 def test_gpus_are_named_as_number_and_kind():

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from cluster.config.run_config import load
 from cluster.run.preflight import check
 from rollout.config import SourceConfig
+from rollout.tasks.arithmetic import make_small_llama
 
 pytestmark = pytest.mark.slow
 
@@ -196,6 +197,18 @@ def test_a_missing_export_is_named_with_the_run_that_it_comes_from(report, tmp_p
     (run / "config.yaml").touch()
     (problem,) = report("model={path: runs/sft/policy}").problems
     assert problem.endswith(f"`cohort export {run} {run}/policy` makes it from the run's checkpoint")
+
+
+def test_a_model_that_guesses_has_the_policys_tokens_and_is_counted(report, tmp_path, tiny_model_dir):
+    make_small_llama(tmp_path / "draft", 7, "small-llama")
+    alone, guessed = report(), report("rollout.speculative={model: draft}")
+    assert guessed.problems == [] and "rollout.speculative.model: 2.4 M parameters, which stay as they are" in guessed.facts
+    assert [fact for fact in alone.facts if fact.startswith("memory")] != [f for f in guessed.facts if f.startswith("memory")]
+    tokens, head = report(f"rollout.speculative={{model: {tiny_model_dir}}}").problems
+    assert tokens.startswith("rollout.speculative.model: its tokenizer has other ids for")
+    assert head.startswith("rollout.speculative.model: its head has 100 rows and the policy's")
+    (problem,) = report("rollout.speculative={model: nowhere}").problems
+    assert problem.startswith(f"rollout.speculative.model: {tmp_path}/nowhere: found no config.json")
 
 
 def test_a_bad_row_is_named_with_its_file_and_line(report, tmp_path, tiny_model_dir):

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -40,10 +41,12 @@ def run(model_dir, leases, completions, run_seed=5):
 
 
 def test_a_sample_is_the_completion_with_its_place_and_its_text(tiny_model_dir):
-    [first, second], _ = run(tiny_model_dir, [lease(indices=(2, 5), attempt=1)], [completion()] * 2)
+    made = replace(completion(), guesses=(3, 1))
+    [first, second], _ = run(tiny_model_dir, [lease(indices=(2, 5), attempt=1)], [made] * 2)
     assert first == Sample(
         ordinal=17, group_id="grpo/17", index=2, attempt=1, prompt_ids=(1, 7, 14, 8), output_ids=(11, 2),
         sampled_mask=(True, True), logprobs=(-0.5, -0.25), text="7", versions=((4, 0),), finish_reason=FinishReason.STOP,
+        guesses=(3, 1),
     )  # fmt: skip
     assert second.index == 5 and not second.rejected
 
