@@ -60,7 +60,7 @@ def check_architecture(directory: Path) -> None:
         config = AutoConfig.from_pretrained(directory)
         check_config(config)
         kind = f"{config.model_type}: "
-        model = AutoModelForCausalLM.from_config(_small(config), attn_implementation=attention_of(config))
+        model = AutoModelForCausalLM.from_config(_small(config), dtype=torch.float32, attn_implementation=attention_of(config))
         _randomise(model)
         check_packing(PolicyModel(model.eval(), chunk=64))
     except (ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError, KeyError) as error:

@@ -170,6 +170,7 @@ def test_reward_models_and_critics_keep_windows(tmp_path, config, kind):
     "config",
     [
         LlamaConfig(**GROUPED, attention_bias=True),
+        LlamaConfig(**GROUPED, dtype="bfloat16"),
         Qwen2Config(**GROUPED),
         GPT2Config(n_embd=32, n_layer=4, n_head=2, summary_first_dropout=0.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
         Qwen3MoeConfig(num_experts=128, num_experts_per_tok=8, hidden_size=2048, moe_intermediate_size=768),
