@@ -7,6 +7,7 @@ an engine may keep its own copy of it. Left out: `held_names` and `iter_groups`,
 Of a model with an adapter (see learner.models.lora) the stream is the merged weights, as copies, or the adapter alone.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -104,12 +105,18 @@ class ModelWeights:
             yield from self._as_in_files(name, tensor)
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
-        """The same under the names of the model's parameters, and in their shapes."""
+        """The same under the names of the model's parameters, and in their shapes. What is tied is gathered once."""
+        names, made = Counter(weight.parameter for weight in self._weights()), {}
         for weight in self._weights():
+            if weight.parameter in made:
+                yield weight.name, made[weight.parameter]
+                continue
             narrow = weight.value().to(self._dtype) if self._kept is None else self._as_kept(weight, self._kept)
             if isinstance(narrow, DTensor):
                 # Where the ranks compute: offloaded weights are gathered faster there, and some transports send from there.
                 narrow = cast(DTensor, narrow.to(narrow.device_mesh.device_type)).full_tensor()
+            if names[weight.parameter] > 1:
+                made[weight.parameter] = narrow
             yield weight.name, narrow
 
     def _as_in_files(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:

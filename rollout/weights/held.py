@@ -12,13 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rollout.weights.threads import MOST_THREADS, on_all_cores
+
 BITS = {2: torch.int16, 4: torch.int32}
 STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """The parts of stacked modules where a model of vLLM does not say them."""
 EXPERTS = {"w13_weight": ("gate_proj", "up_proj", "w1", "w3"), "w2_weight": ("down_proj", "w2")}
 """What vLLM's experts hold, and the layers of each expert that these are stacked from."""
-ROWS = 256
+ROWS = 1024
 """Of the unit matrix, in one product."""
+PART = 2**17
+"""Elements that are added up at once, in the cache."""
 
 
 def sum_of_bits(tensor: Tensor) -> int:
@@ -27,21 +31,24 @@ def sum_of_bits(tensor: Tensor) -> int:
     zero = torch.iinfo(bits.dtype).min  # the bits of -0
     if bits.device.type != "cpu":
         return int(bits.sum(dtype=torch.int64) - zero * (bits == zero).sum())
-    values = bits.numpy()  # torch widens all of it before it adds up, which takes ten times as long
-    return int(values.sum(dtype=np.int64)) - zero * int(np.count_nonzero(values == zero))
+    values = bits.contiguous().numpy().reshape(-1)  # torch widens all of it before it adds up, which takes ten times as long
+    parts = (values[first : first + PART] for first in range(0, values.size, PART))
+    return sum(int(part.sum(dtype=np.int64)) - zero * int(np.count_nonzero(part == zero)) for part in parts)
 
 
 def held_sums(model: nn.Module, dtype: torch.dtype) -> list[tuple[str, int]]:
     """(parameter, sum) of every weight of a vLLM model in `dtype`; twice where there are two copies, as of an output head."""
-    found = [(name, sum_of_bits(p)) for name, p in model.named_parameters() if p.dtype == dtype and p.numel()]
-    for name, module in cast(Iterable[tuple[str, Any]], model.named_modules()):
-        # vLLM's CPU build packs matrices for its kernels. A product with a row of the unit matrix is a column, exactly.
-        widths = (getattr(module, key, None) for key in ("input_size_per_partition", "input_size", "embedding_dim"))
-        width = next(filter(None, widths), None)
-        if hasattr(module, "cpu_linear") and width:
-            units = torch.eye(width, dtype=dtype).split(ROWS)
-            found.append((f"{name}.weight", sum(sum_of_bits(module.quant_method.apply(module, x, None)) for x in units)))
-    return found
+    with on_all_cores() as pool:
+        found = [(n, [pool.submit(sum_of_bits, p)]) for n, p in model.named_parameters() if p.dtype == dtype and p.numel()]
+        for name, module in cast(Iterable[tuple[str, Any]], model.named_modules()):
+            # vLLM's CPU build packs matrices for its kernels. A product with a row of the unit matrix is a column, exactly.
+            widths = (getattr(module, key, None) for key in ("input_size_per_partition", "input_size", "embedding_dim"))
+            width = next(filter(None, widths), None)
+            if hasattr(module, "cpu_linear") and width:
+                columns = (module.quant_method.apply(module, x, None) for x in torch.eye(width, dtype=dtype).split(ROWS))
+                found.append((f"{name}.weight", [pool.submit(sum_of_bits, part) for part in columns]))
+                found[max(0, len(found) - MOST_THREADS)][1][-1].result()  # no more are held in memory
+        return [(name, sum(part.result() for part in parts)) for name, parts in found]
 
 
 def differing(

@@ -46,19 +46,17 @@ class Whole:
 
     def __init__(self, source: Any) -> None:
         self._source, self._rest = source, iter(source)
-        self.sums: dict[str, int] = {}  # of what streamed past; see rollout.held
+        self.seconds = 0.0  # that the source took
 
     def metadata(self) -> list[Any]:
         return self._source.metadata()
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in self._rest:
-            self.sums[name] = sum_of_bits(tensor)
-            yield name, tensor
-
-    def unread(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors, for a rank that only joins the gathers."""
-        return self._rest
+        began = time.monotonic()
+        for found in self._rest:
+            self.seconds += time.monotonic() - began
+            yield found
+            began = time.monotonic()
 
     def finish(self) -> None:
         for _ in self._rest:
@@ -71,7 +69,7 @@ class ShmTrainerInitInfo(TrainerInitInfo):
 
     backend: ClassVar[str] = "shm"
     prefix: str
-    bucket_bytes: int = 64 * 2**20
+    bucket_bytes: int = 16 * 2**20
 
 
 class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
@@ -87,7 +85,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         super().__init__(client=cast(Any, client), source=source, is_sender=init_info.is_sender)
         self.init_info = init_info
         self.version = 0
-        self.digest, self.sums = "", {}
+        self.digest, self.sums, self.seconds = "", {}, {}
 
     @classmethod
     def trainer_init(cls, init_info: ShmTrainerInitInfo, *, client: Client, source: Any = None) -> Self:
@@ -111,13 +109,15 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
             whole.finish()
 
     def _send(self, whole: Whole) -> None:
-        info = self.init_info
+        info, began = self.init_info, time.monotonic()
         manifest = write_buckets(whole, prefix=info.prefix, version=self.version, bucket_bytes=info.bucket_bytes)
+        written = time.monotonic()
         try:
             self.client.update_weights({"manifest": manifest.to_dict()})
         finally:
             release(manifest)
-        self.digest, self.sums = manifest.digest, whole.sums
+        self.digest, self.sums = manifest.digest, {entry.name: entry.sum for entry in manifest.tensors}
+        self.seconds = {"gather": whole.seconds, "copy": written - began - whole.seconds, "stage": time.monotonic() - written}
 
 
 class StreamingTrainer:
@@ -132,7 +132,7 @@ class StreamingTrainer:
         self._engine: Any = None  # vLLM's sender, once it has met the engines
         self._whole = Whole(())
         self.version = 0
-        self.digest, self.sums = "", {}
+        self.digest, self.sums, self.seconds = "", {}, {}
 
     def start(self, init_info: TrainerInitInfo) -> Self:
         """Rendezvous with the engines."""
@@ -164,13 +164,14 @@ class StreamingTrainer:
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         if not self._engine.is_sender:
-            yield from self._whole.unread()
+            yield from self._whole
             return
-        rows = []
+        rows, sums = [], {}
         for name, tensor in checked(self._whole):
             rows.append((name, dtype_name(tensor.dtype), tuple(tensor.shape), hash_of(as_bytes(tensor))))
+            sums[name] = sum_of_bits(tensor)
             yield name, tensor
-        self.digest, self.sums = digest_of(rows), self._whole.sums
+        self.digest, self.sums = digest_of(rows), sums
 
     def metadata(self) -> list[Any]:
         return self._source.metadata()
@@ -192,7 +193,7 @@ class StreamingTrainer:
 
     def send_weights(self) -> None:
         """Stream one version into every engine behind the client. An engine that fails is unusable."""
-        self._whole = Whole(self._source)
+        self._whole, began = Whole(self._source), time.monotonic()
         try:
             self._engine.send_weights()
         except Exception:
@@ -201,6 +202,7 @@ class StreamingTrainer:
                 raise
         finally:
             self._whole.finish()
+        self.seconds = {"gather": self._whole.seconds, "copy": time.monotonic() - began - self._whole.seconds}
 
     def shutdown(self) -> None:
         self._engine.shutdown()

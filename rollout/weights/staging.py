@@ -1,6 +1,7 @@
 """Weights from shared memory: the receiver's half. Torch only.
 
-Every bucket is copied into private memory first and hashed there, so that what will be loaded is what was checked.
+Every bucket is copied into private memory first and hashed there, so that what will be loaded is what was checked. Threads do
+it, each a bucket at a time.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
+from rollout.weights.threads import on_all_cores
 from rollout.weights.transfer import Bucket, Manifest, TransferError, digest_of, hash_of, segment_path
 
 
@@ -29,17 +31,11 @@ class Staging:
         """Copy every bucket, then check the copies. Raises TransferError, and holds nothing then."""
         self.clear()
         self._check_structure(manifest)
-        buffers = [_copy(bucket) for bucket in manifest.buckets]
-        tensors, seen = {}, []
-        for entry in manifest.tensors:
-            flat = buffers[entry.bucket][entry.offset : entry.offset + entry.nbytes]
-            found = hash_of(flat)
-            if found != entry.blake3:
-                segment = manifest.buckets[entry.bucket].segment
-                raise TransferError(f"tensor {entry.name!r} in {segment}: received blake3 {found}, published {entry.blake3}")
-            tensors[entry.name] = flat.view(getattr(torch, entry.dtype)).view(entry.shape)
-            seen.append((entry.name, entry.dtype, entry.shape, found))
-        digest = digest_of(seen)
+        with on_all_cores() as pool:
+            buckets = list(pool.map(lambda number: _received(manifest, number), range(len(manifest.buckets))))
+        parts = {name: part for received in buckets for name, part in received.items()}
+        tensors = {e.name: parts[e.name][0].view(getattr(torch, e.dtype)).view(e.shape) for e in manifest.tensors}
+        digest = digest_of((e.name, e.dtype, e.shape, parts[e.name][1]) for e in manifest.tensors)
         if digest != manifest.digest:
             raise TransferError(f"version {manifest.version}: received digest {digest}, published {manifest.digest}")
         self.tensors, self.digest = tensors, digest
@@ -66,6 +62,20 @@ class Staging:
             if have != want:
                 problem = "is missing" if have is None else "is not a tensor of this model" if want is None else f"is {have}"
                 raise TransferError(f"tensor {name!r} {problem}" + (f", expected {want}" if want and have else ""))
+
+
+def _received(manifest: Manifest, number: int) -> dict[str, tuple[torch.Tensor, str]]:
+    """(bytes, hash) of every tensor of a bucket, in private memory."""
+    bucket = manifest.buckets[number]
+    buffer, found, hashes = _copy(bucket), {}, {}
+    for entry in (entry for entry in manifest.tensors if entry.bucket == number):
+        flat, where = buffer[entry.offset : entry.offset + entry.nbytes], (entry.offset, entry.nbytes)
+        hashed = hashes[where] = hashes.get(where) or hash_of(flat)  # a tensor may have two names
+        found[entry.name] = flat, hashed
+        if hashed != entry.blake3:
+            text = f"received blake3 {hashed}, published {entry.blake3}"
+            raise TransferError(f"tensor {entry.name!r} in {bucket.segment}: {text}")
+    return found
 
 
 def _copy(bucket: Bucket) -> torch.Tensor:

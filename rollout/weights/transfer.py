@@ -8,14 +8,18 @@ segments that another process still reads.
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import blake3
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from rollout import leftovers
+from rollout.weights.held import sum_of_bits
+from rollout.weights.threads import MOST_THREADS, on_all_cores
 
 ALIGNMENT = 64
 """Bytes; a tensor's offset must be a multiple of its item size to be viewed in place."""
@@ -44,6 +48,8 @@ class Entry:
     offset: int
     nbytes: int
     blake3: str
+    sum: int
+    """Of the elements' bits; see rollout.held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,41 +116,62 @@ def checked(source: Any) -> Iterator[tuple[str, torch.Tensor]]:
         raise TransferError(f"weight source ends before {declared[count].name!r}, which its metadata declares")
 
 
-def write_buckets(source: Any, *, prefix: str, version: int, bucket_bytes: int = 64 * 2**20) -> Manifest:
-    """Publish every (name, tensor) of a weight source. The caller releases the manifest; on an error nothing is left behind."""
+def write_buckets(source: Any, *, prefix: str, version: int, bucket_bytes: int = 16 * 2**20) -> Manifest:
+    """Publish every (name, tensor) of a weight source. The caller releases the manifest; on an error nothing is left behind.
+
+    Threads hash and write buckets while the next ones are gathered. A tensor that comes under two names is written once.
+    """
+    name_of = f"cohort_{prefix}_{os.getpid()}_v{version}_{{}}".format
     buckets: list[Bucket] = []
-    entries: list[Entry] = []
-    waiting: list[tuple[int, torch.Tensor]] = []
-    used = 0
-
-    def flush() -> None:
-        segment = f"cohort_{prefix}_{os.getpid()}_v{version}_{len(buckets)}"
-        buckets.append(Bucket(segment=segment, nbytes=used))
-        with _created(segment) as file:
-            file.truncate(used)
-            for offset, flat in waiting:
-                file.seek(offset)
-                file.write(flat.numpy().data)
-        waiting.clear()
-
+    written: list[Future[list[Entry]]] = []
+    waiting: list[tuple[str, torch.Tensor, int]] = []
+    order: list[tuple[str, str]] = []
+    used, first = 0, cast(dict[torch.Tensor, str], WeakIdKeyDictionary())
     try:
-        for name, tensor in checked(source):
-            flat = as_bytes(tensor)
-            if waiting and used + flat.numel() > bucket_bytes:
+        with on_all_cores() as pool:
+
+            def flush() -> None:
+                buckets.append(Bucket(segment=name_of(len(buckets)), nbytes=used))
+                written.append(pool.submit(_written, buckets[-1], len(written), waiting.copy()))
+                waiting.clear()
+                if len(written) > MOST_THREADS:  # no more are held in memory
+                    written[-1 - MOST_THREADS].result()
+
+            for name, tensor in checked(source):
+                order.append((name, first.setdefault(tensor, name)))
+                if order[-1][1] != name:
+                    continue
+                offset = -(-used // ALIGNMENT) * ALIGNMENT
+                if waiting and offset + tensor.nbytes > bucket_bytes:
+                    flush()
+                offset = offset if waiting else 0
+                waiting.append((name, tensor, offset))
+                used = offset + tensor.nbytes
+            if waiting:
                 flush()
-            offset = 0 if not waiting else -(-used // ALIGNMENT) * ALIGNMENT
-            waiting.append((offset, flat))
-            used = offset + flat.numel()
-            where = {"bucket": len(buckets), "offset": offset, "nbytes": flat.numel(), "blake3": hash_of(flat)}
-            entries.append(Entry(name=name, dtype=dtype_name(tensor.dtype), shape=tuple(tensor.shape), **where))
-        if waiting:
-            flush()
+            entries = {entry.name: entry for bucket in written for entry in bucket.result()}
     except BaseException:
         for bucket in buckets:
             segment_path(bucket.segment).unlink(missing_ok=True)
         raise
-    digest = digest_of((e.name, e.dtype, e.shape, e.blake3) for e in entries)
-    return Manifest(version=version, buckets=tuple(buckets), tensors=tuple(entries), digest=digest)
+    tensors = tuple(replace(entries[same], name=name) for name, same in order)
+    digest = digest_of((e.name, e.dtype, e.shape, e.blake3) for e in tensors)
+    return Manifest(version=version, buckets=tuple(buckets), tensors=tensors, digest=digest)
+
+
+def _written(bucket: Bucket, number: int, tensors: Iterable[tuple[str, torch.Tensor, int]]) -> list[Entry]:
+    """Write (name, tensor, offset) into a new file; the entries."""
+    entries = []
+    with _created(bucket.segment) as file:
+        file.truncate(bucket.nbytes)
+        for name, tensor, offset in tensors:
+            flat = as_bytes(tensor)
+            file.seek(offset)
+            file.write(flat.numpy().data)
+            where = {"bucket": number, "offset": offset, "nbytes": flat.numel(), "sum": sum_of_bits(tensor)}
+            kind = dtype_name(tensor.dtype)
+            entries.append(Entry(name=name, dtype=kind, shape=tuple(tensor.shape), blake3=hash_of(flat), **where))
+    return entries
 
 
 def release(manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import pickle
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -83,8 +84,9 @@ class UpdatableEngine:
         self._staged = True
         return verdicts[0]["digest"]
 
-    async def finish_weight_update(self, version: int, sums: Mapping[str, int]) -> None:
-        """Load, compare what is held with the sender's sums of bits, drop the key-value cache, serve the new version.
+    async def finish_weight_update(self, version: int, sums: Mapping[str, int]) -> dict[str, float]:
+        """Load, compare what is held with the sender's sums of bits, drop the key-value cache, serve the new version; the
+        seconds that the first two took.
 
         Requests in flight keep their tokens and go on under the new weights; with `keep_kv` the cache too, which requests of
         another version do not find. Raises EngineError; the engine, which may hold
@@ -99,14 +101,18 @@ class UpdatableEngine:
         try:
             self._broken = f"the commit of version {version} did not finish"
             async with self._failures(f"commit of version {version}"):
+                began = time.monotonic()
                 await self._llm.pause_generation(mode="keep", clear_cache=False)
                 await self._llm.finish_weight_update(weight_version=str(version))
+                loaded = time.monotonic()
                 await self._compare(sums)
+                seconds = {"load": loaded - began, "verify": time.monotonic() - loaded}
                 await self._wake("kv_cache")
                 if not self._keep_kv and not await self._llm.reset_prefix_cache(reset_running_requests=True):
                     raise EngineError("vLLM did not drop its prefix cache")
                 await self._llm.resume_generation()
             self._version, self._broken = version, ""
+            return seconds
         finally:
             self._gate.release()
 

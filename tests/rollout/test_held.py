@@ -1,8 +1,12 @@
 """What an engine holds against what was sent to it, by sums of bits."""
 
+import os
+from threading import Thread
+
 import torch
 
 from rollout.weights.held import differing, sum_of_bits
+from rollout.weights.threads import on_all_cores
 
 
 def test_what_is_held_is_compared_through_stacks_shards_and_replicas():
@@ -41,3 +45,24 @@ def test_sums_see_one_bit_of_bfloat16_and_no_order():
     moved[5, 3] = torch.nextafter(moved[5, 3], torch.tensor(9.0, dtype=torch.bfloat16))
     assert sum_of_bits(moved) != sum_of_bits(weights)
     assert sum_of_bits(torch.tensor([-0.0])) == sum_of_bits(torch.tensor([0.0])) == 0
+
+
+def test_sums_of_many_parts_are_those_of_the_whole():
+    weights = torch.randn(300_001, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weights[::7] = -0.0
+    bits = weights.view(torch.int16).tolist()
+    assert sum_of_bits(weights) == sum(value for value in bits if value != -(2**15))
+
+
+def test_threads_have_all_cores_though_their_starter_is_bound_to_one():
+    cores, found = os.sched_getaffinity(0), []
+
+    def bound():
+        os.sched_setaffinity(0, {min(cores)})
+        with on_all_cores() as pool:
+            found.append(pool.submit(os.sched_getaffinity, 0).result())
+
+    starter = Thread(target=bound)
+    starter.start()
+    starter.join()
+    assert found == [cores]

@@ -69,6 +69,18 @@ def test_buckets_are_filled_to_their_size_and_a_larger_tensor_has_its_own(publis
     assert [b.segment for b in manifest.buckets] == [f"cohort_run_{os.getpid()}_v3_{i}" for i in (0, 1)]
 
 
+def test_a_tensor_with_two_names_is_written_once_and_staged_under_both(publish, shm):
+    manifest = publish({**TENSORS, "head": TENSORS["embed"]})
+    first, *_, second = manifest.tensors
+    assert (second.name, second.bucket, second.offset, second.blake3) == ("head", 0, 0, first.blake3)
+    assert sum(path.stat().st_size for path in shm.iterdir()) == 2400 + 128 + 48
+    staging = Staging(EXPECTED | {"head": EXPECTED["embed"]})
+    staging.receive(manifest)
+    assert staging.tensors["head"].equal(TENSORS["embed"]) and staging.digest == manifest.digest
+    copy = publish({**TENSORS, "head": TENSORS["embed"].clone()})
+    assert copy.digest == manifest.digest and copy.tensors[-1].bucket == 2
+
+
 def test_what_is_staged_no_longer_depends_on_the_segments(publish, shm):
     manifest = publish()
     staging = Staging()
