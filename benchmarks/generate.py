@@ -61,11 +61,11 @@ def ours(model: Path) -> Iterator[Callable[[int], Side]]:
 
     from cluster.fleet.actors import RolloutActor
     from cluster.fleet.calls import all_answers, ask, follow, stream
-    from cluster.fleet.spawner import ENVIRONMENT
+    from cluster.fleet.spawner import ENVIRONMENT, LARGE
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, namespace="cohort")
     config = settings(model)
-    options = {"num_cpus": 1, "runtime_env": {"env_vars": ENVIRONMENT}}
+    options = {"num_cpus": 1, "runtime_env": {"env_vars": ENVIRONMENT | LARGE}}
     actor = ray.remote(RolloutActor).options(**options).remote(config, config.rollout, model, "generate", 256)
     all_answers({0: ask(actor, RolloutActor.start)(0, 1)}, "rollout", DEADLINE_S, "start")
     sampling = Sampling(temperature=1.0, max_new_tokens=LONGEST)

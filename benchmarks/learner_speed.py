@@ -27,7 +27,7 @@ from gpu_speed import matmul_peak, operations, to_train, trainer_of
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from cluster.fleet.spawner import JEMALLOC, TRAINING
+from cluster.fleet.spawner import JEMALLOC, LARGE
 from learner.algorithms.table import TABLE
 from learner.batch.packing import plain_output
 from learner.config import LearnerConfig
@@ -156,7 +156,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="a file for the figures")
     args = parser.parse_args()
     if JEMALLOC.exists() and not torch.cuda.is_available() and "LD_PRELOAD" not in os.environ:  # as a rank on CPUs has it
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | TRAINING)
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | LARGE)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     pick_kernels()
     lines = []

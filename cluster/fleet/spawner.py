@@ -20,13 +20,13 @@ P = ParamSpec("P")
 ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "PYTHONFAULTHANDLER": "1"}
 JEMALLOC = Path(ray.__file__).parent / "core" / "libjemalloc.so"
 """Ray's own."""
-TRAINING = {
+LARGE = {
     "LD_PRELOAD": str(JEMALLOC),
     "MALLOC_CONF": "thp:always,narenas:1,oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1",
 }
-"""For a rank on CPUs: what a large tensor leaves behind is kept for the next, and got from the system in large pages. The C
-library's own allocator gets every one of more than 32 MB page by page and gives it back, which takes a quarter of a step's
-time; told not to, it grows without end."""
+"""For large tensors on CPUs: what one leaves behind is kept for the next, and got from the system in large pages. The C
+library's own allocator gets every one of more than 32 MB page by page and gives it back, which takes a quarter of a training
+step's time, and a third of a weight update's in an engine; told not to, it grows without end."""
 
 
 class Spawner:
@@ -80,7 +80,7 @@ class Spawner:
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle.place)
         if not environment and not bundle.gpus:
             environment = {"CUDA_VISIBLE_DEVICES": ""}  # Ray would let it see all of its node's
-            environment |= TRAINING if role == "learner" and JEMALLOC.exists() else {}
+            environment |= LARGE if role in ("learner", "rollout") and JEMALLOC.exists() else {}
         options = ray.remote(cast(type, cls)).options
         remote = options(
             name=f"{self.prefix}/{role}-{slot}" + (f".{number}" if number else ""),
