@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,8 +94,8 @@ class RolloutActor:
         with on_this_node(update_info["manifest"], arrived, self.prefix) as manifest:
             return await self.worker.engine.update_weights({"manifest": manifest})
 
-    async def finish_weight_update(self, version: PolicyVersion, sums: dict[str, int]) -> None:
-        await self.worker.engine.finish_weight_update(version, sums)
+    async def finish_weight_update(self, version: PolicyVersion, sums: dict[str, int]) -> dict[str, float]:
+        return await self.worker.engine.finish_weight_update(version, sums)
 
     async def sleep(self) -> None:
         await self.worker.engine.sleep()
@@ -145,8 +146,10 @@ class RewardActor:
         with on_this_node(update_info["manifest"], arrived, self.prefix) as manifest:
             return self.worker.update_weights(manifest)
 
-    def finish_weight_update(self, version: int, sums: dict[str, int]) -> None:
+    def finish_weight_update(self, version: int, sums: dict[str, int]) -> dict[str, float]:
+        began = time.monotonic()
         self.worker.finish_weight_update(version)
+        return {"load": time.monotonic() - began}
 
 
 class LearnerActor:

@@ -74,7 +74,7 @@ class Publisher:
         sender.send_weights()
         # Whoever failed is replaced by another member. The old group, of nccl in particular, is of no use then.
         self._held[model] = _Held(sender, [] if client.failed else members)
-        return Moved(digest=sender.digest, sums=sender.sums, failed=client.failed)
+        return Moved(digest=sender.digest, sums=sender.sums, failed=client.failed, seconds=sender.seconds)
 
     def _source(self, model: Model, dtype: str, version: PolicyVersion) -> "ModelWeights":
         if model != "policy" or not self._ahead:

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import ray
@@ -33,7 +33,7 @@ class Receiver(Protocol):
 
     def update_weights(self, update_info: TransferInfo, buckets: Buckets, /) -> str: ...
 
-    def finish_weight_update(self, version: int, sums: dict[str, int], /) -> None: ...
+    def finish_weight_update(self, version: int, sums: dict[str, int], /) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,8 @@ class Receivers:
     deadline_s: float
     grace_s: float | None = None
     """For the others, once one has failed (see `calls.gather`)."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """That the slowest took to finish, by part of the work."""
 
     def only(self, slots: Sequence[int]) -> "Receivers":
         return replace(self, members={slot: self.members[slot] for slot in slots})
@@ -69,10 +71,15 @@ class Receivers:
         buckets = {slot: {} if self.nodes[slot] == here else shipped for slot in slots}
         return self._answers(method, {slot: self._ask(slot, method)(info, buckets[slot]) for slot in slots})
 
-    def finish(self, slots: Sequence[int], version: int, sums: dict[str, int]) -> tuple[dict[int, None], dict[int, str]]:
+    def finish(
+        self, slots: Sequence[int], version: int, sums: dict[str, int]
+    ) -> tuple[dict[int, dict[str, float]], dict[int, str]]:
         """Load and serve what was prepared."""
         method = Receiver.finish_weight_update
-        return self._answers(method, {slot: self._ask(slot, method)(version, sums) for slot in slots})
+        answers, errors = self._answers(method, {slot: self._ask(slot, method)(version, sums) for slot in slots})
+        for part, seconds in ((part, seconds) for took in answers.values() for part, seconds in took.items()):
+            self.seconds[part] = max(seconds, self.seconds.get(part, 0.0))
+        return answers, errors
 
     def _ask(self, slot: int, method: Callable[Concatenate[Receiver, P], R]) -> Callable[P, ObjectRef[R]]:
         return ask(self.members[slot], method, f"{method.__name__} of slot {slot}")

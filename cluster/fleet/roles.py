@@ -10,8 +10,9 @@ from cluster.fleet.actors import RewardActor, RolloutActor
 from cluster.fleet.calls import ask, follow, stream
 from cluster.fleet.publisher import STREAMING, Model
 from cluster.fleet.receivers import Receiver, Receivers
-from cluster.fleet.weight_update import transact
+from cluster.fleet.weight_update import Moved, transact
 from cluster.fleet.workers import PUBLISH_DEADLINES, Handles, Workers
+from cluster.records.clock import taking
 from reward.judging.judges import judging_seconds
 from reward.types import By, ScoredGroup
 from rollout.patience import longest
@@ -48,17 +49,21 @@ class Roles(Workers):
         return self.watch.gather("reward", calls, deadline, name)
 
     def learner_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self.learner.named("canary").logprobs(sequences)
+        with taking(self.split, "canary_learner"):
+            return self.learner.named("canary").logprobs(sequences)
 
     def engine_logprobs(
         self, slots: Sequence[int], sequences: Sequence[Sequence[int]]
     ) -> tuple[dict[int, list[list[float]]], dict[int, str]]:
         calls = {slot: ask(self.rollout[slot], RolloutActor.logprobs, "canary")(sequences) for slot in slots}
-        return self.watch.gather("rollout", calls, self.config.cluster.sync_deadline_s, "canary")
+        with taking(self.split, "canary"):
+            return self.watch.gather("rollout", calls, self.config.cluster.sync_deadline_s, "canary")
 
-    def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:
+    def publish(
+        self, version: PolicyVersion, slots: Sequence[int], sent: Callable[[], object] = lambda: None
+    ) -> tuple[str, dict[int, str], bool]:
         engines = self._receivers(self.rollout, self.nodes, slots)
-        return self._send("policy", version, engines, f"publish v{version}")
+        return self._send("policy", version, engines, f"publish v{version}", sent)
 
     def send_reward_model(self, version: int, slots: Sequence[int]) -> tuple[str, dict[int, str]]:
         actors = self._receivers(self.reward, self.reward_nodes, slots)
@@ -70,12 +75,21 @@ class Roles(Workers):
         members = {slot: cast(ActorHandle[Receiver], actors[slot]) for slot in slots}
         return Receivers(members=members, nodes=nodes, deadline_s=self.config.cluster.sync_deadline_s)
 
-    def _send(self, model: Model, version: int, receivers: Receivers, name: str) -> tuple[str, dict[int, str], bool]:
+    def _send(
+        self, model: Model, version: int, receivers: Receivers, name: str, sent: Callable[[], object] = lambda: None
+    ) -> tuple[str, dict[int, str], bool]:
         learner = self.learner.named(name, PUBLISH_DEADLINES * receivers.deadline_s)
-        streaming, slots = model == "policy" and self.rollout_config.transport in STREAMING, list(receivers.members)
-        return transact(
-            receivers, lambda ready: learner.publish(model, version, receivers.only(ready)), slots, version, streaming=streaming
-        )
+        streaming = model == "policy" and self.rollout_config.transport in STREAMING
+
+        def move(ready: list[int]) -> Moved:
+            moved = learner.publish(model, version, receivers.only(ready))
+            self.split |= moved.seconds
+            sent()
+            return moved
+
+        done = transact(receivers, move, list(receivers.members), version, streaming=streaming)
+        self.split |= receivers.seconds
+        return done
 
     def rest(self) -> None:
         """The engines leave their GPUs to the learner, where the run has them take turns."""

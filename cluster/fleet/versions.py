@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
-from cluster.fibers import Turn
+from cluster.fibers import Later, Turn
 from cluster.fleet.roles import Roles
 from cluster.fleet.weight_update import Canary, publish, publish_reward_model
 from cluster.records.clock import Clock
 from cluster.records.state import State
 from cluster.stopping import RunFailed
 from rollout.types import Question
+
+LENGTH = 16
+"""Tokens of each of the canary's sequences: a wrong weight shows in every token, and each costs an update time."""
 
 
 class OnDisk:
@@ -40,7 +43,7 @@ class Serving:
         self._as_on_disk = roles.canary is None
         """Whether the engines began this life with the weights on disk; else with those of the learner that failed."""
         self._canary = roles.canary = roles.canary or _calibrated(roles, questions)
-        self._logprobs: list[list[float]] = []
+        self._logprobs: Later[list[list[float]]] = Later(list, "canary")
         """The learner's of the canary's sequences, under the version that serves."""
 
     @property
@@ -101,8 +104,9 @@ class Serving:
 
     def _publish(self, version: int) -> float:
         with self._clock.timed("sync"), self.changing:
-            logprobs = self._roles.learner_logprobs(self._canary.sequences)
+            logprobs = Later(lambda: self._roles.learner_logprobs(self._canary.sequences), "canary")
             digest, difference = publish(self._roles, version, self._canary, logprobs)
+            logprobs.result()  # under these weights: the learner goes on from them
             self._logprobs = logprobs
         if version:
             self.digests[str(version)] = digest
@@ -117,8 +121,8 @@ class Serving:
 
 def _calibrated(roles: Roles, questions: Sequence[Question]) -> Canary:
     vocabulary = 1 + max(max(q.prompt_ids) for q in questions)
-    spread = [[(7919 * (i + 1) * (j + 1)) % vocabulary for i in range(32)] for j in range(2)]
-    sequences = [list(q.prompt_ids[-64:]) for q in questions[:4] if len(q.prompt_ids) > 1] + spread
+    spread = [[(7919 * (i + 1) * (j + 1)) % vocabulary for i in range(LENGTH)] for j in range(2)]
+    sequences = [list(q.prompt_ids[-LENGTH:]) for q in questions[:2] if len(q.prompt_ids) > 1] + spread
     engines, errors = roles.engine_logprobs(roles.slots(), sequences)
     if errors:
         failed = "; ".join(f"rollout-{slot}: {why}" for slot, why in sorted(errors.items()))

@@ -11,9 +11,10 @@ transport (nccl, ipc: bytes go straight into the live weights), takes that engin
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from cluster.fibers import Later
 from rollout.types import PolicyVersion
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Moved:
     """Of each tensor's bits (see rollout.held)."""
     failed: dict[int, str]
     """Why each receiver that failed did, by slot."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By part of the work (see METRICS, `seconds_sync_`)."""
 
 
 def transact(
@@ -134,8 +137,11 @@ class Fleet(Protocol):
 
     def slots(self) -> list[int]: ...
 
-    def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:
-        """Send the learner's weights. Returns (digest, failures by slot, whether those engines may hold a mixture)."""
+    def publish(
+        self, version: PolicyVersion, slots: Sequence[int], sent: Callable[[], object]
+    ) -> tuple[str, dict[int, str], bool]:
+        """Send the learner's weights. Returns (digest, failures by slot, whether those engines may hold a mixture). `sent` is
+        called when the learner has no more to do, before the engines load."""
         ...
 
     def engine_logprobs(self, slots: Sequence[int], sequences) -> tuple[dict[int, list[list[float]]], dict[int, str]]:
@@ -176,10 +182,10 @@ def publish_reward_model(actors: RewardActors, version: int, slots: Sequence[int
 
 
 def publish(
-    fleet: Fleet, version: PolicyVersion, canary: Canary, learner: list[list[float]], slots: Sequence[int] | None = None
+    fleet: Fleet, version: PolicyVersion, canary: Canary, learner: Later[list[list[float]]], slots: Sequence[int] | None = None
 ) -> tuple[str, float]:
     """Bring the slots (all, unless named) to `version`. Returns (digest, canary's mean difference). `learner`: its
-    log-probabilities of the canary's sequences under that version.
+    log-probabilities of the canary's sequences under that version, which it computes while the engines load.
 
     Every engine that fails is replaced and brought to the same version before anything is sampled; the fleet's crash
     budget bounds the tries. A fresh engine that fails as the one before it did will not be mended by a third: CanaryFailed,
@@ -188,14 +194,14 @@ def publish(
     todo = list(fleet.slots() if slots is None else slots)
     worst, before = 0.0, {}
     while True:
-        digest, failed, mixed = fleet.publish(version, todo)
+        digest, failed, mixed = fleet.publish(version, todo, learner.begin)
         if not failed or mixed:
             # Those that committed are judged by the canary; a failed one is replaced and served alone.
             answers, errors = fleet.engine_logprobs([s for s in todo if s not in failed], canary.sequences)
             failed = failed | errors
             for slot, answer in answers.items():
                 try:
-                    worst = max(worst, canary.check(slot, answer, learner))
+                    worst = max(worst, canary.check(slot, answer, learner.result()))
                 except CanaryFailed as error:
                     if slot in before:
                         raise CanaryFailed(f"a fresh engine is refused too: {error}") from None

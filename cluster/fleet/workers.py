@@ -47,6 +47,7 @@ class Workers:
         """Reward slots that lack the reward model which the run trained."""
         self.canary: Canary | None = None
         """Calibrated when all hold the weights on disk, which is but once."""
+        self.split: dict[str, float] = {}  # seconds of the last weight update and its canary, by part
         self.nodes: dict[int, str] = {}
         self.reward_nodes: dict[int, str] = {}
         self.info: dict[str, dict[str, object]] = {}

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cluster.records.clock import OF_SYNC
+
 log = logging.getLogger(__name__)
 
 
@@ -24,8 +26,7 @@ class Metric:
 
     formula: str
     unit: str
-    where: str
-    """The package that measures it."""
+    where: str  # the package that measures it
 
 
 METRICS: dict[str, Metric] = {
@@ -85,6 +86,7 @@ METRICS: dict[str, Metric] = {
     "seconds_score": Metric("wall-clock of scoring", "s", "cluster"),
     "seconds_train": Metric("wall-clock of the updates", "s", "cluster"),
     "seconds_sync": Metric("wall-clock of the weight update and its canary", "s", "cluster"),
+    **{f"seconds_sync_{part}": Metric(f"of it, {what}", "s", "cluster") for part, what in OF_SYNC.items()},
     "seconds_other": Metric("wall-clock in which none of the four is under way", "s", "cluster"),
     "seconds_waiting": Metric("wall-clock in which the learner waits for groups, or to publish", "s", "cluster"),
     "rollout_busy": Metric("seconds_generate / seconds_step", "share", "cluster"),
@@ -101,8 +103,7 @@ METRICS: dict[str, Metric] = {
     "skipped": Metric("updates left out because loss or gradient was not finite", "updates", "learner"),
     "no_signal": Metric("updates left out because every coefficient was 0", "updates", "learner"),
 }
-"""Every number of a line of metrics.jsonl (`stage` and `time` are text); besides them comes `reward_<name>` for every other
-component of the reward: its mean over scored outputs."""
+"""Every number of a line of metrics.jsonl, but for `reward_<name>`: the mean of another component over scored outputs."""
 
 
 class Sink:
@@ -174,8 +175,7 @@ class JsonlSink(Sink):
 
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
         line = _line({"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), **metrics}).encode()
-        self._file.seek(self._end)
-        self._file.truncate()  # what a failed write left
+        self._file.truncate(self._file.seek(self._end))  # what a failed write left
         if (written := self._file.write(line)) != len(line):
             raise OSError(f"wrote {written} of {len(line)} bytes")
         self._end += len(line)

@@ -159,6 +159,7 @@ class Loop:
             with took.waiting():
                 buffer.quiet()
             metrics["canary_mean"] = self.serving.publish()
+            metrics |= {f"seconds_sync_{part}": seconds for part, seconds in self.roles.split.items()}
         self.records.sinks.write(step, metrics | took.metrics())
 
     def _learn(self, stage: StageConfig, batch: Sequence[ScoredGroup] | Sequence[LabelledGroup]) -> StepReport:

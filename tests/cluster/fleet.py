@@ -84,7 +84,7 @@ class Fleet:
     """What the driver calls of `cluster.fleet.roles.Roles`, with one slot each."""
 
     def __init__(self, engine, config, model_dir, *, max_model_len, incarnation):
-        self.deaths, self.info, self.stale, self.lives, self.canary = 0, {}, set(), Counter(), None
+        self.deaths, self.info, self.stale, self.lives, self.canary, self.split = 0, {}, set(), Counter(), None, {}
         self.config, self.aside, self.wanted = config, set(), {}
         self.engine, self._arguments = engine, (config, model_dir, max_model_len)
 
@@ -125,7 +125,8 @@ class Fleet:
     def engine_logprobs(self, slots, sequences):
         return {0: self.learner.logprobs(sequences)}, {}
 
-    def publish(self, version, slots):
+    def publish(self, version, slots, sent):
+        sent()
         self.engine.version = version
         return f"digest {version}", {}, False
 

@@ -163,9 +163,9 @@ class Dies(Judged):
         self._at("score")
         return super().score(parts, by, name)
 
-    def publish(self, version, slots):
+    def publish(self, version, slots, sent):
         self._at("publish")
-        return super().publish(version, slots)
+        return super().publish(version, slots, sent)
 
     def send_reward_model(self, version, slots):
         self._at("send_reward_model")

@@ -51,7 +51,7 @@ class FakeRoles:
     def __init__(self, tokenizer, die_at=None, fail_step=None):
         self.tokenizer, self.die_at, self.fail_step = tokenizer, die_at, fail_step
         self.weights, self.held, self.steps, self.deaths, self.info = 0, {0: 0, 1: 0}, 0, 0, {}
-        self.stale, self.version, self.kept, self.lives, self.canary = set(), {0: 0, 1: 0}, {}, Counter(), None
+        self.stale, self.version, self.kept, self.lives, self.canary, self.split = set(), {0: 0, 1: 0}, {}, Counter(), None, {}
         self.aside, self.wanted = set(), {}
         self.calls, self.reward, self.learner = 0, RuleScorer(RewardConfig(), judge_here), LearnerCalls(self.learn)
 
@@ -112,7 +112,8 @@ class FakeRoles:
     def engine_logprobs(self, slots, sequences):
         return {s: [[-1.0 - self.held[s] / 1e6]] for s in slots}, {}
 
-    def publish(self, version, slots):
+    def publish(self, version, slots, sent):
+        sent()
         self.kept.setdefault(version, self.weights)
         self.held |= dict.fromkeys(slots, self.kept[version])
         self.version |= dict.fromkeys(slots, version)

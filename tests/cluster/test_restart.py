@@ -42,9 +42,9 @@ class Failing:
         self._count("logprobs")
         return super().learner_logprobs(sequences)
 
-    def publish(self, version, slots):
+    def publish(self, version, slots, sent):
         self._count("publish")
-        digest, failed, mixed = super().publish(version, slots)
+        digest, failed, mixed = super().publish(version, slots, sent)
         self._count("published")
         return digest, failed, mixed
 

@@ -1,5 +1,7 @@
 """Weights from Roles to what the engines hold, by production's own calls (see tests/cluster/gpus.py)."""
 
+import time
+
 import pytest
 
 from cluster.config.settings import ClusterConfig
@@ -7,7 +9,9 @@ from cluster.fleet import actors, workers
 from cluster.fleet.actors import LearnerActor, RewardActor, RolloutActor
 from cluster.fleet.calls import RoleFailed
 from cluster.fleet.learner_group import LearnerFailed
-from tests.cluster.gpus import TENSORS, Fleet
+from cluster.records.clock import OF_SYNC
+from rollout.weights.receivers import WorkerExtension
+from tests.cluster.gpus import TENSORS, WAIT_S, Fleet
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +51,17 @@ def test_every_worker_of_every_engine_holds_what_the_ranks_sent(fleet, transport
         assert all(holds(fleet, slot) for slot in range(engines))
         digests.append(digest)
     assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize("transport", ["shm", "nccl", "ipc"])
+def test_an_update_says_where_its_time_went_and_frees_the_learner_before_the_engines_load(fleet, transport, monkeypatch):
+    fleet, seen, worker = fleet(transport), [], WorkerExtension.held
+    monkeypatch.setattr(WorkerExtension, "held", lambda self: time.sleep(0.2) or worker(self))
+    assert fleet.roles.publish(1, [0], lambda: seen.extend(fleet.llm(0).log))[1] == {}
+    assert "finish_weight_update" not in seen and [call for call in seen if call.startswith("update_weights")]
+    split = fleet.roles.split
+    assert set(split) == {"gather", "copy", "load", "verify"} | ({"stage"} if transport == "shm" else set())
+    assert set(split) < set(OF_SYNC) and 0.2 <= split.pop("verify") < 0.2 + WAIT_S and all(s >= 0 for s in split.values())
 
 
 @pytest.mark.parametrize("transport", ["shm", "nccl"])
