@@ -28,7 +28,6 @@ from cluster.stopping import Stop
 
 MOST_S, LEAST = 0.3, 0.5
 PARTS = ("gather", "copy", "stage", "load", "verify", "canary", "canary_learner")
-"""One after the other, but for the last, which is beside load and verify."""
 
 
 def configuration(folder: Path) -> RunConfig:
@@ -81,7 +80,7 @@ def main(
         write(Path(folder) / "model", shape, torch.device("cpu"))
         rows = published(Path(folder), publishes)
     seconds = {part: median(row.get(part, 0.0) for row in rows) for part in ("total", *PARTS)}
-    seconds["rest"] = median(row["total"] - sum(row.get(part, 0.0) for part in PARTS[:-1]) for row in rows)
+    seconds["rest"] = median(row["total"] - sum(row.get(part, 0.0) for part in PARTS) for row in rows)
     rate = nbytes / seconds["copy"]
     print(f"\n{shape}, {nbytes / 1e6:.0f} MB, medians of {publishes} updates\n" + f"{'':<16}{'s':>8}")
     for part, taken in seconds.items():

@@ -191,22 +191,6 @@ HUB = Hub(RayWorld())
 """The driver's."""
 
 
-class Later(Generic[R]):
-    """Work that begins when it is first asked for, beside what the caller then waits for."""
-
-    def __init__(self, work: Callable[[], R], name: str):
-        self._work, self._name = work, name
-        self._fiber: Fiber[R] | None = None
-
-    def begin(self) -> Fiber[R]:
-        self._fiber = self._fiber or HUB.spawn(self._work, self._name)
-        return self._fiber
-
-    def result(self) -> R:
-        """What the work returns. Raises what it raises."""
-        return self.begin().result()
-
-
 class Turn:
     """What one fiber at a time does."""
 

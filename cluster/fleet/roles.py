@@ -59,11 +59,9 @@ class Roles(Workers):
         with taking(self.split, "canary"):
             return self.watch.gather("rollout", calls, self.config.cluster.sync_deadline_s, "canary")
 
-    def publish(
-        self, version: PolicyVersion, slots: Sequence[int], sent: Callable[[], object] = lambda: None
-    ) -> tuple[str, dict[int, str], bool]:
+    def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:
         engines = self._receivers(self.rollout, self.nodes, slots)
-        return self._send("policy", version, engines, f"publish v{version}", sent)
+        return self._send("policy", version, engines, f"publish v{version}")
 
     def send_reward_model(self, version: int, slots: Sequence[int]) -> tuple[str, dict[int, str]]:
         actors = self._receivers(self.reward, self.reward_nodes, slots)
@@ -75,16 +73,13 @@ class Roles(Workers):
         members = {slot: cast(ActorHandle[Receiver], actors[slot]) for slot in slots}
         return Receivers(members=members, nodes=nodes, deadline_s=self.config.cluster.sync_deadline_s)
 
-    def _send(
-        self, model: Model, version: int, receivers: Receivers, name: str, sent: Callable[[], object] = lambda: None
-    ) -> tuple[str, dict[int, str], bool]:
+    def _send(self, model: Model, version: int, receivers: Receivers, name: str) -> tuple[str, dict[int, str], bool]:
         learner = self.learner.named(name, PUBLISH_DEADLINES * receivers.deadline_s)
         streaming = model == "policy" and self.rollout_config.transport in STREAMING
 
         def move(ready: list[int]) -> Moved:
             moved = learner.publish(model, version, receivers.only(ready))
             self.split |= moved.seconds
-            sent()
             return moved
 
         done = transact(receivers, move, list(receivers.members), version, streaming=streaming)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cluster.fibers import Later, Turn
+from cluster.fibers import Turn
 from cluster.fleet.roles import Roles
 from cluster.fleet.weight_update import Canary, publish, publish_reward_model
 from cluster.records.clock import Clock
@@ -43,7 +43,7 @@ class Serving:
         self._as_on_disk = roles.canary is None
         """Whether the engines began this life with the weights on disk; else with those of the learner that failed."""
         self._canary = roles.canary = roles.canary or _calibrated(roles, questions)
-        self._logprobs: Later[list[list[float]]] = Later(list, "canary")
+        self._logprobs: list[list[float]] = []
         """The learner's of the canary's sequences, under the version that serves."""
 
     @property
@@ -104,9 +104,8 @@ class Serving:
 
     def _publish(self, version: int) -> float:
         with self._clock.timed("sync"), self.changing:
-            logprobs = Later(lambda: self._roles.learner_logprobs(self._canary.sequences), "canary")
+            logprobs = self._roles.learner_logprobs(self._canary.sequences)
             digest, difference = publish(self._roles, version, self._canary, logprobs)
-            logprobs.result()  # under these weights: the learner goes on from them
             self._logprobs = logprobs
         if version:
             self.digests[str(version)] = digest

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from cluster.fibers import Later
 from rollout.types import PolicyVersion
 
 if TYPE_CHECKING:
@@ -137,11 +136,8 @@ class Fleet(Protocol):
 
     def slots(self) -> list[int]: ...
 
-    def publish(
-        self, version: PolicyVersion, slots: Sequence[int], sent: Callable[[], object]
-    ) -> tuple[str, dict[int, str], bool]:
-        """Send the learner's weights. Returns (digest, failures by slot, whether those engines may hold a mixture). `sent` is
-        called when the learner has no more to do, before the engines load."""
+    def publish(self, version: PolicyVersion, slots: Sequence[int]) -> tuple[str, dict[int, str], bool]:
+        """Send the learner's weights. Returns (digest, failures by slot, whether those engines may hold a mixture)."""
         ...
 
     def engine_logprobs(self, slots: Sequence[int], sequences) -> tuple[dict[int, list[list[float]]], dict[int, str]]:
@@ -182,10 +178,10 @@ def publish_reward_model(actors: RewardActors, version: int, slots: Sequence[int
 
 
 def publish(
-    fleet: Fleet, version: PolicyVersion, canary: Canary, learner: Later[list[list[float]]], slots: Sequence[int] | None = None
+    fleet: Fleet, version: PolicyVersion, canary: Canary, learner: list[list[float]], slots: Sequence[int] | None = None
 ) -> tuple[str, float]:
     """Bring the slots (all, unless named) to `version`. Returns (digest, canary's mean difference). `learner`: its
-    log-probabilities of the canary's sequences under that version, which it computes while the engines load.
+    log-probabilities of the canary's sequences under that version.
 
     Every engine that fails is replaced and brought to the same version before anything is sampled; the fleet's crash
     budget bounds the tries. A fresh engine that fails as the one before it did will not be mended by a third: CanaryFailed,
@@ -194,14 +190,14 @@ def publish(
     todo = list(fleet.slots() if slots is None else slots)
     worst, before = 0.0, {}
     while True:
-        digest, failed, mixed = fleet.publish(version, todo, learner.begin)
+        digest, failed, mixed = fleet.publish(version, todo)
         if not failed or mixed:
             # Those that committed are judged by the canary; a failed one is replaced and served alone.
             answers, errors = fleet.engine_logprobs([s for s in todo if s not in failed], canary.sequences)
             failed = failed | errors
             for slot, answer in answers.items():
                 try:
-                    worst = max(worst, canary.check(slot, answer, learner.result()))
+                    worst = max(worst, canary.check(slot, answer, learner))
                 except CanaryFailed as error:
                     if slot in before:
                         raise CanaryFailed(f"a fresh engine is refused too: {error}") from None

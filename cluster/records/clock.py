@@ -13,7 +13,7 @@ OF_SYNC = {
     "gather": "the learner makes full tensors", "copy": "it has them hashed, added up and written, or streamed",
     "stage": "engines copy and check them beside what serves (shm)", "load": "engines load them",
     "verify": "what they hold is read back and compared", "canary": "engines read the fixed sequences",
-    "canary_learner": "so does the learner, beside load and verify",
+    "canary_learner": "so does the learner",
 }  # fmt: skip
 """Parts of a weight update, each measured on the slowest."""
 BREAKABLE = {"generate", "score", "evaluate"}

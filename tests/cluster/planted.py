@@ -74,7 +74,7 @@ def mixture_served():
     """An engine whose commit failed stays, and so does one that the canary refuses."""
 
     def publish(fleet, version, canary, learner, slots=None):
-        digest, failed, mixed = fleet.publish(version, list(fleet.slots() if slots is None else slots), learner.begin)
+        digest, failed, mixed = fleet.publish(version, list(fleet.slots() if slots is None else slots))
         for slot in failed:
             fleet.engines[slot].broken = False
         return (digest, 0.0) if mixed or not failed else weight_update.publish(fleet, version, canary, learner, slots)

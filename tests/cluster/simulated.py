@@ -186,7 +186,7 @@ class Roles(Elastic):
         self._pass(self._seconds())
         return {slot: [[-self.engines[slot].weights / 1e3]] for slot in slots}, {}
 
-    def publish(self, version, slots, sent):
+    def publish(self, version, slots):
         """Staged everywhere, then committed: either may fail, and a commit may leave a mixture without a word."""
         if version not in self.kept and self.weights in self.kept.values():
             raise Violated(f"versions up to {version} stand for the same weights")
@@ -198,7 +198,6 @@ class Roles(Elastic):
         if self.world.repeats and len(seen) > 1:
             raise Violated(f"version {version} stands for other weights than before")
         self._pass(self._seconds())
-        sent()
         failed = {slot: f"failed at {HUB.world.now()}" for slot in slots if self.rng.random() < self.faults}
         mixed = self.rng.random() < 0.5
         if failed and not mixed:

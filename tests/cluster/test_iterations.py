@@ -163,9 +163,9 @@ class Dies(Judged):
         self._at("score")
         return super().score(parts, by, name)
 
-    def publish(self, version, slots, sent):
+    def publish(self, version, slots):
         self._at("publish")
-        return super().publish(version, slots, sent)
+        return super().publish(version, slots)
 
     def send_reward_model(self, version, slots):
         self._at("send_reward_model")

@@ -112,8 +112,7 @@ class FakeRoles:
     def engine_logprobs(self, slots, sequences):
         return {s: [[-1.0 - self.held[s] / 1e6]] for s in slots}, {}
 
-    def publish(self, version, slots, sent):
-        sent()
+    def publish(self, version, slots):
         self.kept.setdefault(version, self.weights)
         self.held |= dict.fromkeys(slots, self.kept[version])
         self.version |= dict.fromkeys(slots, version)

@@ -42,9 +42,9 @@ class Failing:
         self._count("logprobs")
         return super().learner_logprobs(sequences)
 
-    def publish(self, version, slots, sent):
+    def publish(self, version, slots):
         self._count("publish")
-        digest, failed, mixed = super().publish(version, slots, sent)
+        digest, failed, mixed = super().publish(version, slots)
         self._count("published")
         return digest, failed, mixed
 

@@ -147,8 +147,8 @@ class Stillborn(Growing):
         if self.starting:
             raise RoleFailed(f"no node has room for {role}-{slot}")
 
-    def publish(self, version, slots, sent):
-        return ("", {2: "no memory"}, False) if slots == [2] else super().publish(version, slots, sent)
+    def publish(self, version, slots):
+        return ("", {2: "no memory"}, False) if slots == [2] else super().publish(version, slots)
 
 
 @pytest.mark.parametrize("starting", [True, False])

@@ -2,7 +2,6 @@
 
 import pytest
 
-from cluster.fibers import Later
 from cluster.fleet.weight_update import CEILING, FLOOR, Canary, CanaryFailed, FanOut, Moved, UpdateFailed, publish, transact
 
 SEQUENCES = [[1, 2, 3], [4, 5]]
@@ -120,8 +119,7 @@ class FakeFleet:
     def slots(self):
         return [0, 1]
 
-    def publish(self, version, slots, sent):
-        sent()
+    def publish(self, version, slots):
         self.log.append(("publish", version, tuple(slots)))
         failed, mixed = self.fail.pop(0) if self.fail else ({}, False)
         if not failed or mixed:
@@ -144,13 +142,13 @@ CANARY = Canary(sequences=((1, 2, 3), (4, 5)), tolerance=0.01)
 
 def test_after_a_failed_prepare_the_whole_update_is_done_again_with_a_new_engine():
     fleet = FakeFleet(fail=[({1: "x"}, False)])
-    assert publish(fleet, 5, CANARY, Later(lambda: TRUTH, "canary")) == ("digest", 0.0)
+    assert publish(fleet, 5, CANARY, TRUTH) == ("digest", 0.0)
     assert fleet.log == [("publish", 5, (0, 1)), ("replace", 1), ("publish", 5, (0, 1))]
 
 
 def test_after_a_failed_commit_only_the_failed_engine_is_replaced_and_served():
     fleet = FakeFleet(fail=[({1: "x"}, True)])
-    publish(fleet, 5, CANARY, Later(lambda: TRUTH, "canary"))
+    publish(fleet, 5, CANARY, TRUTH)
     assert fleet.log == [("publish", 5, (0, 1)), ("replace", 1), ("publish", 5, (1,))]
 
 
@@ -162,35 +160,35 @@ def first_time(good, bad):
 
 def test_an_engine_that_fails_the_canary_is_replaced_and_served():
     fleet = FakeFleet(commit=first_time(TRUTH, [[-1.5, -2.5], [-3.5]]))
-    publish(fleet, 5, CANARY, Later(lambda: TRUTH, "canary"))
+    publish(fleet, 5, CANARY, TRUTH)
     assert fleet.log == [("publish", 5, (0, 1)), ("replace", 1), ("publish", 5, (1,))]
     assert fleet.held == {0: TRUTH, 1: TRUTH}
 
 
 def test_an_engine_that_kept_the_old_version_is_refused():
     fleet = FakeFleet(commit=first_time(TRUTH, OLD))
-    publish(fleet, 5, CANARY, Later(lambda: TRUTH, "canary"))
+    publish(fleet, 5, CANARY, TRUTH)
     assert ("replace", 1) in fleet.log
 
 
 def test_a_canary_that_refuses_a_fresh_engine_too_ends_the_run_at_once():
     fleet = FakeFleet(commit=lambda slot: OLD, budget=9)
     with pytest.raises(CanaryFailed, match="a fresh engine is refused too: rollout-0 does not hold the published weights"):
-        publish(fleet, 1, CANARY, Later(lambda: TRUTH, "canary"))
+        publish(fleet, 1, CANARY, TRUTH)
     assert [entry[0] for entry in fleet.log] == ["publish", "replace", "replace", "publish"]
 
 
 def test_a_failure_that_repeats_exactly_ends_the_run_at_once_and_names_itself():
     fleet = FakeFleet(fail=[({0: "no such layer"}, True)] * 9, budget=9)
     with pytest.raises(UpdateFailed, match="rollout-0: a fresh engine fails as the one before it did: no such layer"):
-        publish(fleet, 5, CANARY, Later(lambda: TRUTH, "canary"))
+        publish(fleet, 5, CANARY, TRUTH)
     assert fleet.log.count(("replace", 0)) == 1
 
 
 def test_failures_that_differ_end_when_the_crash_budget_is_spent():
     fleet = FakeFleet(fail=[({0: f"pid {i}"}, True) for i in range(9)], budget=3)
     with pytest.raises(RuntimeError, match="crash budget"):
-        publish(fleet, 5, CANARY, Later(lambda: TRUTH, "canary"))
+        publish(fleet, 5, CANARY, TRUTH)
 
 
 def test_the_tolerance_is_set_by_the_noise_at_version_0():

@@ -54,11 +54,10 @@ def test_every_worker_of_every_engine_holds_what_the_ranks_sent(fleet, transport
 
 
 @pytest.mark.parametrize("transport", ["shm", "nccl", "ipc"])
-def test_an_update_says_where_its_time_went_and_frees_the_learner_before_the_engines_load(fleet, transport, monkeypatch):
-    fleet, seen, worker = fleet(transport), [], WorkerExtension.held
+def test_an_update_says_where_its_time_went(fleet, transport, monkeypatch):
+    fleet, worker = fleet(transport), WorkerExtension.held
     monkeypatch.setattr(WorkerExtension, "held", lambda self: time.sleep(0.2) or worker(self))
-    assert fleet.roles.publish(1, [0], lambda: seen.extend(fleet.llm(0).log))[1] == {}
-    assert "finish_weight_update" not in seen and [call for call in seen if call.startswith("update_weights")]
+    assert fleet.roles.publish(1, [0])[1] == {}
     split = fleet.roles.split
     assert set(split) == {"gather", "copy", "load", "verify"} | ({"stage"} if transport == "shm" else set())
     assert set(split) < set(OF_SYNC) and 0.2 <= split.pop("verify") < 0.2 + WAIT_S and all(s >= 0 for s in split.values())
