@@ -32,6 +32,7 @@ ROWS = ("rft", "online_rft", "dpo", "ppo", "grpo", "grpo_process", "grpo_rule", 
 MORE_ROWS = ("dr_grpo", "dapo", "rloo", "gspo", "cispo")
 SHARED = ("sft", "outcome_model", "process_model")
 """Recipes that others start from."""
+SHORT = ("stages.grpo.steps=40", "stages.grpo.questions_per_step=16", "evaluation.every=0")
 Found = tuple[dict, list[str], bool]
 """The data, in words what was found, and whether it is as was asked."""
 
@@ -200,12 +201,11 @@ def transfer(runs: Runs) -> Found:
 def staleness(runs: Runs) -> Found:
     """Gain and drift, for the clipped ratio to the policy that sampled, and with pi_old the learner's, pi_old/mu truncated."""
     cells = {"clipped": (), "decoupled": ("stages.grpo.weighting={old: learner, behaviour: {cell: truncated}}",)}
-    short = ("stages.grpo.steps=40", "stages.grpo.questions_per_step=16", "evaluation.every=0")
     data, words = {label: [] for label in cells}, []
     for bound in (0, 1, 4, 8):
         shown = []
         for label, cell in cells.items():
-            places = runs.all(f"stale-{label}-{bound}", "grpo_rule", *short, f"stages.grpo.max_staleness={bound}", *cell)
+            places = runs.all(f"stale-{label}-{bound}", "grpo_rule", *SHORT, f"stages.grpo.max_staleness={bound}", *cell)
             mean, error = spread([gain(p) for p in places])
             data[label].append((bound, mean, error))
             drift = spread([spread([row["mismatch_mean"] for row in read_jsonl(p / "metrics.jsonl")])[0] for p in places])[0]
@@ -216,8 +216,8 @@ def staleness(runs: Runs) -> Found:
 
 def lora(runs: Runs) -> Found:
     """GRPO with all weights, and with adapters at ten times the rate, which are to be as good within two standard errors."""
-    rate, places = "stages.grpo.optimizer.learning_rate=5e-4", {"all weights": runs.all("grpo_rule", "grpo_rule")}
-    places |= {f"rank {r}": runs.all(f"lora-{r}", "grpo_rule", f"learner.lora.rank={r}", rate) for r in (32, 4)}
+    rate, places = "stages.grpo.optimizer.learning_rate=5e-4", {"all weights": runs.all("short", "grpo_rule", *SHORT)}
+    places |= {f"rank {r}": runs.all(f"lora-{r}", "grpo_rule", *SHORT, f"learner.lora.rank={r}", rate) for r in (32, 4)}
     every, words, passed = {label: [gain(p) for p in found] for label, found in places.items()}, [], True
     for label, gains in every.items():
         (mean, error), more = spread(gains), spread([a - b for a, b in zip(gains, every["all weights"], strict=True)])

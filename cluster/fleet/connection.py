@@ -42,11 +42,13 @@ LONGEST_SOCKETS = (
 
 
 @contextmanager
-def cluster(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[None]:
+def connected(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[None]:
     """Connected to the cluster. Raises ConfigError where it does not answer or this machine's cannot be, RunFailed where Ray
     fails."""
     job = JobConfig(metadata={"cohort_run": config.name, "cohort_incarnation": str(incarnation), "config": config_hash(config)})
-    common = {"namespace": "cohort", "log_to_driver": False, "job_config": job, "logging_level": logging.WARNING}
+    # A namespace of its own: others of this name may be on the cluster, such as the same recipe with another seed.
+    common = {"namespace": f"cohort {config.output.resolve()}", "log_to_driver": False, "job_config": job}
+    common["logging_level"] = logging.WARNING
     address = os.environ.get("RAY_ADDRESS")
     if problems := unread_here(config, address=address):
         raise ConfigError(problems)

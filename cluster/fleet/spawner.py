@@ -84,7 +84,6 @@ class Spawner:
         options = ray.remote(cast(type, cls)).options
         remote = options(
             name=f"{self.prefix}/{role}-{slot}" + (f".{number}" if number else ""),
-            namespace="cohort",
             num_cpus=bundle.cpus,
             num_gpus=bundle.gpus,
             scheduling_strategy=strategy,

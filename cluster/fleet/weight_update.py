@@ -61,7 +61,7 @@ class Moved:
     digest: str
     """Of the bytes sent; empty where nobody could be reached."""
     sums: dict[str, int]
-    """Of each tensor's bits (see rollout.held)."""
+    """Of each tensor's bits (see rollout.weights.held)."""
     failed: dict[int, str]
     """Why each receiver that failed did, by slot."""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -145,7 +145,10 @@ class Checkpoints:
             if good < self.keep:
                 good += not damage(folder)
             elif folder != best and folder.name != held:
-                shutil.rmtree(folder)
+                try:
+                    shutil.rmtree(folder)
+                except OSError as error:  # it is tried again with the next one
+                    log.warning("checkpoint %s cannot be removed: %s", folder, error)
 
     def _best(self) -> Path | None:
         """Of the good ones, that with the best held-out accuracy; of several, the newest."""

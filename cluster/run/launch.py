@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cluster.config.run_config import ConfigError, RunConfig, config_hash, resolved_yaml
 from cluster.evaluation.held_out import HeldOut
 from cluster.fleet.calls import RoleFailed
-from cluster.fleet.connection import cluster
+from cluster.fleet.connection import connected
 from cluster.fleet.learner_group import LearnerFailed
 from cluster.fleet.placement import PlacementError
 from cluster.fleet.roles import Roles
@@ -179,7 +179,7 @@ def started(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[Roles]:
     """The cluster and all actors, started; ended when the block ends, however it ends, and nothing of them is left."""
     stop.grace_s = grace_s(config.cluster.stop_grace_s)
     try:
-        with cluster(config, incarnation, stop), roles(config, incarnation, stop) as actors:
+        with connected(config, incarnation, stop), brought_up(config, incarnation, stop) as actors:
             yield actors
     finally:
         swept()
@@ -192,7 +192,7 @@ def swept() -> None:
 
 
 @contextmanager
-def roles(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[Roles]:
+def brought_up(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[Roles]:
     """All actors, started; ended when the block ends, within the time that a stop leaves."""
     counts = {"engine": config.rollout.workers, "learner rank": config.learner.ranks, "reward actor": config.reward.workers}
     log.info("starting %s", ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count))

@@ -56,7 +56,7 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         self.verdict = {"digest": "", "error": "no weights were staged"}
         self.adapter_scale: float | None = None
         self.merged_sums: dict[str, int] = {}
-        """Of the bits of what was loaded last, where it was merged here; see rollout.held."""
+        """Of the bits of what was loaded last, where it was merged here; see rollout.weights.held."""
 
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
         rows = zip(init_info.names, init_info.dtype_names, init_info.shapes, strict=True)
@@ -144,7 +144,7 @@ class WorkerExtension:
 
     def held(self) -> tuple[dict[str, list[int]], dict[str, list[str]], dict[str, int]]:
         """(sums of bits of every parameter's copies, the parts of each stacked module, what the sums must be where this worker
-        merged the weights); see rollout.held."""
+        merged the weights); see rollout.weights.held."""
         engine, sums = self.weight_transfer_engine, {}
         for name, value in held_sums(engine.model, engine.model_config.dtype):
             sums.setdefault(name, []).append(value)

@@ -1,8 +1,8 @@
 """The sending end of a weight update, on every learner rank: our `shm` transport, and vLLM's own `nccl` and `ipc`.
 
-A sender moves bytes. Who receives, and when an engine begins and commits an update, the driver decides (cluster.sync), so that
-all ranks act on one answer. Every tensor of a sharded source is a collective, so every rank iterates its source to the end,
-whatever fails; and the client of the engines raises nothing, it keeps what failed.
+A sender moves bytes. Who receives, and when an engine begins and commits an update, the driver decides
+(cluster.fleet.weight_update), so that all ranks act on one answer. Every tensor of a sharded source is a collective, so every
+rank iterates its source to the end, whatever fails; and the client of the engines raises nothing, it keeps what failed.
 """
 
 import math

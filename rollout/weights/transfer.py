@@ -49,7 +49,7 @@ class Entry:
     nbytes: int
     blake3: str
     sum: int
-    """Of the elements' bits; see rollout.held."""
+    """Of the elements' bits; see rollout.weights.held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

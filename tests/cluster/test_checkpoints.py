@@ -216,3 +216,21 @@ def test_a_learner_writes_with_what_can_be_sent_to_it(store):
     folder, written = pickle.loads(sent[0])
     written(files()(folder))
     assert store.steps() == [1]
+
+
+def test_one_that_cannot_be_removed_is_warned_of_and_fails_no_other(tmp_path, monkeypatch, caplog):
+    checkpoints, remove, busy = Checkpoints(tmp_path, keep=1), shutil.rmtree, []
+
+    def rmtree(path, *args, **options):
+        if busy and path.name == "step_1":
+            raise OSError(errno.EBUSY, "in use")
+        remove(path, *args, **options)
+
+    monkeypatch.setattr("cluster.run.checkpoints.shutil.rmtree", rmtree)
+    checkpoints.save(1, Learner(), {})
+    busy.append(True)
+    checkpoints.save(2, Learner(), {})
+    assert checkpoints.steps() == [1, 2] and "step_1 cannot be removed" in caplog.text
+    busy.clear()
+    checkpoints.save(3, Learner(), {})
+    assert checkpoints.steps() == [3]

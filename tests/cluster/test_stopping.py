@@ -180,14 +180,14 @@ def stuck(*_, **options):
 
 @pytest.mark.parametrize(
     "place",
-    ["cluster.run.preflight.check", "cluster.run.launch.cluster", "cluster.run.launch.Roles", "cluster.run.launch.load_data"],
+    ["cluster.run.preflight.check", "cluster.run.launch.connected", "cluster.run.launch.Roles", "cluster.run.launch.load_data"],
 )
 def test_a_signal_before_the_first_step_is_felt_at_once_and_leaves_nothing(start, tmp_path, monkeypatch, place):
     class Started:
         def __init__(self, *_, **options):
             self.start, self.stop = (lambda: None), (lambda deadline_s: None)
 
-    monkeypatch.setattr("cluster.run.launch.cluster", connected)
+    monkeypatch.setattr("cluster.run.launch.connected", connected)
     monkeypatch.setattr("cluster.run.launch.Roles", Started)
     monkeypatch.setattr(place, stuck)
     began = time.monotonic()
@@ -200,7 +200,7 @@ def test_a_wrong_placement_exits_with_2_and_leaves_nothing(start, tmp_path, monk
     def refuse(*_, **options):
         raise PlacementError("rollout-0 fits on no node.")
 
-    monkeypatch.setattr("cluster.run.launch.cluster", connected)
+    monkeypatch.setattr("cluster.run.launch.connected", connected)
     monkeypatch.setattr("cluster.run.launch.Roles", refuse)
     done = start()
     assert (done.exit_code, one_line(done, tmp_path)) == (2, "error: rollout-0 fits on no node.")

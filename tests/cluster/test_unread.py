@@ -103,9 +103,21 @@ def test_a_resumed_run_is_told_before_it_connects(recipe, monkeypatch):
     monkeypatch.setattr(connection.ray, "init", lambda **options: pytest.fail("it connected"))
     with (
         pytest.raises(ConfigError, match="cluster.metrics_port: given"),
-        connection.cluster(load(recipe, [GIVEN[LOCAL[0]]]), 0, Stop()),
+        connection.connected(load(recipe, [GIVEN[LOCAL[0]]]), 0, Stop()),
     ):
         pass
+
+
+def test_runs_of_one_name_have_actors_of_their_own(recipe, monkeypatch):
+    """Ray's names of actors are unique in a namespace."""
+    namespaces = []
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(connection, "await_cluster", lambda *_: None)
+    monkeypatch.setattr(connection.ray, "init", lambda **options: namespaces.append(options["namespace"]))
+    for output in ("first", "second", "first"):
+        with connection.connected(load(recipe, [f"output={output}"]), 0, Stop()):
+            pass
+    assert namespaces[0] == namespaces[2] != namespaces[1]
 
 
 @pytest.mark.parametrize(("resources", "unread"), [({"CPU": 8.0, "GPU": 2.0}, ON_CPUS), ({"CPU": 8.0}, ON_GPUS)])
