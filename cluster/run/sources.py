@@ -98,20 +98,22 @@ class PolicySamples(Source):
                 selector.observe(rows[group.question.id], right, [v.reward for v in verdicts if v.reward is not None])
 
     def _groups(self, questions: Sequence[Question], sampled: Sampled) -> list[ScoredGroup]:
-        """A group without spread is replaced by another question's, `max_refills` times at most."""
+        """A group without spread is replaced by another question's, `max_refills` times at most. What is replaced is booked as
+        dropped with the last of its wave: in a checkpoint before that, all of the wave is under way, and is asked for anew."""
         train, ordinals = self.data.train, [question.ordinal for question in questions]
+        replaced: list[ScoredSample] = []
         groups = self._ask(questions, "", sampled if not self.stage.max_refills else lambda groups: None)
         for refill in range(1, self.stage.max_refills + 1):
             flat = [i for i, group in enumerate(groups) if not has_spread(group.scored)]
             if not flat:
                 break
-            dropped = by_reason((s for i in flat for s in groups[i].scored), "no spread in the group")
-            for reason, samples in dropped.items():
-                self.collector.book("dropped", samples, reason=reason)
+            replaced += (s for i in flat for s in groups[i].scored)
             draws = [random.Random(f"{self.seed}/{self.stage.name}/{ordinals[i]}/refill {refill}") for i in flat]
             again = [train.question(ordinals[i], rng.randrange(len(train))) for i, rng in zip(flat, draws, strict=True)]
             for i, group in zip(flat, self._ask(again, f".{refill}", lambda groups: None), strict=True):
                 groups[i] = group
+        for reason, samples in by_reason(replaced, "no spread in the group").items():
+            self.collector.book("dropped", samples, reason=reason)
         return groups
 
     def _ask(self, questions: Sequence[Question], suffix: str, sampled: Sampled) -> list[ScoredGroup]:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from cluster.fibers import HUB
-from cluster.records.ledger import scalings
+from cluster.records.ledger import ordinal_of, scalings
 from cluster.run.request import NAME, scaled
 from reward.config import RewardConfig
 from reward.judging.judges import gold_check
@@ -62,10 +62,10 @@ def _tokenizer():
 
 
 @cache
-def _settings(staleness, in_flight, every):
+def _settings(staleness, in_flight, every, refills):
     stage = {
         "algorithm": "grpo", "reward": "rule", "steps": STEPS, "questions_per_step": QUESTIONS, "max_staleness": staleness,
-        "samples_per_question": SAMPLES, "in_flight": in_flight, "optimizer": {"learning_rate": 1e-3},
+        "samples_per_question": SAMPLES, "in_flight": in_flight, "max_refills": refills, "optimizer": {"learning_rate": 1e-3},
     }  # fmt: skip
     task = {"questions": {"task": "chained-arithmetic", "rows": 20}, "hold_out": 2, "prompt": {"template": "plain"}}
     small = {"reward": {"workers": 2}, "evaluation": {"samples_per_question": 1, "questions": 1}, "checkpoint_every": every}
@@ -74,12 +74,12 @@ def _settings(staleness, in_flight, every):
 
 @cache
 def _data():
-    return load_data(_settings(0, False, 1).data, _tokenizer(), 0, gold_check(RewardConfig()))
+    return load_data(_settings(0, False, 1, 0).data, _tokenizer(), 0, gold_check(RewardConfig()))
 
 
 @cache
-def _undisturbed(staleness):
-    return _run(random.Random(0), staleness, False, 1, faults=0.0, crashes=0)
+def _undisturbed(staleness, refills):
+    return _run(random.Random(0), _settings(staleness, False, 1, refills), faults=0.0, crashes=0)
 
 
 def simulate(seed: int) -> None:
@@ -88,8 +88,10 @@ def simulate(seed: int) -> None:
     staleness = rng.choice([0, 1, 1, 2])
     in_flight = staleness > 0 and rng.random() < 0.5
     every, faults, crashes = rng.choice([1, 2]), rng.choice([0.0, 0.1, 0.3]), rng.randrange(4)
-    weights = _run(rng, staleness, in_flight, every, faults=faults, crashes=crashes, requests=_requests(seed))
-    if not in_flight and weights != _undisturbed(staleness):
+    refills = random.Random(f"{seed}/refills").choice([0, 0, 2])
+    config = _settings(staleness, in_flight, every, refills)
+    weights = _run(rng, config, faults=faults, crashes=crashes, requests=_requests(seed))
+    if not in_flight and weights != _undisturbed(staleness, refills):
         raise Violated("the weights are not those of an undisturbed run")
 
 
@@ -101,11 +103,12 @@ def _requests(seed):
     return [(at, {role: rng.randint(1, MOST + 1) for role in roles}) for at, roles in zip(times, kinds, strict=True)]
 
 
-def _run(rng, staleness, in_flight, every, *, faults, crashes, requests=()):
+def _run(rng, config, *, faults, crashes, requests=()):
     """The weights that a run ends with."""
+    stage = config.stages[0]
     place = Path(tempfile.mkdtemp(prefix="simulated", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    world, before, requests = World(repeats=not in_flight), HUB.world, list(requests)
-    config = _settings(staleness, in_flight, every).model_copy(update={"output": place})
+    world, before, requests = World(repeats=not stage.in_flight), HUB.world, list(requests)
+    config = config.model_copy(update={"output": place})
     try:
         for life in range(crashes + 1):
             HUB.world = Faulty(rng.uniform(0, 400) if life < crashes else 2 * LIMIT_S, place, requests)
@@ -115,7 +118,7 @@ def _run(rng, staleness, in_flight, every, *, faults, crashes, requests=()):
                 loop = drive(config, _data(), roles := Roles(world, _tokenizer(), rng, faults, workers))
             except Killed:
                 continue
-            _check(loop.dir, staleness)
+            _check(loop.dir, stage.max_staleness)
             _check_workers(loop.dir, roles, workers)
             return roles.weights
         raise Violated("the run did not end")
@@ -146,8 +149,9 @@ def _check_workers(run_dir, roles, began):
 
 
 def _check(run_dir, staleness):
-    expected = [(f"grpo/{n}", i) for n in range(STEPS * QUESTIONS) for i in range(SAMPLES)]
-    if sorted(found := trained(run_dir)) != expected:
+    expected = [(("grpo", n), i) for n in range(STEPS * QUESTIONS) for i in range(SAMPLES)]
+    found = trained(run_dir)
+    if sorted((ordinal_of(group), i) for group, i in found) != expected:
         raise Violated(f"trained were {found}")
     for step in range(STEPS):
         rows = (run_dir / "samples" / f"step_{step + 1}.jsonl").read_text().splitlines()

@@ -2,9 +2,13 @@
 
 import pytest
 
+from cluster.fibers import HUB
+from cluster.records.balance import Balance
+from cluster.records.ledger import history, ordinal_of
 from cluster.records.metrics import read_jsonl
 from cluster.records.samples import evaluation_rows
 from cluster.run.checkpoints import Checkpoints
+from tests.cluster.simulated import Clockwork
 from tests.cluster.test_pipeline import GRPO, SFT, FakeRoles, configuration, drive, sample_files, trained
 
 
@@ -79,3 +83,39 @@ def test_groups_that_were_replaced_ahead_are_trained_after_a_resume_too(tmp_path
     loop = drive(config, data, FakeRoles(tokenizer))
     assert sample_files(loop.dir) == sample_files(unbroken.dir)
     assert trained(loop.dir) == trained(unbroken.dir) and loop.serving.digests == unbroken.serving.digests
+
+
+class Patient(FakeRoles):
+    """A step takes a second, as an answer does, and that of a refill five."""
+
+    def learn(self, method, *args):
+        if method == "step":
+            HUB.wait([HUB.world.answer(object(), 1)])
+        return super().learn(method, *args)
+
+    def generate(self, waves, sampling, name, each):
+        refilled = any("." in lease.group_id for leases in waves.values() for lease in leases)
+        HUB.wait([HUB.world.answer(object(), 5 if refilled else 1)])
+        return super().generate(waves, sampling, name, each)
+
+
+def test_in_flight_a_run_killed_while_groups_are_replaced_goes_on_and_trains_each_ordinal_once(
+    tmp_path, data, tokenizer, monkeypatch
+):
+    monkeypatch.setattr(HUB, "world", Clockwork())
+    dapo = GRPO | {"algorithm": "dapo", "max_refills": 2, "max_staleness": 2, "in_flight": True, "steps": 6}
+    cut = set()
+    for fail_step in range(4, 9):
+        config = configuration(tmp_path / f"run{fail_step}", stages=[SFT, dapo])
+        with pytest.raises(RuntimeError, match="killed"):
+            drive(config, data, Patient(tokenizer, fail_step=fail_step))
+        kept = Checkpoints(config.output, keep=2).newest()[1]["ledger_offset"]
+        stands = {g: x["event"] for x in history(config.output / "ledger.jsonl", kept) for g in x["groups"]}
+        cut |= {g for g, event in stands.items() if "." in g and event == "leased"}
+        loop = drive(config, data, Patient(tokenizer))
+        done = [(ordinal_of(g), i) for g, i in trained(loop.dir) if g.startswith("dapo")]
+        assert done == [(("dapo", n), i) for n in range(12) for i in range(3)]
+        balance = Balance(loop.dir / "ledger.jsonl", finished=True)
+        counts = balance.facts()["stages"]["dapo"]["samples"]
+        assert str(balance).startswith("ledger: PASS") and counts["leased"] == counts["trained"] + counts["dropped"] > 36
+    assert cut, "checkpoints were taken while groups were being replaced"
