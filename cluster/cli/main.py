@@ -121,7 +121,8 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
     from rich.console import Console
 
     from cluster.records.balance import read_balance, show
-    from cluster.records.report import plot, read_summary, summary_table
+    from cluster.records.metrics import read_jsonl
+    from cluster.records.report import plot, read_summary, roles_table, summary_table
 
     with wrong_input():
         picture, balance = plot(run), read_balance(run)
@@ -129,6 +130,8 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
             typer.echo(json.dumps(read_summary(run) | ({"ledger": balance.facts()} if balance else {}), indent=1))
         elif (run / "summary.json").is_file():
             Console().print(summary_table(read_summary(run)))
+        if not as_json and (roles := roles_table(read_jsonl(run / "metrics.jsonl"))).row_count:
+            Console().print(roles)
     if not as_json:
         if balance:
             show(balance)

@@ -9,13 +9,6 @@ from cluster.stopping import Stop
 
 PHASES = ("generate", "score", "train", "sync")
 """The phases of a step, which may be under way at once; `other` is when none is."""
-OF_SYNC = {
-    "gather": "the learner makes full tensors", "copy": "it has them hashed, added up and written, or streamed",
-    "stage": "engines copy and check them beside what serves (shm)", "load": "engines load them",
-    "verify": "what they hold is read back and compared", "canary": "engines read the fixed sequences",
-    "canary_learner": "so does the learner",
-}  # fmt: skip
-"""Parts of a weight update, each measured on the slowest."""
 BREAKABLE = {"generate", "score", "evaluate"}
 """Phases that a stop breaks off at once: the learner holds what the last step made of it."""
 

@@ -2,9 +2,12 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -97,6 +100,29 @@ def summary_table(summary: dict) -> Table:
         table.add_row(f"seconds {phase}", "", f"{seconds:.1f}", "")
     if summary.get("tokens_per_second") is not None:
         table.add_row("tokens per second", "", f"{summary['tokens_per_second']:.0f}", "")
+    return table
+
+
+def roles_table(rows: list[dict]) -> Table:
+    """A column a stage: for which share of its time each role worked, how many waves waited, and how old the outputs were."""
+    stages = {name or "": list(group) for name, group in groupby(rows, lambda row: row.get("stage"))}
+    table = Table("", *stages, box=None)
+
+    def add(label: str, value: Callable[[list[dict]], float], *metrics: str) -> None:
+        if _measured(rows, *metrics):
+            table.add_row(label, *(_show(value(stage) if _measured(stage, *metrics) else None) for stage in stages.values()))
+
+    def of_time(metric: str, stage: list[dict]) -> float:
+        return sum(row.get(metric, 0.0) for row in stage) / sum(row["seconds_step"] for row in stage)
+
+    what = {"engines busy": "generate", "reward actors busy": "score", "learner busy": "train", "learner waits": "waiting"}
+    for label, phase in what.items():
+        add(label, partial(of_time, f"seconds_{phase}"), f"seconds_{phase}")
+    add("waves waiting", lambda stage: fmean(row.get("waves_waiting", 0) for row in stage), "waves_waiting")
+    ages = {name for row in rows for name in row if re.fullmatch(r"staleness_\d+", name)}
+    for age in sorted(int(name.removeprefix("staleness_")) for name in ages):
+        mean = partial(lambda name, stage: fmean(row.get(name, 0.0) for row in stage), f"staleness_{age}")
+        add(f"outputs {age} versions old", mean, "staleness_max")
     return table
 
 

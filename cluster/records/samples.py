@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -57,7 +58,8 @@ def batch_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 def staleness(groups: Sequence[ScoredGroup], version: PolicyVersion) -> dict[str, float]:
     """By how many steps the weights that began each output are older than those that it trains, `version`."""
     behind = [version - s.sample.versions[0][0] for s in samples_of(groups)]
-    return {"staleness_mean": fmean(behind), "staleness_max": max(behind)}
+    shares = {f"staleness_{age}": count / len(behind) for age, count in sorted(Counter(behind).items())}
+    return {"staleness_mean": fmean(behind), "staleness_max": max(behind), **shares}
 
 
 def _rewards(groups: Sequence[ScoredGroup]) -> dict[str, float]:

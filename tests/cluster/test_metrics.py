@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from cluster.records import console
+from cluster.records.catalogue import METRICS
 from cluster.records.console import COLUMNS, SPARED, ConsoleSink
-from cluster.records.metrics import METRICS, JsonlSink, RayMetricsSink, Sink, Sinks, TensorBoardSink, read_jsonl
+from cluster.records.metrics import JsonlSink, RayMetricsSink, Sink, Sinks, TensorBoardSink, read_jsonl
 from cluster.records.samples import batch_metrics
 from reward.types import FAILURES
 from tests.learner.builders import scored

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cluster.records.report import draw, plot, read_summary, summary_table
+from cluster.records.report import draw, plot, read_summary, roles_table, summary_table
 from cluster.run.launch import installed
 
 FULL = {"reward": 0.5, "accuracy": 0.5, "kl": 0.01, "clip_fraction": 0.0, "response_length": 30.0, "mismatch_p50": 1e-5}
@@ -75,3 +75,26 @@ def test_the_summary_stands_before_beside_after():
 def test_versions_of_what_is_not_installed_are_left_out():
     """A checkout on PYTHONPATH has no version of its own; a finished run is no failed one for that."""
     assert installed("pytest", "no-such-package") == {"pytest": pytest.__version__}
+
+
+def test_who_worked_and_how_old_the_outputs_were_is_told_for_each_stage():
+    warm = [{"step": 1, "stage": "sft", "seconds_train": 3.0, "seconds_step": 4.0, "waves_waiting": 0}]
+    times = (
+        "seconds_generate",
+        "seconds_train",
+        "seconds_waiting",
+        "seconds_step",
+        "waves_waiting",
+        "staleness_0",
+        "staleness_1",
+    )
+    rest = [
+        {"step": n, "stage": "grpo", "staleness_max": 1, **dict(zip(times, row, strict=True))}
+        for n, row in ((2, (2.0, 1.0, 1.0, 2.0, 0, 1.0, 0.0)), (3, (4.0, 1.0, 5.0, 6.0, 1, 0.5, 0.5)))
+    ]
+    table = roles_table(warm + rest)
+    cells = [list(column.cells) for column in table.columns]
+    assert dict(zip(cells[0], zip(*cells[1:], strict=True), strict=True)) == {
+        "engines busy": ("-", "0.750"), "learner busy": ("0.750", "0.250"), "learner waits": ("-", "0.750"),
+        "waves waiting": ("0.000", "0.500"), "outputs 0 versions old": ("-", "0.750"), "outputs 1 versions old": ("-", "0.250"),
+    }  # fmt: skip

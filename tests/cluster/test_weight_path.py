@@ -9,7 +9,7 @@ from cluster.fleet import actors, workers
 from cluster.fleet.actors import LearnerActor, RewardActor, RolloutActor
 from cluster.fleet.calls import RoleFailed
 from cluster.fleet.learner_group import LearnerFailed
-from cluster.records.clock import OF_SYNC
+from cluster.records.catalogue import OF_SYNC
 from rollout.weights.receivers import WorkerExtension
 from tests.cluster.gpus import TENSORS, WAIT_S, Fleet
 
