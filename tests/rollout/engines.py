@@ -1,5 +1,6 @@
 """What the tests on a real engine share: waves, weights, and the same numbers by transformers."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,11 @@ def serves(engine, loop, model) -> None:
     """The engine's weights are the model's."""
     [row] = loop.run(engine.logprobs(PROMPTS[:1]))
     assert row == pytest.approx(reference(model, PROMPTS[0][:1], PROMPTS[0][1:]), abs=2e-4)
+
+
+def begun(engine) -> None:
+    """Wait until an output that is under way has a token."""
+    states, end = engine._llm.output_processor.request_states, time.monotonic() + 60
+    while not any(state.detokenizer.num_output_tokens() for state in list(states.values())):
+        assert time.monotonic() < end, "no token within 60 s"
+        time.sleep(0.005)

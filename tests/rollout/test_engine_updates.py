@@ -1,6 +1,5 @@
 """Weight updates as the next sample of a real engine sees them, by its own phases and by the senders."""
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from safetensors.torch import load_file
 from rollout.engine.engine import EngineError
 from rollout.leftovers import running
 from rollout.weights.senders import make_trainer
-from tests.rollout.engines import PROMPTS, Updates, flip_a_byte, load, other, reference, requests, serves, sums_of
+from tests.rollout.engines import PROMPTS, Updates, begun, flip_a_byte, load, other, reference, requests, serves, sums_of
 from tests.rollout.test_weights import segments
 
 
@@ -33,9 +32,9 @@ def test_the_next_sample_comes_from_the_new_weights(engine, engine_loop, updates
 def test_a_commit_reaches_requests_in_flight_and_the_prefixes_they_cached(engine, engine_loop, updates, model):
     prompt, new, old_version = PROMPTS[3], other(updates.weights), engine.version
     updates.prepare(new)
-    # Several waves of what fits at once, so that some are in flight at the commit however fast the machine is.
+    # Several waves of what fits at once, so that others begin after the commit.
     flying = engine_loop.submit(engine.generate(requests([prompt] * 96, temperature=0.0, max_new_tokens=340)))
-    engine_loop.run(asyncio.sleep(0.4))
+    begun(engine)
     engine_loop.run(engine.finish_weight_update(old_version + 1, sums_of(new)))
     late = flying.result(300)[-1]
     completion = next(c for c in flying.result() if len(c.versions) == 2)
@@ -58,7 +57,7 @@ def test_kept_keys_and_values_are_those_of_the_older_weights_and_no_later_reques
     monkeypatch.setattr(engine, "_keep_kv", True)
     updates.prepare(new)
     flying = engine_loop.submit(engine.generate(requests([prompt] * 8, temperature=0.0, max_new_tokens=340)))
-    engine_loop.run(asyncio.sleep(0.2))
+    begun(engine)
     engine_loop.run(engine.finish_weight_update(old_version + 1, sums_of(new)))
     late = engine_loop.submit(engine.generate(requests([prompt])))
     completion = next(c for c in flying.result(300) if len(c.versions) == 2)

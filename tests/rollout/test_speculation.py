@@ -1,6 +1,5 @@
 """Outputs of an engine whose tokens are guessed ahead are those of the policy, by transformers' numbers."""
 
-import asyncio
 import math
 from types import SimpleNamespace
 
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from rollout.speculation import spread
-from tests.rollout.engines import Updates, load, reference, requests, sums_of
+from tests.rollout.engines import Updates, begun, load, reference, requests, sums_of
 
 PROMPTS = [(1, 5, 6, 7, 5, 6, 7, 5, 6), (1, 9, 9, 9), (1, *range(10, 60), *range(10, 60))]
 
@@ -103,7 +102,7 @@ def test_weights_that_meet_outputs_on_their_way_make_the_rest_of_these(guessing,
     updates.prepare(new := near(policy.weights, seed=2))
     prompt, old = PROMPTS[2], guessing.version
     flying = engine_loop.submit(guessing.generate(requests([prompt] * 96, max_new_tokens=340)))
-    engine_loop.run(asyncio.sleep(0.4))
+    begun(guessing)
     engine_loop.run(guessing.finish_weight_update(old + 1, sums_of(new)))
     changed = [c for c in flying.result(300) if len(c.versions) == 2]
     assert changed and all([version for version, _ in c.versions] == [old, old + 1] for c in changed)
