@@ -138,5 +138,5 @@ class Fleet:
 
 def install(monkeypatch, engine):
     """`cohort train` on such a fleet."""
-    monkeypatch.setattr(launch, "cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(launch, "connected", lambda *_: nullcontext())
     monkeypatch.setattr(launch, "Roles", lambda *args, **options: Fleet(engine, *args, **options))
