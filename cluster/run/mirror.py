@@ -11,7 +11,7 @@ from cluster.config.recipe import ConfigError
 from cluster.config.run_config import RunConfig
 from cluster.run.checkpoints import HELD, Checkpoints, step_of
 from cluster.run.manifest import damage, number, size
-from cluster.run.store import RECORDS, Store, newest_first
+from cluster.run.store import Store, newest_first, records
 from cluster.stopping import Stop
 
 log = logging.getLogger("cohort")
@@ -121,9 +121,9 @@ def restore(url: str, run_dir: Path) -> None:
         for name in newest_first(store.copies()):
             folder = root / f".{name}.tmp"
             if not (why := store.get(name, folder)):
-                for record in RECORDS:
-                    if (folder / "run" / record).exists():
-                        (folder / "run" / record).rename(run_dir / record)
+                for record in records(folder, folder / "run"):
+                    (run_dir / record).parent.mkdir(exist_ok=True)
+                    (folder / "run" / record).rename(run_dir / record)
                 shutil.rmtree(folder / "run")
                 folder.rename(root / name)
                 log.info("%s is restored from %s", root / name, url)

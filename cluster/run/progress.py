@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from cluster.config.stages import StageConfig
 from cluster.records.state import State
 
+OFFLINE = "offline"
+"""Of a run directory: the folder of the outputs that stages make before their first step."""
+
 
 class Progress:
     """The stage under way, and what is finished of it."""

@@ -20,7 +20,7 @@ from cluster.fleet.sampler import leases
 from cluster.records.samples import by_reason, write_rows
 from cluster.records.state import State
 from cluster.run.collector import Collector
-from cluster.run.progress import Progress
+from cluster.run.progress import OFFLINE, Progress
 from learner.algorithms.credit import has_spread
 from learner.algorithms.table import DataSource
 from reward.labels.examples import pairs
@@ -238,7 +238,7 @@ def source_of(config: RunConfig, data: Data, collector: Collector, progress: Pro
         return PolicySamples(collector=collector, stage=stage, data=data, seed=config.seed, before=before, memory=memory)
     begun = "file" in memory
     file = memory.setdefault("file", f"{stage.name}-{_origin(stage, config, policy)}.jsonl")
-    path = config.output.resolve() / "offline" / file
+    path = config.output.resolve() / OFFLINE / file
     return InitialSamples(collector=collector, stage=stage, data=data, seed=config.seed, path=path, begun=begun)
 
 

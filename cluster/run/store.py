@@ -18,9 +18,10 @@ from cluster.config.recipe import ConfigError
 from cluster.fleet.calls import within
 from cluster.run.checkpoints import NAME
 from cluster.run.manifest import FILE, damage, number, seal
+from cluster.run.progress import OFFLINE
 
 RECORDS = ("config.yaml", "inputs.json", "ledger.jsonl", "metrics.jsonl", "evaluations.jsonl", "reward_model.jsonl")
-"""Of the run directory; what it has of them."""
+"""Of the run directory, for every checkpoint."""
 PROBE_S = 60.0
 """For a store to take and give a few bytes."""
 
@@ -32,6 +33,14 @@ def unusable(url: str) -> str:
     except (ValueError, ImportError) as error:
         return f"mirror: {url}: {error}"
     return ""
+
+
+def records(checkpoint: Path, beside: Path) -> list[str]:
+    """The files that a resume from the checkpoint needs beside it and that are there: also the outputs that its stage made
+    before the first step."""
+    memory = json.loads((checkpoint / "state.json").read_text()).get("memory", {})
+    made = [f"{OFFLINE}/{PurePosixPath(memory['file']).name}"] if "file" in memory else []
+    return [record for record in (*RECORDS, *made) if (beside / record).is_file()]
 
 
 class Store:
@@ -78,8 +87,9 @@ class Store:
         """Copy a checkpoint with the run's records, in the place of what has its name."""
         self.remove(name)
         with TemporaryDirectory() as beside:
-            kept = [record for record in RECORDS if (run_dir / record).is_file()]
+            kept = records(checkpoint, run_dir)
             for record in kept:
+                Path(beside, record).parent.mkdir(exist_ok=True)
                 shutil.copyfile(run_dir / record, Path(beside, record))
             seal(Path(beside), {}, dict.fromkeys(kept, 0))
             for record in (*kept, FILE):

@@ -1,11 +1,14 @@
 """Where groups come from: made once, read from a file, or chosen by what was learnt; with fakes at the seams."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from cluster.records.samples import evaluation_rows
+from cluster.run.mirror import Mirror, restore
+from cluster.run.store import Store
 from reward.config import RewardConfig
 from reward.judging.judges import gold_check
 from rollout.data.datasets import load_data
@@ -63,6 +66,24 @@ def test_offline_outputs_that_were_lost_are_not_made_again_by_another_policy(tmp
     next((config.output / "offline").iterdir()).unlink()
     with pytest.raises(ValueError, match="is missing; expected the outputs that stage rft made when it began"):
         drive(config, data, FakeRoles(tokenizer))
+
+
+@pytest.mark.parametrize("algorithm", ["rft", "dpo"])
+def test_a_run_restored_from_a_copy_trains_on_the_outputs_that_its_stage_had_made(tmp_path, data, tokenizer, algorithm):
+    stage = {"algorithm": algorithm, "steps": 4, "questions_per_step": 2, "samples_per_question": 4, "offline_questions": 8}
+    unbroken = drive(configuration(tmp_path / "unbroken", [stage]), data, FakeRoles(tokenizer))
+    config, url = configuration(tmp_path / "run", [stage]), f"file://{tmp_path}/far"
+    with pytest.raises(RuntimeError, match="killed"):
+        drive(config, data, FakeRoles(tokenizer, fail_step=3))
+    assert Mirror(Store(url), config.output, 2).finish()["copied"] == 2
+    (made,) = (config.output / "offline").iterdir()
+    shutil.rmtree(config.output)
+    (new := tmp_path / "new").mkdir()
+    restore(url, new)
+    loop = drive(configuration(new, [stage]), data, FakeRoles(tokenizer))
+    assert [path.name for path in (new / "offline").iterdir()] == [made.name]
+    assert trained(loop.dir) == trained(unbroken.dir) and loop.serving.digests == unbroken.serving.digests
+    assert sample_files(loop.dir) == {f"step_{n}.jsonl": sample_files(unbroken.dir)[f"step_{n}.jsonl"] for n in (3, 4)}
 
 
 def test_pairs_are_a_better_and_a_worse_output_of_one_question(tmp_path, data, tokenizer):
