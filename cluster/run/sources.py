@@ -5,25 +5,22 @@ Every source hands out scored groups for ordinals. Which one a stage has follows
 
 import hashlib
 import json
-import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from cluster.config.run_config import RunConfig
 from cluster.config.stages import StageConfig
 from cluster.fleet.sampler import leases
-from cluster.records.samples import by_reason, write_rows
+from cluster.records.samples import by_reason
 from cluster.records.state import State
+from cluster.run import offline
 from cluster.run.collector import Collector
 from cluster.run.progress import OFFLINE, Progress
 from learner.algorithms.credit import has_spread
 from learner.algorithms.table import DataSource
-from reward.labels.examples import pairs
 from reward.types import RewardEvent, ScoredGroup, ScoredSample, Verdict, as_given, samples_of
 from rollout.data.datasets import Data, DemonstrationSet
 from rollout.data.ordering import Ordered
@@ -31,11 +28,6 @@ from rollout.data.recorded import LabelledSet, PreferenceSet
 from rollout.data.selection import Selector, Uniform
 from rollout.types import Group, Question, Sample
 
-log = logging.getLogger("cohort")
-
-CHUNK = 64
-"""Questions that are asked together where a stage's outputs are all made before its first step."""
-_GROUP = TypeAdapter(ScoredGroup)
 Sampled = Callable[[Sequence[Group]], None]
 Job = Callable[[Sampled], list[ScoredGroup]]
 """The scored groups of a step; it tells its argument of the sampled ones as soon as nothing of it is left to be sampled."""
@@ -189,29 +181,11 @@ class InitialSamples(Source):
         if self.begun and not self.path.exists():
             raise ValueError(f"{self.path} is missing; expected the outputs that stage {self.stage.name} made when it began")
         if not self.path.exists():
-            self._make()
-        with self.path.open("rb") as file:
-            made = [_GROUP.validate_json(line) for line in file]
+            offline.make(self.collector, self.stage, self.data.train, self.seed, self.path)
+        made = list(offline.groups(self.path))
         if not made:
             raise ValueError(f"stage {self.stage.name}: no question has both a better and a worse output, so there is no pair")
         return Ordered(made, self.seed)
-
-    def _make(self) -> None:
-        stage, train = self.stage, self.data.train
-        count = stage.offline_questions or min(len(train), stage.steps * stage.questions_per_step)
-        made: list[ScoredGroup] = []
-        for start in range(0, count, CHUNK):
-            questions = [train.question(n) for n in range(start, min(start + CHUNK, count))]
-            asked = leases(questions, f"{stage.name}/initial", stage.samples_per_question)
-            sampled = self.collector.sample(asked, f"generate for {stage.name}", booked=False)
-            groups = self.collector.score(sampled, stage.reward_source, f"score for {stage.name}", whole=count <= CHUNK)
-            made += [pair for group in groups for pair in self._pairs(group)] if stage.pairs else groups
-            log.info("stage %s: sampled outputs for %d of %d questions", stage.name, start + len(questions), count)
-        write_rows(self.path, (_GROUP.dump_python(group, mode="json") for group in made))
-
-    def _pairs(self, group: ScoredGroup) -> list[ScoredGroup]:
-        rng = random.Random(f"{self.seed}/{group.scored[0].sample.group_id}/pairs")
-        return pairs([group], per_group=self.stage.pairs_per_question, rng=rng)
 
 
 def _booked(collector: Collector, groups: list[ScoredGroup]) -> list[ScoredGroup]:

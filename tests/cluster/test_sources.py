@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from cluster.records.balance import Balance
 from cluster.records.samples import evaluation_rows
+from cluster.run import offline
 from cluster.run.mirror import Mirror, restore
 from cluster.run.store import Store
 from reward.config import RewardConfig
@@ -66,6 +68,48 @@ def test_offline_outputs_that_were_lost_are_not_made_again_by_another_policy(tmp
     next((config.output / "offline").iterdir()).unlink()
     with pytest.raises(ValueError, match="is missing; expected the outputs that stage rft made when it began"):
         drive(config, data, FakeRoles(tokenizer))
+
+
+class Cut(FakeRoles):
+    """Its driver is killed when it asks for the chunk of offline outputs with this number; `asked`: the ordinals of each."""
+
+    def __init__(self, tokenizer, cut=None):
+        super().__init__(tokenizer)
+        self.cut, self.asked = cut, []
+
+    def generate(self, waves, *args):
+        asked = [x.question.ordinal for leases in waves.values() for x in leases if "/initial/" in x.group_id]
+        if asked and len(self.asked) == self.cut:
+            raise RuntimeError("killed")
+        self.asked += [sorted(asked)] * bool(asked)
+        return super().generate(waves, *args)
+
+
+@pytest.mark.parametrize("algorithm", ["rft", "dpo"])
+def test_offline_sampling_that_was_killed_goes_on_with_what_is_missing(tmp_path, data, tokenizer, algorithm, monkeypatch):
+    monkeypatch.setattr(offline, "CHUNK", 2)
+    stage = {"algorithm": algorithm, "steps": 3, "questions_per_step": 2, "samples_per_question": 4, "offline_questions": 7}
+    unbroken = drive(configuration(tmp_path / "unbroken", [stage]), data, Cut(tokenizer))
+    (made,) = (unbroken.dir / "offline").iterdir()
+    chunks = [[0, 1], [2, 3], [4, 5], [6]]
+    for cut in range(4):
+        config = configuration(tmp_path / f"run{cut}", [stage])
+        with pytest.raises(RuntimeError, match="killed"):
+            drive(config, data, Cut(tokenizer, cut))
+        (part,) = (config.output / "offline").iterdir()
+        lines = part.read_text().splitlines(keepends=True)
+        assert part.name == made.with_suffix(".part").name
+        assert [json.loads(line)["question"]["ordinal"] for line in lines] == [n for chunk in chunks[:cut] for n in chunk]
+        if cut:  # the kill came while the next chunk was being written: a row and the half of one
+            part.write_text("".join([*lines, lines[0], lines[1][:40]]))
+        roles = Cut(tokenizer)
+        loop = drive(config, data, roles)
+        assert roles.asked == chunks[cut:]
+        (again,) = (config.output / "offline").iterdir()
+        assert (again.name, again.read_bytes()) == (made.name, made.read_bytes())
+        assert sample_files(loop.dir, without=()) == sample_files(unbroken.dir, without=())
+        assert trained(loop.dir) == trained(unbroken.dir) and loop.serving.digests == unbroken.serving.digests
+        assert str(Balance(loop.dir / "ledger.jsonl", finished=True)).startswith("ledger: PASS")
 
 
 @pytest.mark.parametrize("algorithm", ["rft", "dpo"])
