@@ -48,12 +48,12 @@ class Remote(Simulated):
         super().__init__(tokenizer, workers)
         self.actors = [ray.remote(Worker).options(num_cpus=0).remote() for _ in range(workers + 2)]
 
-    def generate(self, waves, sampling, name, each):
+    def generate(self, waves, sampling, name, each, failed):
         calls = {
             slot: stream(self.actors[slot], Worker.generate, name)(list(leases), self.version[slot])
             for slot, leases in waves.items()
         }
-        return follow(calls, 600.0, lambda slot, made: each(waves[slot][made[0]], made[1]), what=name)
+        return follow(calls, 600.0, lambda slot, made: each(waves[slot][made[0]], made[1]), failed, what=name)
 
     def score(self, parts, by, name):
         calls = {slot: ask(self.actors[-1], Worker.score, name)(list(part)) for slot, part in parts.items()}

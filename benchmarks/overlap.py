@@ -34,9 +34,9 @@ class Sleeping(FakeRoles):
         super().__init__(tokenizer)
         self.generates, self.trains = generates, trains
 
-    def generate(self, waves, sampling, name, each):
+    def generate(self, waves, sampling, name, each, failed):
         self._sleep(self.generates if name.startswith("generate") else 0.0)
-        return super().generate(waves, sampling, name, each)
+        return super().generate(waves, sampling, name, each, failed)
 
     def learn(self, method, *args):
         self._sleep(self.trains if method == "step" else 0.0)

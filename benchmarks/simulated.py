@@ -81,7 +81,7 @@ class Simulated(FakeRoles):
     def slots(self) -> list[int]:
         return list(range(self.workers))
 
-    def generate(self, waves, sampling, name, each) -> dict[int, str]:
+    def generate(self, waves, sampling, name, each, failed) -> dict[int, str]:
         began = HUB.world.now()
         longest = max(map(len, waves.values()))
         for position in range(longest):

@@ -55,8 +55,16 @@ def stream(actor: ActorHandle[A], method: Callable[Concatenate[A, P], AsyncItera
     return getattr(actor, method.__name__).options(name=name, num_returns="streaming").remote
 
 
-def follow(pending: Mapping[int, Stream[R]], deadline_s: float, each: Callable[[int, R], None], *, what: str) -> dict[int, str]:
-    """Hand on what every slot yields as it comes, until all have ended; errors by slot, and `what`, as of `gather`."""
+def follow(
+    pending: Mapping[int, Stream[R]],
+    deadline_s: float,
+    each: Callable[[int, R], None],
+    failed: Callable[[int, str], None] = lambda slot, why: None,
+    *,
+    what: str,
+) -> dict[int, str]:
+    """Hand on what every slot yields as it comes, until all have ended; errors by slot, and `what`, as of `gather`. `failed`
+    hears of an error when it comes."""
     errors: dict[int, str] = {}
     waiting = _Waiting(pending, deadline_s, what)
     while waiting.slots:
@@ -69,6 +77,7 @@ def follow(pending: Mapping[int, Stream[R]], deadline_s: float, each: Callable[[
             except ray.exceptions.RayError as error:
                 del waiting.slots[one]
                 errors[slot] = in_one_line(error)
+                failed(slot, errors[slot])
     return errors
 
 
@@ -106,7 +115,8 @@ class _Waiting(Generic[Q]):
 
     def ready(self, errors: dict[int, str]) -> list[tuple[Q, int]]:
         """Whose answer has come. When the time is up, an error for every slot that is left, and none is awaited any more."""
-        if ready := HUB.wait(list(self.slots), self.until):
+        # The caller may have been busy past the time with an answer: what has come meanwhile is not late.
+        if ready := HUB.wait(list(self.slots), self.until) or HUB.world.wait(list(self.slots), 0.0):
             return [(ref, self.slots[ref]) for ref in ready]
         late = sorted(self.slots.values())
         log.error("%s waits since %s, in vain, for %s", self._what, self._began, ", ".join(map(str, late)))

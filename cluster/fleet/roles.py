@@ -25,9 +25,15 @@ class Roles(Workers):
     """The driver's hold on all actors of one run."""
 
     def generate(
-        self, waves: Mapping[int, Sequence[Lease]], sampling: Sampling, name: str, each: Callable[[Lease, Group], None]
+        self,
+        waves: Mapping[int, Sequence[Lease]],
+        sampling: Sampling,
+        name: str,
+        each: Callable[[Lease, Group], None],
+        failed: Callable[[int, str], None],
     ) -> dict[int, str]:
-        """One wave a slot. `each` gets every group as it comes; what is returned are errors by slot."""
+        """One wave a slot. `each` gets every group as it comes, and `failed` a slot that fails while others go on; what is
+        returned are errors by slot."""
         deadline, tools = self.config.cluster.generate_deadline_s, self.config.rollout.tools
         calls = {
             slot: stream(self.rollout[slot], RolloutActor.generate, name)(list(leases), sampling, deadline)
@@ -36,8 +42,14 @@ class Roles(Workers):
         outputs = max(sum(len(lease.indices) for lease in leases) for leases in waves.values())
         programs = longest(outputs * tools.max_programs, tools.seconds, tools.at_once) if tools else 0.0
         deadline += programs + 10
-        errors = follow(calls, deadline, lambda slot, made: each(waves[slot][made[0]], made[1]), what=f"rollout: {name}")
-        return self.watch.explain("rollout", errors)
+
+        def arrived(slot: int, made: tuple[int, Group]) -> None:
+            each(waves[slot][made[0]], made[1])
+
+        def ended(slot: int, why: str) -> None:
+            failed(slot, self.watch.explain("rollout", {slot: why})[slot])
+
+        return self.watch.explain("rollout", follow(calls, deadline, arrived, ended, what=f"rollout: {name}"))
 
     def score(
         self, parts: Mapping[int, Sequence[Group]], by: By, name: str

@@ -4,8 +4,9 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+from cluster.fibers import HUB, Fiber
 from cluster.fleet.calls import LATE, RoleFailed
 from cluster.fleet.roles import Roles
 from cluster.fleet.versions import OnDisk, Serving
@@ -68,6 +69,27 @@ def leases(questions: Sequence[Question], prefix: str, size: int, suffix: str = 
     return [Lease(question=q, group_id=f"{prefix}/{q.ordinal}{suffix}", indices=members, attempt=0) for q in questions]
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Outputs that are asked for, and what has come of them."""
+
+    sampling: Sampling
+    name: str
+    ledger: Ledger | None
+    each: Callable[[Group], None]
+    made: dict[str, Group] = field(default_factory=dict)
+
+    def take(self, group: Group) -> None:
+        self.made[_id(group)] = group
+        if self.ledger:
+            for one in attempts(group.samples):
+                self.ledger.record("generated", **one)
+        self.each(group)
+
+    def left(self, wave: Sequence[Lease]) -> list[Lease]:
+        return [lease for lease in wave if lease.group_id not in self.made]
+
+
 class Sampler:
     """The driver's way to the rollout and reward slots."""
 
@@ -87,44 +109,50 @@ class Sampler:
         """All outputs of the leases, rejected ones too, a group a lease, in order. An ordinal always goes to the same slot, so
         that a wave can be repeated token for token.
 
-        A slot that fails is replaced, brought to the serving version, and given its whole wave again under the next attempt;
-        of what it had answered, the first answer stays. `ledger`: where the outputs are booked, if they are. `each` hears of
-        every group when it comes.
+        A slot that fails is replaced while the others go on, brought to the serving version, and given its whole wave again
+        under the next attempt; of what it had answered, the first answer stays. `ledger`: where the outputs are booked, if they
+        are. `each` hears of every group when it comes.
         """
-        waves, made = self._dealt(leases), {}
-        slots = {lease.group_id: slot for slot, wave in waves.items() for lease in wave}
-        begun: dict[int, int] = {}
-
-        def arrived(lease: Lease, group: Group) -> None:
-            # In the middle of an update nobody knows yet whether this engine holds what it should.
-            self._serving.changing.free()
-            slot = slots[lease.group_id]
-            if lease.group_id in made or self._roles.lives["rollout", slot] != begun[slot]:
-                return
-            made[lease.group_id] = group
-            if ledger:
-                for one in attempts(group.samples):
-                    ledger.record("generated", **one)
-            each(group)
-
+        waves, order = self._dealt(leases), _Order(sampling, name, ledger, each)
         if ledger:
             self._book_lease(ledger, leases)
         with self._busy("rollout", waves):
-            while waves:
-                self._serving.changing.free()
-                begun |= {slot: self._roles.lives["rollout", slot] for slot in waves}
-                failed = self._roles.generate(waves, sampling, name, arrived)
-                gone = {slot: REPLACED for slot, wave in waves.items() if any(lease.group_id not in made for lease in wave)}
-                errors, asked, waves = gone | failed, waves, {}
-                for slot, why in errors.items():
-                    self._renew(slot, begun[slot], why)
-                    again = [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in asked[slot]]
-                    if left := [lease for lease in again if lease.group_id not in made]:
-                        waves[slot] = again
-                        if ledger:
-                            self._book_lease(ledger, left, attempt=left[0].attempt, why=why[:200])
+            self._ask(order, waves)
         # Whichever slot answered first: what comes of the outputs depends on their order.
-        return [made[lease.group_id] for lease in leases]
+        return [order.made[lease.group_id] for lease in leases]
+
+    def _ask(self, order: _Order, waves: dict[int, list[Lease]]) -> None:
+        """What is left of the order in these waves, and what a slot that failed is asked again."""
+        self._serving.changing.free()
+        begun = {slot: self._roles.lives["rollout", slot] for slot in waves}
+        slots = {lease.group_id: slot for slot, wave in waves.items() for lease in wave}
+        renewals: dict[int, Fiber[None]] = {}
+
+        def arrived(lease: Lease, group: Group) -> None:
+            # In the middle of an update nobody knows yet whether this engine holds what it should.
+            self._serving.updating.free()
+            slot = slots[lease.group_id]
+            if lease.group_id not in order.made and self._roles.lives["rollout", slot] == begun[slot]:
+                order.take(group)
+
+        def failed(slot: int, why: str) -> None:
+            def renew() -> None:
+                self._renew(slot, begun[slot], why)
+                again = [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in waves[slot]]
+                if left := order.left(again):
+                    if order.ledger:
+                        self._book_lease(order.ledger, left, attempt=left[0].attempt, why=why[:200])
+                    self._ask(order, {slot: again})
+
+            if slot not in renewals:
+                renewals[slot] = HUB.spawn(renew, f"renew rollout-{slot}")
+
+        errors = self._roles.generate(waves, order.sampling, order.name, arrived, failed)
+        gone = {slot: REPLACED for slot, wave in waves.items() if order.left(wave)}
+        for slot, why in (gone | errors).items():
+            failed(slot, why)
+        for fiber in renewals.values():
+            fiber.result()
 
     @contextmanager
     def _busy(self, role: str, slots: Iterable[int]) -> Iterator[None]:

@@ -18,7 +18,7 @@ class OnDisk:
     """Nothing is ever published: everyone holds the weights on disk, a fresh engine or reward actor too."""
 
     version = reward_version = 0
-    changing = Turn()
+    changing, updating = Turn(), Turn()
 
     def bring_up(self, slot: int) -> None: ...
 
@@ -34,6 +34,8 @@ class Serving:
         self._roles, self._clock = roles, clock
         self.changing = Turn()
         """Of whoever replaces workers or sends weights."""
+        self.updating = Turn()
+        """Of whoever sends weights to all engines."""
         self.version, self.published = 0, True
         """The version that serves, and whether it is the learner's weights."""
         self.reward_version = 0
@@ -103,7 +105,7 @@ class Serving:
         self.digests = dict(state["digests"])
 
     def _publish(self, version: int) -> float:
-        with self._clock.timed("sync"), self.changing:
+        with self._clock.timed("sync"), self.changing, self.updating:
             logprobs = self._roles.learner_logprobs(self._canary.sequences)
             digest, difference = publish(self._roles, version, self._canary, logprobs)
             self._logprobs = logprobs

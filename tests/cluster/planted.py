@@ -25,12 +25,16 @@ def lost_lease():
     """Of a worker that died, what it had not answered is forgotten."""
 
     def sample(self, leases, sampling, name, ledger=None, each=lambda group: None):
-        def generate(waves, *args):
-            answered = {}
-            inner = args[-1]
-            errors = real(waves, *args[:-1], lambda lease, group: (answered.setdefault(lease.group_id), inner(lease, group)))
+        def generate(waves, sampling, name, each, failed):
+            def arrived(lease, group):
+                answered.add(lease.group_id)
+                each(lease, group)
+
+            answered = set()
+            errors = real(waves, sampling, name, arrived, lambda slot, why: None)
             for slot in errors:
                 leases[:] = [x for x in leases if x not in waves[slot] or x.group_id in answered]
+                waves[slot][:] = [x for x in waves[slot] if x.group_id in answered]
             return {}
 
         if ledger is None:

@@ -86,12 +86,12 @@ class Roles(Elastic):
     def rest(self):
         pass
 
-    def generate(self, waves, sampling, name, each):
+    def generate(self, waves, sampling, name, each, failed):
         """Groups come one by one, in any order; a slot may die or hang on the way, and answer twice."""
         with self.asked("rollout", waves):
-            return self._generated(waves, each)
+            return self._generated(waves, each, failed)
 
-    def _generated(self, waves, each):
+    def _generated(self, waves, each, failed):
         events, errors, begun = [], {}, {slot: self.engines[slot].version for slot in waves}
         engines = {slot: self.engines[slot] for slot in waves}
         for slot, leases in waves.items():
@@ -108,7 +108,10 @@ class Roles(Elastic):
         for at, slot, lease in sorted(events, key=lambda event: event[0]):
             self._pass(at - (HUB.world.now() - now))
             if lease is None or self.engines[slot] is not engines[slot] or engines[slot].broken:
-                errors.setdefault(slot, self.rng.choice(["killed", f"{LATE} 600 s"]))
+                why = self.rng.choice(["killed", f"{LATE} 600 s"])
+                if slot not in errors:
+                    errors[slot] = why
+                    failed(slot, why)
             elif slot not in errors:
                 each(lease, self._group(self.engines[slot], begun[slot], lease))
         return errors

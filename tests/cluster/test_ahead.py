@@ -93,10 +93,10 @@ class Patient(FakeRoles):
             HUB.wait([HUB.world.answer(object(), 1)])
         return super().learn(method, *args)
 
-    def generate(self, waves, sampling, name, each):
+    def generate(self, waves, sampling, name, each, failed):
         refilled = any("." in lease.group_id for leases in waves.values() for lease in leases)
         HUB.wait([HUB.world.answer(object(), 5 if refilled else 1)])
-        return super().generate(waves, sampling, name, each)
+        return super().generate(waves, sampling, name, each, failed)
 
 
 def test_in_flight_a_run_killed_while_groups_are_replaced_goes_on_and_trains_each_ordinal_once(

@@ -5,9 +5,11 @@ import re
 import pytest
 import ray
 
+from cluster.fibers import HUB
 from cluster.fleet import calls
-from cluster.fleet.calls import RoleFailed, all_answers, gather
+from cluster.fleet.calls import RoleFailed, all_answers, follow, gather
 from rollout.engine.engine import EngineError
+from tests.cluster.simulated import Clockwork
 
 TRACE = '\x1b[36mray::rollout-0.generate()\x1b[39m (pid=7)\n  File "/x/learner/worker.py", line 88, in step\n    raise it\n'
 
@@ -71,3 +73,59 @@ def test_the_rank_that_failed_by_itself_is_named(monkeypatch, errors, found, sai
     with pytest.raises(RoleFailed) as failed:
         all_answers({}, "learner", 5, "step", lambda name: found.get(name, ""))
     assert str(failed.value) == said
+
+
+class Answers:
+    """A stream: what comes of it, each after so many seconds; an error is raised where it is taken."""
+
+    def __init__(self, *comes):
+        self.comes = list(comes)
+        self._next()
+
+    def __next__(self):
+        item = self.comes.pop(0)[1]
+        if isinstance(item, StopIteration):
+            raise item
+        self._next()
+        return item
+
+    def _next(self):
+        if self.comes:
+            HUB.world.answer(self, self.comes[0][0])
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    def get(item, timeout):
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(HUB, "world", Clockwork())
+
+
+def test_a_stream_that_fails_is_told_at_once_and_one_that_does_not_answer_at_the_end(clock):
+    died, told, came = ray.exceptions.WorkerCrashedError(), [], []
+    streams = {0: Answers((1, "a"), (1, died)), 1: Answers((10, "b"), (30, "c"), (0, StopIteration())), 2: Answers((90, "d"))}
+    errors = follow(
+        streams,
+        60.0,
+        lambda slot, item: came.append((slot, item, HUB.world.now())),
+        lambda slot, why: told.append((slot, why, HUB.world.now())),
+        what="a test",
+    )
+    assert came == [(0, "a", 1), (1, "b", 10), (1, "c", 40)]
+    assert told == [(0, calls.in_one_line(died), 2)]
+    assert errors == {0: told[0][1], 2: "no answer within 60 s"}
+
+
+def test_an_answer_that_came_while_the_caller_was_busy_is_not_late(clock):
+    def each(slot, item):
+        came.append((slot, item))
+        HUB.wait([HUB.world.answer(object(), 100)])
+
+    came = []
+    streams = {slot: Answers((slot, slot), (0, StopIteration())) for slot in (1, 2)} | {3: Answers((300, 3))}
+    assert follow(streams, 50.0, each, what="a test") == {3: "no answer within 50 s"}
+    assert came == [(1, 1), (2, 2)]

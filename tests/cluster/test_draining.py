@@ -26,13 +26,13 @@ class Slow(Growing):
             self._pass(10)
         return super().learn(method, *args)
 
-    def generate(self, waves, sampling, name, each):
+    def generate(self, waves, sampling, name, each, failed):
         with self.asked("rollout", waves):
             self._pass(1)
-            errors = super().generate({slot: wave for slot, wave in waves.items() if slot != 1}, sampling, name, each)
+            errors = super().generate({slot: wave for slot, wave in waves.items() if slot != 1}, sampling, name, each, failed)
             self._pass(self.slow - 1)
             if 1 in waves:
-                errors |= super().generate({1: waves[1]}, sampling, name, each)
+                errors |= super().generate({1: waves[1]}, sampling, name, each, failed)
         return errors
 
     def remove(self, role, slot):

@@ -61,7 +61,7 @@ class FakeRoles:
     def rest(self):
         pass
 
-    def generate(self, waves, sampling, name, each):
+    def generate(self, waves, sampling, name, each, failed):
         self.calls += 1
         errors = {1: "killed"} if self.calls == self.die_at else {}
         for slot, leases in waves.items():

@@ -44,7 +44,7 @@ def driver(monkeypatch):
         made.waited.append(deadline_s)
         return {slot: call[0] for slot, call in calls.items()}, {}
 
-    def follow(calls, deadline_s, each, what):
+    def follow(calls, deadline_s, each, failed, what):
         made.waited.append(deadline_s)
         return {}
 
@@ -67,9 +67,9 @@ def leases(*sizes):
 def test_a_wave_is_awaited_as_long_as_its_programs_may_take(driver):
     sampling = Sampling(temperature=1.0, max_new_tokens=8)
     made = driver()
-    made.generate({0: leases(8, 8), 1: leases(4)}, sampling, "generate", print)
+    made.generate({0: leases(8, 8), 1: leases(4)}, sampling, "generate", print, print)
     with_tools = driver(rollout=RolloutConfig(tools={"seconds": 5, "at_once": 2, "max_programs": 3}))
-    with_tools.generate({0: leases(8, 8), 1: leases(4)}, sampling, "generate", print)
+    with_tools.generate({0: leases(8, 8), 1: leases(4)}, sampling, "generate", print, print)
     assert made.waited == [110, 110 + 16 * 3 / 2 * (5 + 2)]
     assert [call[2] for call in made.rollout[0].asked] == [100, 100], "the engine's own deadline"
 

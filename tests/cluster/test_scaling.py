@@ -33,12 +33,12 @@ class Growing(Elastic, FakeRoles):
             (self.config.output / NAME).write_text(json.dumps(wanted))
         return done
 
-    def generate(self, waves, sampling, name, each):
+    def generate(self, waves, sampling, name, each, failed):
         self.seen.append(("asked", sorted(waves)))
         with self.asked("rollout", waves):
             dead = {self.dies[1]} & waves.keys() if self.dies and self.calls + 1 >= self.dies[0] else set()
             self.dies = None if dead else self.dies
-            super().generate({slot: wave for slot, wave in waves.items() if slot not in dead}, sampling, name, each)
+            super().generate({slot: wave for slot, wave in waves.items() if slot not in dead}, sampling, name, each, failed)
         return dict.fromkeys(dead, "killed")
 
     def score(self, parts, by, name):
