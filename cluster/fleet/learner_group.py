@@ -8,6 +8,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from cluster.config.run_config import RunConfig
+from cluster.fibers import Turn
 from cluster.fleet.actors import LearnerActor
 from cluster.fleet.calls import RoleFailed, all_answers, ask
 from cluster.fleet.placement import position
@@ -72,14 +73,21 @@ class Ranks:
 class LearnerGroup:
     """LearnerActor's methods: a call goes to all ranks and gives the answer of rank 0.
 
-    Raises LearnerFailed when a rank fails, or does not answer within the deadline.
+    Raises LearnerFailed when a rank fails, or does not answer within the deadline, which begins when the call before has ended.
     """
 
     def __init__(
-        self, ranks: Mapping[int, ActorHandle[LearnerActor]], deadline_s: float, ill: Callable[[str], str], name: str = ""
+        self,
+        ranks: Mapping[int, ActorHandle[LearnerActor]],
+        deadline_s: float,
+        ill: Callable[[str], str],
+        name: str = "",
+        turn: Turn | None = None,
     ):
-        """`ill`: what is wrong with an actor, by its name. `name`: of the calls in the dashboard; by default the method's."""
+        """`ill`: what is wrong with an actor, by its name. `name`: of the calls in the dashboard; by default the method's.
+        `turn`: of whoever calls the ranks."""
         self._ranks, self._deadline_s, self._ill, self._name = ranks, deadline_s, ill, name
+        self._turn = turn or Turn()
         self.begin_stage = self._all(LearnerActor.begin_stage)
         self.step = self._all(LearnerActor.step)
         self.logprobs = self._all(LearnerActor.logprobs)
@@ -93,14 +101,15 @@ class LearnerGroup:
 
     def named(self, name: str, deadline_s: float | None = None) -> "LearnerGroup":
         """The same ranks, called by another name or with another deadline."""
-        return LearnerGroup(self._ranks, deadline_s or self._deadline_s, self._ill, name)
+        return LearnerGroup(self._ranks, deadline_s or self._deadline_s, self._ill, name, self._turn)
 
     def _all(self, method: Callable[Concatenate[LearnerActor, P], R]) -> Callable[P, R]:
         def together(*args: P.args, **kwargs: P.kwargs) -> R:
-            pending = {rank: ask(actor, method, self._name)(*args, **kwargs) for rank, actor in self._ranks.items()}
-            try:
-                return all_answers(pending, "learner", self._deadline_s, self._name or method.__name__, self._ill)[0]
-            except RoleFailed as error:
-                raise LearnerFailed(str(error)) from error
+            with self._turn:
+                pending = {rank: ask(actor, method, self._name)(*args, **kwargs) for rank, actor in self._ranks.items()}
+                try:
+                    return all_answers(pending, "learner", self._deadline_s, self._name or method.__name__, self._ill)[0]
+                except RoleFailed as error:
+                    raise LearnerFailed(str(error)) from error
 
         return together

@@ -1,14 +1,16 @@
 """How long the driver waits: as the work can take, which no hostile output can lengthen."""
 
 import tempfile
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from cluster import fibers
+from cluster.fibers import HUB
 from cluster.fleet import actors, calls, roles
 from cluster.fleet.actors import LearnerActor
-from cluster.fleet.learner_group import Ranks
+from cluster.fleet.learner_group import LearnerFailed, LearnerGroup, Ranks
 from cluster.fleet.roles import Roles
 from reward.config import RewardConfig
 from rollout.config import RolloutConfig
@@ -113,3 +115,26 @@ def test_ranks_of_one_node_meet_in_a_private_file_that_goes_with_them_and_others
         assert len(folders) == (where == "aa")
     ranks.left()
     assert not list(tmp_path.iterdir())
+
+
+class Learner:
+    """A step takes 0.6 s, a publish as long as it is told."""
+
+    def step(self):
+        time.sleep(0.6)
+        return "stepped"
+
+    def publish(self, seconds):
+        time.sleep(seconds)
+        return "published"
+
+
+def test_the_deadline_of_an_update_begins_when_the_learner_has_ended_its_step(monkeypatch):
+    for module in (fibers, calls):
+        monkeypatch.setattr(module, "ray", FakeRay)
+    learner = LearnerGroup({0: local_ray.Handle(Learner())}, 10.0, lambda name: "")
+    step = HUB.spawn(learner.step, "step")
+    HUB.until(lambda: step.wait is not None)
+    assert learner.named("publish", 0.3).publish(0.0) == "published" and step.result() == "stepped"
+    with pytest.raises(LearnerFailed, match="learner-0: no answer within 0.3 s"):
+        learner.named("publish", 0.3).publish(0.6)
