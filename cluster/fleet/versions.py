@@ -66,11 +66,12 @@ class Serving:
         """Make the learner's reward model the serving version."""
         self._publish_reward_model(self.reward_version + 1)
 
-    def bring_up(self, slot: int) -> None:
-        """Give a fresh engine the serving version; the caller has the turn of `changing`."""
+    def bring_up(self, slot: int, *, replaces: bool = True) -> None:
+        """Give a fresh engine the serving version; the caller has the turn of `changing`. Where it fails, it is replaced, or
+        UpdateFailed is raised."""
         if self.version:
             with self._clock.timed("sync"):
-                publish(self._roles, self.version, self._canary, self._logprobs, [slot])
+                publish(self._roles, self.version, self._canary, self._logprobs, [slot], replaces=replaces)
 
     def bring_up_reward_actors(self, slots: Sequence[int]) -> None:
         """Give the fresh reward actors among these the serving reward model, which must be the learner's."""

@@ -178,14 +178,20 @@ def publish_reward_model(actors: RewardActors, version: int, slots: Sequence[int
 
 
 def publish(
-    fleet: Fleet, version: PolicyVersion, canary: Canary, learner: list[list[float]], slots: Sequence[int] | None = None
+    fleet: Fleet,
+    version: PolicyVersion,
+    canary: Canary,
+    learner: list[list[float]],
+    slots: Sequence[int] | None = None,
+    *,
+    replaces: bool = True,
 ) -> tuple[str, float]:
     """Bring the slots (all, unless named) to `version`. Returns (digest, canary's mean difference). `learner`: its
     log-probabilities of the canary's sequences under that version.
 
     Every engine that fails is replaced and brought to the same version before anything is sampled; the fleet's crash
     budget bounds the tries. A fresh engine that fails as the one before it did will not be mended by a third: CanaryFailed,
-    or UpdateFailed.
+    or UpdateFailed, which without `replaces` the first failure is.
     """
     todo = list(fleet.slots() if slots is None else slots)
     worst, before = 0.0, {}
@@ -204,6 +210,8 @@ def publish(
                     failed[slot] = str(error)
             todo = list(failed)
         for slot, why in failed.items():
+            if not replaces:
+                raise UpdateFailed(f"rollout-{slot}: {why}")
             if before.get(slot) == why:
                 raise UpdateFailed(f"rollout-{slot}: a fresh engine fails as the one before it did: {why}")
             fleet.replace(slot, why)

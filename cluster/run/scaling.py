@@ -109,7 +109,7 @@ class Scaling:
         try:
             if role == "rollout":
                 with self._serving.changing:
-                    self._serving.bring_up(slot)
+                    self._serving.bring_up(slot, replaces=False)
         except LearnerFailed:
             raise
         except (RoleFailed, UpdateFailed) as error:

@@ -77,11 +77,13 @@ def version_reuse():
 def mixture_served():
     """An engine whose commit failed stays, and so does one that the canary refuses."""
 
-    def publish(fleet, version, canary, learner, slots=None):
+    def publish(fleet, version, canary, learner, slots=None, *, replaces=True):
         digest, failed, mixed = fleet.publish(version, list(fleet.slots() if slots is None else slots))
         for slot in failed:
             fleet.engines[slot].broken = False
-        return (digest, 0.0) if mixed or not failed else weight_update.publish(fleet, version, canary, learner, slots)
+        return (digest, 0.0) if mixed or not failed else weight_update.publish(
+            fleet, version, canary, learner, slots, replaces=replaces
+        )
 
     return mock.patch.object(versions, "publish", publish)
 
@@ -90,7 +92,7 @@ def early_service():
     """A new engine serves before it has the serving version."""
 
     def join(self, role, slot):
-        with mock.patch.object(self._serving, "bring_up", lambda slot: None):
+        with mock.patch.object(self._serving, "bring_up", lambda slot, replaces: None):
             plain(self, role, slot)
 
     plain = Scaling._join
