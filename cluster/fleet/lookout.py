@@ -61,7 +61,8 @@ class Lookout:
         # An actor's own process, the first, is the last to end: Ray kills what a dead one started.
         found = {pid: (name, process) for name, pids in actors.items() for pid, process in self.look(pids[::-1]).items()}
         for pid in found:
-            os.kill(pid, signal.SIGSTOP)  # none of them reacts to the end of another
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)  # none of them reacts to the end of another
         text = ""
         for pid, (name, process) in found.items():
             words = "is stopped\n" if process.state in "Tt" else _last_words(pid)

@@ -12,7 +12,7 @@ import pytest
 
 from cluster import fibers
 from cluster.fleet import watch as module
-from cluster.fleet.lookout import Lookout
+from cluster.fleet.lookout import Lookout, Process
 from cluster.fleet.watch import SILENCE, Watch
 from tests.cluster.clusters import until
 from tests.cluster.local_ray import FakeRay, Handle
@@ -115,3 +115,12 @@ def test_after_a_deadline_the_stacks_of_all_processes_are_kept_and_nothing_runs_
         assert ("is stopped" if process is stopped else 'File "<string>", line 3 in <module>') in words
         process.wait(5)
     assert "no answer within 600 s\n-- the driver\n" in text and "test_lookout.py" in text
+
+
+def test_a_process_that_ends_before_it_is_stopped_fails_nobody(monkeypatch):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    gone = Process(name="python", state="R", seconds=0.0)
+    monkeypatch.setattr(Lookout, "look", lambda self, pids: dict.fromkeys(pids, gone))
+    said = Lookout().stacks({"rollout-0": [process.pid]})
+    assert said.startswith(f"-- rollout-0, process {process.pid} (python): ") and "No such file" in said

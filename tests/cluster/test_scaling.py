@@ -177,6 +177,19 @@ def test_a_request_that_cannot_be_met_is_refused_and_changes_nothing(tmp_path, d
     same(loop, steady[0])
 
 
+def test_a_worker_that_cannot_be_ended_is_reported_and_asked_for_nothing(tmp_path, data, tokenizer, steady):
+    class Stubborn(Growing):
+        def dismiss(self, role, slot):
+            raise OSError("no route to its node")
+
+    roles = Stubborn(tokenizer, {3: {"rollout": 1}, 6: {"rollout": 2}})
+    loop = drive(settings(tmp_path / "run"), data, roles)
+    why = "rollout-1 does not end: OSError('no route to its node')"
+    assert told(loop) == [(3, 2, 2, 1), (3, 2, 1, 1), (3, 1, 1, 1, why), (6, 1, 1, 2), (7, 1, 2, 2)]
+    assert ("asked", [0, 2]) in roles.seen and not roles.aside
+    same(loop, steady[0])
+
+
 def test_what_is_no_request_is_left_aside(tmp_path, data, tokenizer, steady, caplog):
     loop = drive(settings(tmp_path / "run"), data, Growing(tokenizer, {3: {"rolout": "many"}}))
     assert told(loop) == [] and "is left aside" in caplog.text
