@@ -107,6 +107,7 @@ class Serving:
 
     def _publish(self, version: int) -> float:
         with self._clock.timed("sync"), self.changing, self.updating:
+            self._roles.split.clear()  # of earlier updates, and of those of one engine
             logprobs = self._roles.learner_logprobs(self._canary.sequences)
             digest, difference = publish(self._roles, version, self._canary, logprobs)
             self._logprobs = logprobs

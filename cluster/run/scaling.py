@@ -136,7 +136,9 @@ class Scaling:
             try:
                 self._roles.dismiss(role, slot)
             except Exception as error:  # nobody waits for this fiber
-                return self._note(role, len(self._slots[role]()), self._roles.wanted[role], f"{role}-{slot} does not end: {error!r}")
+                return self._note(
+                    role, len(self._slots[role]()), self._roles.wanted[role], f"{role}-{slot} does not end: {error!r}"
+                )
             log.info("%s-%d has ended what it was asked for, and is ended", role, slot)
 
         HUB.spawn(leave, f"leave {role}-{slot}")

@@ -81,8 +81,10 @@ def mixture_served():
         digest, failed, mixed = fleet.publish(version, list(fleet.slots() if slots is None else slots))
         for slot in failed:
             fleet.engines[slot].broken = False
-        return (digest, 0.0) if mixed or not failed else weight_update.publish(
-            fleet, version, canary, learner, slots, replaces=replaces
+        return (
+            (digest, 0.0)
+            if mixed or not failed
+            else weight_update.publish(fleet, version, canary, learner, slots, replaces=replaces)
         )
 
     return mock.patch.object(versions, "publish", publish)

@@ -194,3 +194,16 @@ def test_what_is_no_request_is_left_aside(tmp_path, data, tokenizer, steady, cap
     loop = drive(settings(tmp_path / "run"), data, Growing(tokenizer, {3: {"rolout": "many"}}))
     assert told(loop) == [] and "is left aside" in caplog.text
     same(loop, steady[0])
+
+
+def test_the_parts_of_an_update_are_those_of_the_last_one_of_all_engines(tmp_path, data, tokenizer):
+    class Parts(Growing):
+        def publish(self, version, slots):
+            self.split |= {"stage": 9.0} if slots == [1] else {"load": 1.0}
+            return super().publish(version, slots)
+
+    roles = Parts(tokenizer, dies=(6, 1))
+    loop = drive(settings(tmp_path / "run"), data, roles)
+    rows = [row for row in read_jsonl(loop.dir / "metrics.jsonl") if row["stage"] == "grpo"]
+    assert ("replaced", 1) in roles.seen and roles.split == {"load": 1.0}
+    assert [{k for k in row if k.startswith("seconds_sync_")} for row in rows] == [{"seconds_sync_load"}] * 8
