@@ -19,7 +19,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --no-annotate --custom-compi
 	--python-version 3.11 --python-platform x86_64-manylinux_2_31 $(INDEXES)
 LOCK-CPU = $(LOCK) --extra cpu $(addprefix --find-links ,$(WHEELS)) --output-file deploy/constraints-cpu.txt
 
-.PHONY: setup quickstart test test-cluster test-alone test-fast lint lock clean
+.PHONY: setup quickstart test test-cluster test-alone test-fast test-fast-cluster test-fast-others lint lock clean
 
 setup: .venv/ready-$(HARDWARE)
 
@@ -53,7 +53,14 @@ test-alone:
 
 # No engine, no cluster, nothing slow: under 90 seconds on two cores.
 test-fast: setup
-	$(BIN)/python -m pytest -m "not engine and not cluster and not lock and not slow"
+	@$(MAKE) --jobs=2 --keep-going test-fast-cluster test-fast-others
+
+FAST := -m "not engine and not cluster and not lock and not slow"
+test-fast-cluster:
+	$(BIN)/python -m pytest $(FAST) tests/cluster
+
+test-fast-others:
+	$(BIN)/python -m pytest $(FAST) --ignore=tests/cluster tests
 
 lint: setup
 	$(BIN)/ruff check .
