@@ -28,10 +28,8 @@ _GROUP = TypeAdapter(ScoredGroup)
 def make(collector: Collector, stage: StageConfig, train: QuestionSet, seed: int, path: Path) -> None:
     """Make the file. What is judged is kept beside it, chunk by chunk: a later life of the run begins with the first chunk that
     is not whole there, so that engines are asked for the same chunks."""
-    count, beside = (
-        stage.offline_questions or min(len(train), stage.steps * stage.questions_per_step),
-        path.with_suffix(".part"),
-    )
+    count = stage.offline_questions or min(len(train), stage.steps * stage.questions_per_step)
+    beside = path.with_suffix(".part")
     kept = read_jsonl(beside) if beside.exists() else []
     done = len(kept) // CHUNK * CHUNK
     write_rows(beside, kept[:done])
