@@ -45,10 +45,22 @@ def installed(
 
 
 @app.command()
-def train(recipe: RecipePath, overrides: Overrides = None) -> None:
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    or_resume: Annotated[
+        bool, typer.Option("--or-resume", help="Where `output` or `mirror` holds a run, go on with it as the recipe says now.")
+    ] = False,
+) -> None:
     """Check a recipe, then run it: on the cluster of RAY_ADDRESS, or on a local one."""
 
     def work(stop: Stop) -> dict:
+        if or_resume:
+            from cluster.config.run_config import load
+            from cluster.run.resume import resume_as
+
+            if (summary := resume_as(load(recipe, overrides), stop)) is not None:
+                return summary
         config = _checked(recipe, overrides)
         from cluster.run.launch import train
 

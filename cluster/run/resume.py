@@ -10,15 +10,17 @@ from cluster.run import inputs
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.directory import RunDirectory, finished, run_config
 from cluster.run.mirror import restore
+from cluster.run.store import Store, newest_first, unusable
 from cluster.stopping import Stop
 
 log = logging.getLogger("cohort")
 
 
-def resume(run_dir: Path, overrides: list[str], stop: Stop, mirror: str | None = None) -> dict:
+def resume(run_dir: Path, wanted: list[str] | RunConfig, stop: Stop, mirror: str | None = None) -> dict:
     """Continue a run from its newest good checkpoint and return its summary; of a finished run, only that.
 
-    With a `mirror`, the directory is new, and made of the newest good copy there.
+    `wanted`: overrides, or the whole configuration that it is to have from here on. With a `mirror`, the directory is new, and
+    made of the newest good copy there.
     Raises ConfigError when the directory is no run or in use, when an override touches what a resumed run may not change, when
     data or tokenizer are not those it began with, and when the run would begin again although it had checkpoints.
     """
@@ -32,7 +34,8 @@ def resume(run_dir: Path, overrides: list[str], stop: Stop, mirror: str | None =
                 raise ConfigError([f"{run_dir} is not empty; expected a new directory for what is taken from {mirror}"])
             restore(mirror, held.path)
             held.begun()
-        config, changed = run_config(run_dir), run_config(run_dir, overrides)
+        config = run_config(run_dir)
+        changed = wanted if isinstance(wanted, RunConfig) else run_config(run_dir, wanted)
         if refused := refusals(config, changed):
             raise ConfigError(refused)
         if (summary := finished(run_dir, changed)) is not None:
@@ -54,6 +57,15 @@ def resume(run_dir: Path, overrides: list[str], stop: Stop, mirror: str | None =
         except ConfigError:  # what does not fit here is not what the run has
             write_text(run_dir / "config.yaml", kept)
             raise
+
+
+def resume_as(config: RunConfig, stop: Stop) -> dict | None:
+    """Continue the run that `output`, or else `mirror`, holds, by the rules of `resume`; None where neither holds one."""
+    if (config.output / "config.yaml").exists():
+        return resume(config.output, config, stop)
+    if config.mirror and not unusable(config.mirror) and newest_first(Store(config.mirror).copies()):
+        return resume(config.output, config, stop, config.mirror)
+    return None
 
 
 def _check_beginning(run_dir: Path, config: RunConfig) -> None:

@@ -5,14 +5,18 @@ import json
 import os
 
 import pytest
+from typer.testing import CliRunner
 
 import cluster.run.launch
+from cluster.cli import main as cli
 from cluster.config.recipe import ConfigError
 from cluster.config.run_config import load, resolved_yaml
 from cluster.records.ledger import Ledger
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.directory import RunDirectory, stage_facts
-from cluster.run.resume import resume
+from cluster.run.mirror import Mirror
+from cluster.run.resume import resume, resume_as
+from cluster.run.store import Store
 from cluster.stopping import Stop
 from tests.cluster.test_checkpoints import Learner, break_file
 from tests.cluster.test_config import SMALL
@@ -154,6 +158,39 @@ def test_a_finished_run_says_so_and_starts_nothing(run_dir, runs, caplog):
     (run_dir / "config.yaml").write_text(resolved_yaml(longer.model_copy(update={"stages": (*longer.stages, third)})))
     resume(run_dir, [], Stop())
     assert [found for _, found in runs] == [10]
+
+
+def test_train_or_resume_goes_on_as_the_recipe_says_now(run_dir, runs, monkeypatch, tmp_path):
+    """One command line begins a run and goes on with it: what a job that is tried again is given."""
+    monkeypatch.setattr(cli, "_checked", lambda recipe, overrides: load(recipe, overrides))
+    at(run_dir, 1, 2)
+    recipe = tmp_path / "again.yaml"
+    recipe.write_text((run_dir / "config.yaml").read_text())
+
+    def train(*overrides):
+        return CliRunner().invoke(cli.app, ["train", str(recipe), "--or-resume", *overrides])
+
+    assert train("rollout.workers=3").exit_code == 0
+    assert [(config.rollout.workers, step) for config, step in runs] == [(3, 6)]
+    assert train().exit_code == 0 and load(run_dir / "config.yaml").rollout.workers == 1
+    other = train("seed=7")
+    assert other.exit_code == 2 and "seed: 0 -> 7: a resumed run cannot change it" in other.stderr and len(runs) == 2
+    assert train(f"output={tmp_path / 'new'}").exit_code == 0
+    assert [(config.output, step) for config, step in runs[2:]] == [(tmp_path / "new", None)]
+
+
+def test_what_is_taken_up_is_the_directorys_run_or_else_the_mirrors(run_dir, runs, tmp_path):
+    at(run_dir, 1, 2)
+    url = f"file://{tmp_path}/far"
+    config = load(run_dir / "config.yaml", [f"mirror={url}"])
+    (run_dir / "config.yaml").write_text(resolved_yaml(config))
+    elsewhere = config.model_copy(update={"output": tmp_path / "elsewhere"})
+    assert resume_as(elsewhere, Stop()) is None
+    assert Mirror(Store(url), run_dir, 2).finish()["copied"] == 1
+    at(run_dir, 1, 4)
+    resume_as(config, Stop())
+    resume_as(elsewhere, Stop())
+    assert [(found.output, step) for found, step in runs] == [(run_dir, 8), (tmp_path / "elsewhere", 6)]
 
 
 def test_a_new_directory_that_never_began_leaves_nothing_and_one_that_did_stays(tmp_path):
