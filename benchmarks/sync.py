@@ -23,6 +23,7 @@ from gpu_shapes import SHAPES, build, write
 from cluster.config.run_config import RunConfig
 from cluster.fleet.versions import Serving
 from cluster.records.clock import Clock
+from cluster.records.ledger import Ledger
 from cluster.run.launch import load_data, started
 from cluster.stopping import Stop
 
@@ -47,7 +48,7 @@ def published(folder: Path, publishes: int) -> list[dict[str, float]]:
     """Seconds of each update, by part; `total` is the whole's."""
     config, rows = configuration(folder), []
     with Stop() as stop, started(config, 0, stop) as roles:
-        serving = Serving(roles, load_data(config)[0].evaluation, Clock(stop))
+        serving = Serving(roles, load_data(config)[0].evaluation, Clock(stop), Ledger(folder / "ledger.jsonl"))
         for _ in range(publishes + 1):
             serving.trained()
             began = time.perf_counter()

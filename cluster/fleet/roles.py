@@ -34,14 +34,11 @@ class Roles(Workers):
     ) -> dict[int, str]:
         """One wave a slot. `each` gets every group as it comes, and `failed` a slot that fails while others go on; what is
         returned are errors by slot."""
-        deadline, tools = self.config.cluster.generate_deadline_s, self.config.rollout.tools
+        deadline = self.config.cluster.generate_deadline_s
         calls = {
             slot: stream(self.rollout[slot], RolloutActor.generate, name)(list(leases), sampling, deadline)
             for slot, leases in waves.items()
         }
-        outputs = max(sum(len(lease.indices) for lease in leases) for leases in waves.values())
-        programs = longest(outputs * tools.max_programs, tools.seconds, tools.at_once) if tools else 0.0
-        deadline += programs + 10
 
         def arrived(slot: int, made: tuple[int, Group]) -> None:
             each(waves[slot][made[0]], made[1])
@@ -49,7 +46,13 @@ class Roles(Workers):
         def ended(slot: int, why: str) -> None:
             failed(slot, self.watch.explain("rollout", {slot: why})[slot])
 
-        return self.watch.explain("rollout", follow(calls, deadline, arrived, ended, what=f"rollout: {name}"))
+        return self.watch.explain("rollout", follow(calls, self.allowed_s(waves), arrived, ended, what=f"rollout: {name}"))
+
+    def allowed_s(self, waves: Mapping[int, Sequence[Lease]]) -> float:
+        """Seconds within which such waves are sampled, their programs and the engine's own deadline included."""
+        tools, outputs = self.config.rollout.tools, max(sum(len(x.indices) for x in leases) for leases in waves.values())
+        programs = longest(outputs * tools.max_programs, tools.seconds, tools.at_once) if tools else 0.0
+        return self.config.cluster.generate_deadline_s + programs + 10
 
     def score(
         self, parts: Mapping[int, Sequence[Group]], by: By, name: str

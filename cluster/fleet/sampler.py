@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -79,6 +79,14 @@ class _Order:
     each: Callable[[Group], None]
     made: dict[str, Group] = field(default_factory=dict)
 
+    def lease(self, waves: Mapping[int, Sequence[Lease]], served: Mapping[str, int], deadline_s: float, why: str) -> None:
+        """Book what is left of waves that one attempt asks for, with whatever else decides its outputs; `why`: of an attempt
+        after the first. Nothing counts that comes more than `deadline_s` later."""
+        left = [lease for wave in waves.values() for lease in self.left(wave)]
+        if self.ledger and left:
+            fields = {"draw": left[0].draw, "deadline_s": deadline_s} | ({"why": why[:200]} if why else {})
+            self.ledger.record("leased", {x.group_id: x.indices for x in left}, attempt=left[0].attempt, **served, **fields)
+
     def take(self, group: Group) -> None:
         self.made[_id(group)] = group
         if self.ledger:
@@ -114,16 +122,15 @@ class Sampler:
         are. `each` hears of every group when it comes.
         """
         waves, order = self._dealt(leases), _Order(sampling, name, ledger, each)
-        if ledger:
-            self._book_lease(ledger, leases)
         with self._busy("rollout", waves):
             self._ask(order, waves)
         # Whichever slot answered first: what comes of the outputs depends on their order.
         return [order.made[lease.group_id] for lease in leases]
 
-    def _ask(self, order: _Order, waves: dict[int, list[Lease]]) -> None:
-        """What is left of the order in these waves, and what a slot that failed is asked again."""
+    def _ask(self, order: _Order, waves: dict[int, list[Lease]], why: str = "") -> None:
+        """What is left of the order in these waves, and what a slot that failed is asked again. `why`: it was asked before."""
         self._serving.changing.free()
+        order.lease(waves, self._serving.served, self._roles.allowed_s(waves), why)
         begun = {slot: self._roles.lives["rollout", slot] for slot in waves}
         slots = {lease.group_id: slot for slot, wave in waves.items() for lease in wave}
         renewals: dict[int, Fiber[None]] = {}
@@ -139,10 +146,8 @@ class Sampler:
             def renew() -> None:
                 self._renew(slot, begun[slot], why)
                 again = [replace(x, attempt=x.attempt + 1, draw=x.draw + (LATE in why)) for x in waves[slot]]
-                if left := order.left(again):
-                    if order.ledger:
-                        self._book_lease(order.ledger, left, attempt=left[0].attempt, why=why[:200])
-                    self._ask(order, {slot: again})
+                if order.left(again):
+                    self._ask(order, {slot: again}, why)
 
             if slot not in renewals:
                 renewals[slot] = HUB.spawn(renew, f"renew rollout-{slot}")
@@ -230,10 +235,6 @@ class Sampler:
         versions = {s.verdict.reward_version for g in groups for s in g.scored if s.verdict.status != "rejected"}
         if wrong := versions - {serves}:
             raise RoleFailed(f"{name}: judged by reward model {sorted(wrong, key=str)}, and {serves} serves")
-
-    def _book_lease(self, ledger: Ledger, leases: Sequence[Lease], **fields) -> None:
-        groups = {x.group_id: x.indices for x in leases}
-        ledger.record("leased", groups, version=self._serving.version, **fields)
 
 
 def _id(group: Group) -> str:

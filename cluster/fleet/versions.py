@@ -1,4 +1,7 @@
-"""Which weights serve: the policy's on the engines, a reward model's on the reward actors; each version with its digest."""
+"""Which weights serve: the policy's on the engines, a reward model's on the reward actors; each version with its digest.
+
+A version counts the updates of the history that leads to it. A life of the run that goes on from a checkpoint may count the
+same again, with other weights where the run cannot be repeated: (life, version) never stands for two."""
 
 from collections.abc import Sequence
 
@@ -6,6 +9,7 @@ from cluster.fibers import Turn
 from cluster.fleet.roles import Roles
 from cluster.fleet.weight_update import Canary, publish, publish_reward_model
 from cluster.records.clock import Clock
+from cluster.records.ledger import Ledger
 from cluster.records.state import State
 from cluster.stopping import RunFailed
 from rollout.types import Question
@@ -18,6 +22,7 @@ class OnDisk:
     """Nothing is ever published: everyone holds the weights on disk, a fresh engine or reward actor too."""
 
     version = reward_version = 0
+    served = {"version": 0, "life": 0}
     changing, updating = Turn(), Turn()
 
     def bring_up(self, slot: int) -> None: ...
@@ -29,9 +34,9 @@ class Serving:
     """The versions of one life of the run. The canary is calibrated in a driver's first, on the weights on disk that everyone
     starts with."""
 
-    def __init__(self, roles: Roles, questions: Sequence[Question], clock: Clock):
+    def __init__(self, roles: Roles, questions: Sequence[Question], clock: Clock, ledger: Ledger):
         """`questions` give the canary ordinary prompts. Raises RunFailed where the engines do not answer, and CanaryFailed."""
-        self._roles, self._clock = roles, clock
+        self._roles, self._clock, self._ledger = roles, clock, ledger
         self.changing = Turn()
         """Of whoever replaces workers or sends weights."""
         self.updating = Turn()
@@ -42,6 +47,8 @@ class Serving:
         """Of the reward model that serves; 0 is the one from reward.model.path, or none."""
         self.digests: dict[str, str] = {}
         """By version; a reward model's are named `reward model N`."""
+        self.lives = {"0": 0}
+        """By the same names, the life of the run that made each."""
         self._as_on_disk = roles.canary is None
         """Whether the engines began this life with the weights on disk; else with those of the learner that failed."""
         self._canary = roles.canary = roles.canary or _calibrated(roles, questions)
@@ -53,6 +60,11 @@ class Serving:
         """Identifies the weights that serve, the policy's and the reward model's."""
         held = str(self.version), f"reward model {self.reward_version}"
         return ", ".join(self.digests.get(name, "from disk") for name in held)
+
+    @property
+    def served(self) -> dict[str, int]:
+        """The version that serves, for records."""
+        return {"version": self.version, "life": self.lives[str(self.version)]}
 
     def trained(self) -> None:
         """The learner's policy has gone on from the version that serves."""
@@ -82,7 +94,7 @@ class Serving:
 
     def state(self) -> State:
         """For a checkpoint."""
-        names = ("version", "published", "reward_version", "digests")
+        names = ("version", "published", "reward_version", "digests", "lives")
         return {name: getattr(self, name) for name in names}
 
     def begin(self) -> None:
@@ -96,6 +108,7 @@ class Serving:
         `judged`: the stage's outputs may be judged by the reward model. Raises RunFailed for other bytes.
         """
         self.version, self.published, self.reward_version = state["version"], state["published"], state["reward_version"]
+        self.lives = dict(state["lives"])
         if self.published and (self.version or not self._as_on_disk):
             self._publish(self.version)  # where it is not published, nothing is sampled before the next version is out
         if self.reward_version and judged:
@@ -112,14 +125,20 @@ class Serving:
             digest, difference = publish(self._roles, version, self._canary, logprobs)
             self._logprobs = logprobs
         if version:
-            self.digests[str(version)] = digest
+            self._went_out(str(version), digest)
         self.version, self.published = version, True
         return difference
 
     def _publish_reward_model(self, version: int) -> None:
         with self._clock.timed("sync"), self.changing:
-            self.digests[f"reward model {version}"] = publish_reward_model(self._roles, version)
+            self._went_out(f"reward model {version}", publish_reward_model(self._roles, version))
         self.reward_version = version
+
+    def _went_out(self, name: str, digest: str) -> None:
+        self.digests[name] = digest
+        if name not in self.lives:
+            self.lives[name] = self._ledger.incarnation
+            self._ledger.note("published", version=name, digest=digest)
 
 
 def _calibrated(roles: Roles, questions: Sequence[Question]) -> Canary:

@@ -22,6 +22,7 @@ OF_SYNC = {
 METRICS: dict[str, Metric] = {
     "step": Metric("steps of the run so far, over all stages", "steps", "cluster"),
     "version": Metric("committed weight updates when the step began", "updates", "cluster"),
+    "life": Metric("life of the run, from 0, that made the version: both together are never used again", "lives", "cluster"),
     "reward": Metric("mean over scored outputs of the weighted sum of components", "reward", "reward"),
     "accuracy": Metric("correct outputs / scored outputs", "share", "reward"),
     "format": Metric("well-formed outputs / scored outputs", "share", "reward"),

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -86,18 +86,23 @@ def _programs(sample: Sample) -> int:
     return sum(before and not now for before, now in pairwise((True, *sample.sampled_mask)))
 
 
-def sample_rows(groups: Sequence[ScoredGroup], advantages: Sequence[float | None] | None = None) -> Iterator[dict]:
+def sample_rows(
+    groups: Sequence[ScoredGroup], lives: Mapping[str, int], advantages: Sequence[float | None] | None = None
+) -> Iterator[dict]:
     """One row a sample for samples/step_N.jsonl, which `cohort score` reads: what was asked, how the output was made, what it
-    says, how it was judged, what became of it. `advantages`: of each sample, None for one that was not trained."""
+    says, how it was judged, what became of it. `lives`: see `Serving`. `advantages`: of each sample, None for one that was not
+    trained."""
     batch = [(group.question, scored) for group in groups for scored in group.scored]
     for (asked, scored), advantage in zip(batch, advantages or [None] * len(batch), strict=True):
         s, v = scored.sample, scored.verdict
+        made_by = [str(version) for version, _ in s.versions] + [f"reward model {v.reward_version}"] * bool(v.reward_version)
         yield {
             "group": s.group_id,
             "ordinal": s.ordinal,
             "index": s.index,
             "attempt": s.attempt,
             "versions": s.versions,
+            "lives": {name: lives[name] for name in made_by},
             "id": asked.id,
             "question": asked.text,
             "gold": asked.gold,

@@ -232,6 +232,7 @@ def summarise(config: RunConfig, held_out: HeldOut, serving: Serving, actors: Ro
         "tokens_per_second": round(sampled_tokens / sampling, 1) if (sampling := spent["generate"]) else None,
         "reward_models": held_out.reward_models,
         "versions": serving.digests,
+        "lives": serving.lives,
         "actors": actors.info,
         "workers": {"rollout": len(actors.slots()), "reward": len(actors.reward_slots())},
         "replaced_workers": actors.deaths,

@@ -62,7 +62,7 @@ class Loop:
         self.config, self.data, self.roles, self.records, self.clock = config, data, roles, records, clock
         self.dir, self.stop = records.dir, clock.stop
         self.progress = Progress(config.stages)
-        self.serving = Serving(roles, data.evaluation, clock)
+        self.serving = Serving(roles, data.evaluation, clock, records.ledger)
         bound = Bound(config.reward.max_unscored_share)
         sampler = Sampler(roles, bound, self.serving)
         sampling = Sampling(temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens)
@@ -125,8 +125,8 @@ class Loop:
             try:
                 self._step(stage, buffer)
             except Unscored as failed:
-                step, metrics = self.progress.step + 1, {"stage": stage.name, "version": self.serving.version}
-                self.records.leave(f"samples/step_{step}.jsonl", sample_rows(failed.groups))
+                step, metrics = self.progress.step + 1, {"stage": stage.name, **self.serving.served}
+                self.records.leave(f"samples/step_{step}.jsonl", sample_rows(failed.groups, self.serving.lives))
                 self.records.sinks.write(step, metrics | batch_metrics(failed.groups))
                 raise
             self._after_step(stage, buffer)
@@ -135,7 +135,7 @@ class Loop:
         """One step, from its questions to its line of metrics. Raises Unscored when too little of it can be judged."""
         took, version = Took(self.clock, self.collector), self.serving.version
         buffer.admit()
-        metrics = {"stage": stage.name, "version": version, "waves_waiting": buffer.waiting, **self.scaling.counts()}
+        metrics = {"stage": stage.name, **self.serving.served, "waves_waiting": buffer.waiting, **self.scaling.counts()}
         with self.stop.breakable(), took.waiting():
             groups = buffer.take()
         self.boundary.leave()
@@ -153,7 +153,7 @@ class Loop:
         step = self.progress.step
         metrics |= batch_metrics(groups) | report.metrics
         # Written while the next wave is sampled: between its end and the beginning of the one after it engines are idle.
-        self.records.leave(f"samples/step_{step}.jsonl", sample_rows(groups, advantages))
+        self.records.leave(f"samples/step_{step}.jsonl", sample_rows(groups, self.serving.lives, advantages))
         if stage.follows_policy:
             metrics |= staleness(groups, version)
             with took.waiting():

@@ -103,6 +103,9 @@ class Fleet:
     def slots(self):
         return [0]
 
+    def allowed_s(self, waves):
+        return 60.0
+
     def generate(self, waves, sampling, name, each, failed):
         for lease, group in zip(waves[0], asyncio.run(self.rollout.generate(waves[0], sampling, 60)), strict=True):
             each(lease, group)

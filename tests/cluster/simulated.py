@@ -86,6 +86,9 @@ class Roles(Elastic):
     def rest(self):
         pass
 
+    def allowed_s(self, waves):
+        return 610.0
+
     def generate(self, waves, sampling, name, each, failed):
         """Groups come one by one, in any order; a slot may die or hang on the way, and answer twice."""
         with self.asked("rollout", waves):

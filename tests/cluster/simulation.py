@@ -119,6 +119,7 @@ def _run(rng, config, *, faults, crashes, requests=()):
             except Killed:
                 continue
             _check(loop.dir, stage.max_staleness)
+            _check_versions(loop.dir)
             _check_workers(loop.dir, roles, workers)
             return roles.weights
         raise Violated("the run did not end")
@@ -146,6 +147,20 @@ def _check_workers(run_dir, roles, began):
     found = {"rollout": len(roles.slots()), "reward": len(roles.reward_slots())}
     if any(told.get(role, began[i]) != found[role] for i, role in enumerate(found) if role in roles.wanted):
         raise Violated(f"there are {found} workers, and the ledger has {told}")
+
+
+def _check_versions(run_dir):
+    """In no record does a version of one life stand for two states of the weights."""
+    lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines() if line.endswith("}")]
+    made = {(x["incarnation"], x["version"], x["digest"]) for x in lines if x["event"] == "published"} | {(0, "0", "0")}
+    names = {(life, version): digest for life, version, digest in made}
+    if len(names) < len(made):
+        raise Violated(f"a version stands for other weights than before: {sorted(made)}")
+    for path in (run_dir / "samples").iterdir():
+        for row in map(json.loads, path.read_text().splitlines()):
+            version = str(row["versions"][-1][0])
+            if names[row["lives"][version], version] != row["response"]:
+                raise Violated(f"{path.name}: version {version} of life {row['lives']} is not {row['response']}")
 
 
 def _check(run_dir, staleness):

@@ -84,6 +84,9 @@ class Slots:
     def slots(self):
         return [0]
 
+    def allowed_s(self, waves):
+        return 610.0
+
     def generate(self, waves, sampling, name, each, failed):
         for x in waves[0]:
             each(x, self._group(x, "NaN" if x.question.ordinal in self.rejected else ""))

@@ -92,7 +92,7 @@ def test_a_response_without_a_score_is_warned_of_with_its_place(file):
 def test_the_rows_of_a_runs_samples_are_read_as_they_are(tmp_path):
     asked = Question(ordinal=3, id="f:1", text="1 + 1", gold="2", prompt_ids=(1,))
     batch = [without_score(output(f"#### {2 + i % 2}", i), "killed", "it was") for i in range(4)]
-    write_rows(tmp_path / "step_3.jsonl", sample_rows([ScoredGroup(question=asked, scored=tuple(batch))]))
+    write_rows(tmp_path / "step_3.jsonl", sample_rows([ScoredGroup(question=asked, scored=tuple(batch))], {"0": 0}))
     done = invoke("score", tmp_path / "step_3.jsonl", "--json", "--judges", 1)
     found = json.loads(done.stdout)
     assert (found["rows"], found["questions"], found["accuracy"], found["pass_at_k"]["2"]) == (4, 1, 0.5, pytest.approx(5 / 6))

@@ -61,6 +61,9 @@ class FakeRoles:
     def rest(self):
         pass
 
+    def allowed_s(self, waves):
+        return 610.0
+
     def generate(self, waves, sampling, name, each, failed):
         self.calls += 1
         errors = {1: "killed"} if self.calls == self.die_at else {}
@@ -152,7 +155,7 @@ def trained(run_dir):
     ]
 
 
-def sample_files(run_dir, without=("attempt",)):
+def sample_files(run_dir, without=("attempt", "lives")):
     rows = {p.name: read_jsonl(p) for p in (run_dir / "samples").iterdir()}
     return {name: [{k: v for k, v in row.items() if k not in without} for row in part] for name, part in rows.items()}
 
@@ -212,3 +215,30 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, data, toke
     assert Checkpoints(config.output, keep=2).newest()[1]["step"] == 3
     loop = drive(config, data, FakeRoles(tokenizer))
     assert sample_files(loop.dir) == sample_files(unbroken.dir)
+
+
+class Other(FakeRoles):
+    """Learns something else of the same outputs, as a run does that cannot be repeated."""
+
+    def learn(self, method, *args):
+        made = super().learn(method, *args)
+        self.weights += method == "step"
+        return made
+
+
+def test_a_version_that_two_lives_made_is_told_apart_in_all_records(tmp_path, data, tokenizer):
+    config = configuration(tmp_path / "run", checkpoint_every=2)
+    with pytest.raises(RuntimeError, match="killed"):
+        drive(config, data, FakeRoles(tokenizer, fail_step=6))
+    loop = drive(config, data, Other(tokenizer))
+    lines = [json.loads(line) for line in (loop.dir / "ledger.jsonl").read_text().splitlines()]
+    published = {(x["incarnation"], x["version"]): x["digest"] for x in lines if x["event"] == "published"}
+    assert list(published) == [(0, "1"), (0, "2"), (0, "3"), (0, "4"), (1, "4"), (1, "5")]
+    assert published[0, "4"] != published[1, "4"] == loop.serving.digests["4"]
+    asked = [(x["version"], x["life"]) for x in lines if x["event"] == "leased" and "draw" in x]
+    assert asked == [(1, 0), (2, 0), (3, 0), (4, 0), (3, 0), (4, 1)]
+    rows = read_jsonl(loop.dir / "metrics.jsonl")
+    assert [(row["version"], row["life"]) for row in rows] == [(0, 0), (0, 0), (1, 0), (2, 0), (3, 0), (4, 1)]
+    made = [sample_files(loop.dir, ())[f"step_{n}.jsonl"][0]["lives"] for n in (2, 3, 5, 6)]
+    assert made == [{"0": 0}, {"1": 0}, {"3": 0}, {"4": 1}]
+    assert loop.serving.lives == {"0": 0, "1": 0, "2": 0, "3": 0, "4": 1, "5": 1}

@@ -30,6 +30,9 @@ class Slots:
     def slots(self):
         return [0, 1]
 
+    def allowed_s(self, waves):
+        return 600.0 + sum(map(len, waves.values()))
+
     def generate(self, waves, sampling, name, each, failed):
         for slot in sorted(waves, reverse=True):
             for lease, group in zip(waves[slot], self._wave(waves[slot]), strict=True):
@@ -161,6 +164,17 @@ def test_a_wave_that_outlasted_its_deadline_is_drawn_anew_and_one_whose_worker_d
     groups = over(slots).sample([lease(0), lease(1)], SAMPLING, "generate")
     assert [len(group.samples) for group in groups] == [2, 2] and slots.replaced == [0]
     assert [(x.attempt, x.draw) for x in slots.asked[1][0]] == [(1, draw)]
+
+
+def test_a_lease_is_booked_with_what_decides_its_outputs_and_until_when_they_count(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    over(Failing("no answer within 602 s")).sample([lease(0), lease(1)], SAMPLING, "generate", ledger)
+    booked, served = [x for x in history(tmp_path / "ledger.jsonl") if x["event"] == "leased"], {"version": 0, "life": 0}
+    assert [{k: v for k, v in x.items() if k not in ("incarnation", "event")} for x in booked] == [
+        {"groups": {"grpo/0": [0, 1], "grpo/1": [0, 1]}, "attempt": 0, **served, "draw": 0, "deadline_s": 602.0},
+        {"groups": {"grpo/0": [0, 1]}, "attempt": 1, **served, "draw": 1, "deadline_s": 601.0, "why": booked[1]["why"]},
+    ]  # fmt: skip
+    assert booked[1]["why"] == "no answer within 602 s"
 
 
 class Late(Slots):
