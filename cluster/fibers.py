@@ -2,19 +2,24 @@
 
 Only one runs at a time, and the turn passes only inside a wait: what a fiber does between two waits is whole for the others, so
 the driver's state needs no locks. The main thread does the waiting for all, so that signals are felt; fibers run while it
-waits.
+waits. Every wait says for what, and none is without an end.
 """
 
+import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 
 R = TypeVar("R")
+log = logging.getLogger("cohort")
+LATE = "no answer within"
+"""How an error says that a deadline passed."""
 Ref = Any
 """An answer to come: a reference or a stream of Ray's."""
 
@@ -48,44 +53,94 @@ class Ended(BaseException):
     """Raised in a fiber's wait to end it."""
 
 
-@dataclass(frozen=True, slots=True)
+class Stuck(RuntimeError):
+    """A wait that nothing ends any more, or that has lasted longer than the work which it waits for may."""
+
+
+@dataclass(slots=True)
 class _Wait:
     refs: Sequence[Ref]
     until: float
     condition: Callable[[], bool]
+    what: str
+    tell: float
+    """When it is to be told of, and when it is given up."""
+    over: float
+    began: str = field(default_factory=lambda: time.strftime("%H:%M:%S"))
+
+    def __str__(self) -> str:
+        return f"waits for {self.what} since {self.began}"
 
 
 class Fiber(Generic[R]):
-    """Work beside the caller's."""
+    """Work beside the caller's. Its turns are counted, and its locks are but bells: whatever a signal breaks off in the main
+    thread can be done again."""
 
     def __init__(self, hub: "Hub", work: Callable[[], R], name: str):
-        self.done = False
+        self.done = self.ended = False
+        self.name = name
         self._hub, self._work = hub, work
         self._value: list[R] = []
         self._error: BaseException | None = None
         self.wait: _Wait | None = None
         """What it waits for; None before it began."""
-        self.ended, self.parked = False, True
-        self.go, self.back = threading.Lock(), threading.Lock()
-        """Held while it may not run, and while its caller may not."""
-        self.go.acquire()
-        self.back.acquire()
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._given = self._taken = 0
+        """Turns that the main thread gave it, and those that it has ended."""
+        self._go, self._back, self._begun = threading.Lock(), threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._back.acquire()
+        self.thread: threading.Thread | None = None
 
     def result(self) -> R:
         """What the work returns. Raises what it raises."""
-        self._hub.until(lambda: self.done)
+        self._hub.until(lambda: self.done, self.name)
         if self._error:
             raise self._error
         return self._value[0]
 
+    def give(self) -> None:
+        """Its turn, of which `settle` awaits the end; the main thread may."""
+        self._given = self._taken + 1
+
+    def settle(self) -> None:
+        """Wait until it has ended its turn, if it has one. A signal is felt when it has."""
+        felt = None
+        while self._given > self._taken:
+            try:
+                if self._begun.locked():
+                    _ring(self._go)
+                else:  # a second thread ends at once
+                    threading.Thread(target=self._run, name=self.name, daemon=True).start()
+                self._back.acquire()
+            except KeyboardInterrupt as signal:
+                felt = signal
+        if felt:
+            raise felt
+
+    def park(self) -> None:
+        """End the turn, and wait for the next."""
+        self._taken += 1
+        _ring(self._back)
+        while self._given == self._taken:
+            self._go.acquire()
+
     def _run(self) -> None:
+        if not self._begun.acquire(blocking=False):
+            return
+        self.thread = threading.current_thread()
+        self._hub.mine.fiber = self
         try:
             self._value.append(self._work())
         except BaseException as error:
             self._error = error
-        self.done = self.parked = True
-        self.back.release()
+        self.done = True
+        self._taken += 1
+        _ring(self._back)
+
+
+def _ring(bell: threading.Lock) -> None:
+    if bell.locked():
+        bell.release()
 
 
 class Hub:
@@ -93,9 +148,15 @@ class Hub:
 
     def __init__(self, world: World):
         self.world = world
+        self.mine = threading.local()
+        """Of each thread: its fiber."""
         self._fibers: list[Fiber] = []
-        self._running: Fiber | None = None
         self._ready: set[Ref] = set()
+        self._told_s = self._most_s = math.inf
+
+    def allow(self, told_s: float, most_s: float) -> None:
+        """A wait without a time of its own is told of after so many seconds, and is an error after so many."""
+        self._told_s, self._most_s = told_s, most_s
 
     def spawn(self, work: Callable[[], R], name: str) -> Fiber[R]:
         """Begin work, which runs when the caller waits."""
@@ -103,26 +164,40 @@ class Hub:
         self._fibers.append(fiber)
         return fiber
 
+    def together(self, works: Mapping[str, Callable[[], object]]) -> None:
+        """Do all of them at once, by name. Raises what the first to be named raises."""
+        for fiber in [self.spawn(work, name) for name, work in works.items()]:
+            fiber.result()
+
     def wait(
-        self, refs: Sequence[Ref], until: float = math.inf, condition: Callable[[], bool] = lambda: False
+        self,
+        refs: Sequence[Ref],
+        until: float = math.inf,
+        condition: Callable[[], bool] = lambda: False,
+        what: str = "an answer",
     ) -> Collection[Ref]:
         """Those of the references that are ready: at least one; or none at a time of the world's clock, or when others have
-        made the condition true. Raises RuntimeError where that can never be."""
-        here = _Wait(refs, until, condition)
-        if self._running is not None:
+        made the condition true. Raises Stuck where that can never be, or is not in time."""
+        now, timed = self.world.now(), until < math.inf
+        here = _Wait(refs, until, condition, what, *((math.inf,) * 2 if timed else (now + self._told_s, now + self._most_s)))
+        fiber: Fiber | None = getattr(self.mine, "fiber", None)
+        if fiber is not None:
             if not self._due(here):
-                self._park(self._running, here)
+                self._park(fiber, here)
         else:
+            self._settle()
             while not self._due(here):
                 if not self._take_turns():
                     self._sleep(here)
         found = self._ready.intersection(refs)
         self._ready -= found
+        if not found and self.world.now() >= here.over and not condition():
+            raise Stuck(f"{LATE} {self._most_s:g} s: {here}; {self._others(here)}")
         return found
 
-    def until(self, condition: Callable[[], bool]) -> None:
+    def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for what another fiber makes true."""
-        self.wait((), condition=condition)
+        self.wait((), condition=condition, what=what)
 
     def close(self) -> None:
         """End all fibers where they wait."""
@@ -132,14 +207,22 @@ class Hub:
 
     def end(self, fiber: Fiber) -> None:
         """End a fiber where it waits; the main thread may."""
+        self._settle()
         fiber.ended = True
         if fiber.wait is not None and not fiber.done:
-            self._resume(fiber)
+            fiber.give()
+            fiber.settle()
         if fiber in self._fibers:
             self._fibers.remove(fiber)
 
+    def _settle(self) -> None:
+        """Where a signal left a fiber in its turn."""
+        for fiber in self._fibers:
+            fiber.settle()
+
     def _due(self, wait: _Wait) -> bool:
-        return wait.condition() or not self._ready.isdisjoint(wait.refs) or self.world.now() >= wait.until
+        now = self.world.now()
+        return wait.condition() or not self._ready.isdisjoint(wait.refs) or now >= wait.until or now >= wait.over
 
     def _take_turns(self) -> bool:
         """Every fiber that can go on does, to its next wait, the oldest first; whether there was one."""
@@ -147,7 +230,8 @@ class Hub:
         for fiber in list(self._fibers):
             # Asked anew for each: one that went on may have taken what another waits for.
             if fiber.wait is None or self._due(fiber.wait):
-                self._resume(fiber)
+                fiber.give()
+                fiber.settle()
                 went = True
         self._fibers = [fiber for fiber in self._fibers if not fiber.done]
         return went
@@ -156,33 +240,27 @@ class Hub:
         waits = [here, *(fiber.wait for fiber in self._fibers if fiber.wait)]
         refs, until = [ref for wait in waits for ref in wait.refs], min(wait.until for wait in waits)
         if not refs and until == math.inf:
-            raise RuntimeError(f"{len(waits)} waits wait for each other")
+            raise Stuck(f"{len(waits)} waits wait for each other: the run {here}; {self._others(here)}")
+        until = min(until, *(min(wait.tell, wait.over) for wait in waits))
         self._ready |= set(self.world.wait(refs, max(0.0, until - self.world.now())))
+        now = self.world.now()
+        for wait in waits:
+            if now >= wait.tell and not self._due(wait):
+                log.warning("for %g s somebody %s; %s", self._told_s, wait, self._others(wait))
+                wait.tell = math.inf
 
-    def _resume(self, fiber: Fiber) -> None:
-        """Give the turn to a fiber until it waits or ends. A signal is felt when it does."""
-        self._running, felt = fiber, None
-        fiber.parked = False
-        begin = fiber.go.release if fiber.thread.ident else fiber.thread.start
-        begin()
-        while True:
-            try:
-                while not fiber.parked:
-                    fiber.back.acquire()
-                break
-            except KeyboardInterrupt as signal:
-                felt = signal
-        fiber.back.acquire(blocking=False)  # where a signal came in between
-        self._running = None
-        if felt:
-            raise felt
+    def _others(self, but: _Wait) -> str:
+        """Who else waits for what."""
+        waits = [
+            f"{fiber.name} {fiber.wait}" for fiber in self._fibers if fiber.wait and fiber.wait is not but and not fiber.done
+        ]
+        return "; ".join(waits) or "nobody else waits"
 
     def _park(self, fiber: Fiber, wait: _Wait) -> None:
         if fiber.ended:
             raise Ended
-        fiber.wait, fiber.parked = wait, True
-        fiber.back.release()
-        fiber.go.acquire()
+        fiber.wait = wait
+        fiber.park()
         if fiber.ended:
             raise Ended
 
@@ -192,17 +270,28 @@ HUB = Hub(RayWorld())
 
 
 class Turn:
-    """What one fiber at a time does."""
+    """What one fiber at a time does; or several at once, each for something else, while nobody has all of it."""
 
-    def __init__(self) -> None:
-        self._taken = False
+    def __init__(self, what: str) -> None:
+        self._what, self._taken = what, False
+        self._parts: set[Hashable] = set()
 
-    def free(self) -> None:
-        """Wait until nobody has it."""
-        HUB.until(lambda: not self._taken)
+    def free(self, *parts: Hashable) -> None:
+        """Wait until nobody has it, nor any of these parts."""
+        HUB.until(lambda: not self._taken and self._parts.isdisjoint(parts), self._what)
+
+    @contextmanager
+    def of(self, part: Hashable) -> Iterator[None]:
+        """Have a part of it."""
+        self.free(part)
+        self._parts.add(part)
+        try:
+            yield
+        finally:
+            self._parts.remove(part)
 
     def __enter__(self) -> None:
-        self.free()
+        HUB.until(lambda: not self._taken and not self._parts, self._what)
         self._taken = True
 
     def __exit__(self, *_) -> None:

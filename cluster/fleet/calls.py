@@ -12,7 +12,7 @@ import ray.exceptions
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
-from cluster.fibers import HUB
+from cluster.fibers import HUB, LATE
 from rollout.engine_log import COLOUR
 
 A = TypeVar("A")
@@ -20,9 +20,6 @@ R = TypeVar("R")
 Q = TypeVar("Q")
 P = ParamSpec("P")
 log = logging.getLogger("cohort")
-LATE = "no answer within"
-"""How an error says that a deadline passed, an engine's or an actor's."""
-
 GROUP_GRACE_S = 5.0
 """For the others of a group in which one failed."""
 _OF_ANOTHER = re.compile(r"gloo|nccl|connection (?:closed|reset)|Timed out", re.IGNORECASE)
@@ -116,7 +113,7 @@ class _Waiting(Generic[Q]):
     def ready(self, errors: dict[int, str]) -> list[tuple[Q, int]]:
         """Whose answer has come. When the time is up, an error for every slot that is left, and none is awaited any more."""
         # The caller may have been busy past the time with an answer: what has come meanwhile is not late.
-        if ready := HUB.wait(list(self.slots), self.until) or HUB.world.wait(list(self.slots), 0.0):
+        if ready := HUB.wait(list(self.slots), self.until, what=self._what) or HUB.world.wait(list(self.slots), 0.0):
             return [(ref, self.slots[ref]) for ref in ready]
         late = sorted(self.slots.values())
         log.error("%s waits since %s, in vain, for %s", self._what, self._began, ", ".join(map(str, late)))

@@ -87,7 +87,7 @@ class LearnerGroup:
         """`ill`: what is wrong with an actor, by its name. `name`: of the calls in the dashboard; by default the method's.
         `turn`: of whoever calls the ranks."""
         self._ranks, self._deadline_s, self._ill, self._name = ranks, deadline_s, ill, name
-        self._turn = turn or Turn()
+        self._turn = turn or Turn("the learner")
         self.begin_stage = self._all(LearnerActor.begin_stage)
         self.step = self._all(LearnerActor.step)
         self.logprobs = self._all(LearnerActor.logprobs)

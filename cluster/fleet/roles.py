@@ -6,6 +6,7 @@ from typing import cast
 
 from ray.actor import ActorHandle
 
+from cluster.config.run_config import RunConfig
 from cluster.fleet.actors import RewardActor, RolloutActor
 from cluster.fleet.calls import ask, follow, stream
 from cluster.fleet.publisher import STREAMING, Model
@@ -19,6 +20,24 @@ from rollout.patience import longest
 from rollout.types import Group, Lease, PolicyVersion, Sampling
 
 log = logging.getLogger("cohort")
+
+
+def patience(config: RunConfig) -> tuple[float, float]:
+    """Seconds that one wait for other work of the driver takes at most: where nobody fails, every role being called once, and
+    where all of the crash budget goes into it, and into the waves and refills before it."""
+    times, stages = config.cluster, config.stages
+    outputs = max((stage.questions_per_step * stage.samples_per_question for stage in stages), default=1)
+    sampling = allowed_s(config, outputs) + judging_seconds(config.reward, outputs)
+    once = sampling + times.train_deadline_s + times.start_deadline_s + PUBLISH_DEADLINES * times.sync_deadline_s
+    rounds = max(((1 + stage.max_staleness) * (1 + stage.max_refills) for stage in stages), default=1)
+    return once, once * (times.worker_restarts + 1) * rounds
+
+
+def allowed_s(config: RunConfig, outputs: int) -> float:
+    """Seconds within which an engine samples so many outputs, their programs and the engine's own deadline included."""
+    tools = config.rollout.tools
+    programs = longest(outputs * tools.max_programs, tools.seconds, tools.at_once) if tools else 0.0
+    return config.cluster.generate_deadline_s + programs + 10
 
 
 class Roles(Workers):
@@ -49,10 +68,8 @@ class Roles(Workers):
         return self.watch.explain("rollout", follow(calls, self.allowed_s(waves), arrived, ended, what=f"rollout: {name}"))
 
     def allowed_s(self, waves: Mapping[int, Sequence[Lease]]) -> float:
-        """Seconds within which such waves are sampled, their programs and the engine's own deadline included."""
-        tools, outputs = self.config.rollout.tools, max(sum(len(x.indices) for x in leases) for leases in waves.values())
-        programs = longest(outputs * tools.max_programs, tools.seconds, tools.at_once) if tools else 0.0
-        return self.config.cluster.generate_deadline_s + programs + 10
+        """Of the longest of these waves."""
+        return allowed_s(self.config, max(sum(len(lease.indices) for lease in leases) for leases in waves.values()))
 
     def score(
         self, parts: Mapping[int, Sequence[Group]], by: By, name: str

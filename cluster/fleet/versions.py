@@ -23,7 +23,7 @@ class OnDisk:
 
     version = reward_version = 0
     served = {"version": 0, "life": 0}
-    changing, updating = Turn(), Turn()
+    changing, updating = Turn("a change of workers"), Turn("a weight update")
 
     def bring_up(self, slot: int) -> None: ...
 
@@ -37,9 +37,9 @@ class Serving:
     def __init__(self, roles: Roles, questions: Sequence[Question], clock: Clock, ledger: Ledger):
         """`questions` give the canary ordinary prompts. Raises RunFailed where the engines do not answer, and CanaryFailed."""
         self._roles, self._clock, self._ledger = roles, clock, ledger
-        self.changing = Turn()
-        """Of whoever replaces workers or sends weights."""
-        self.updating = Turn()
+        self.changing = Turn("a change of workers or weights")
+        """Of whoever sends weights to all; each worker is a part, of whoever replaces it or brings it up to date."""
+        self.updating = Turn("a weight update")
         """Of whoever sends weights to all engines."""
         self.version, self.published = 0, True
         """The version that serves, and whether it is the learner's weights."""

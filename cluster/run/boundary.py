@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 from pydantic import TypeAdapter
 
+from cluster.fleet.learner_group import LearnerFailed
 from cluster.records.ledger import Ledger
 from cluster.records.state import State
 from cluster.run.checkpoints import Checkpoints, Writer
 from cluster.run.progress import Progress
+from cluster.stopping import RunFailed
 from rollout.types import Group
 
 _GROUPS = TypeAdapter(Sequence[Group])
@@ -55,6 +57,16 @@ class Boundary:
     def finish(self) -> None:
         """Wait for the checkpoint that is being written. Raises CheckpointFailed."""
         self._checkpoints.finish()
+
+    def fail(self, error: Exception) -> None:
+        """The run fails: wait for the checkpoint that is being written, unless its writers are what failed. Where that fails
+        too, raises RunFailed with both errors."""
+        if isinstance(error, LearnerFailed):
+            return
+        try:
+            self.finish()
+        except Exception as second:
+            raise RunFailed(f"{error}; and {second}") from error
 
     def restored(self, ahead: Sequence[Group]) -> None:
         """The run is where a checkpoint was taken."""

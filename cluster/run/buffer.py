@@ -48,7 +48,7 @@ class Wave:
     def _run(self) -> list[ScoredGroup]:
         before, self._before = self._before, None
         if before is not None:
-            HUB.until(lambda: before.over)
+            HUB.until(lambda: before.over, f"the end of sampling of {before.fiber.name}")
         scored = self._job(self._sampled)
         if self.sampled is None:  # what a group is replaced by is known only when it is scored
             self.sampled = [Group(question=g.question, samples=tuple(s.sample for s in g.scored)) for g in scored]
@@ -104,7 +104,7 @@ class Buffer:
     def quiet(self) -> None:
         """Wait until a new version may be published: until nothing is sampled that must not meet it."""
         if not self._stage.in_flight:
-            HUB.until(lambda: all(wave.over for wave in self._waves.values()))
+            HUB.until(lambda: all(wave.over for wave in self._waves.values()), "the end of all sampling")
 
     def sampled_ahead(self) -> list[Group]:
         """Groups of the waves that are wholly sampled and not trained."""

@@ -92,7 +92,7 @@ class Collector:
 
         def after(known: int) -> list[Group]:
             with self._clock.timed(""):
-                HUB.until(lambda: len(arrived) > known)
+                HUB.until(lambda: len(arrived) > known, f"a group of {what}")
             return arrived[known:]
 
         def score() -> list[ScoredGroup]:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from cluster.config.run_config import ConfigError, RunConfig, config_hash, resolved_yaml
 from cluster.evaluation.held_out import HeldOut
+from cluster.fibers import HUB, Stuck
 from cluster.fleet.calls import RoleFailed
 from cluster.fleet.connection import connected
 from cluster.fleet.learner_group import LearnerFailed
 from cluster.fleet.placement import PlacementError
-from cluster.fleet.roles import Roles
+from cluster.fleet.roles import Roles, patience
 from cluster.fleet.versions import Serving
 from cluster.fleet.weight_update import UpdateFailed
 from cluster.records.clock import Clock
@@ -137,7 +138,7 @@ def named(held: RunDirectory, stop: Stop, goes_on: str) -> Iterator[None]:
     """Failures as what they mean for the run; `goes_on` tells how a stopped one is taken up again."""
     try:
         yield
-    except (RoleFailed, UpdateFailed, CheckpointFailed) as error:
+    except (RoleFailed, UpdateFailed, CheckpointFailed, Stuck) as error:
         raise RunFailed(str(error)) from error
     except KeyboardInterrupt:
         if not stop.asked:
@@ -198,10 +199,11 @@ def brought_up(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[Role
     log.info("starting %s", ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count))
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     actors = Roles(config, model_directory(config), max_model_len=longest, incarnation=incarnation)
+    HUB.allow(*patience(config))
     try:
         actors.start()
         yield actors
-    except RoleFailed as error:
+    except (RoleFailed, Stuck) as error:
         actors.watch.testify(str(error))
         raise
     finally:

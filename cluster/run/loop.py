@@ -25,10 +25,12 @@ from typing import TYPE_CHECKING
 from cluster.config.run_config import RunConfig
 from cluster.config.stages import StageConfig
 from cluster.evaluation.held_out import HeldOut
-from cluster.fibers import HUB
+from cluster.fibers import HUB, Stuck
+from cluster.fleet.calls import RoleFailed
 from cluster.fleet.roles import Roles
 from cluster.fleet.sampler import Bound, Sampler, Unscored
 from cluster.fleet.versions import Serving
+from cluster.fleet.weight_update import UpdateFailed
 from cluster.records.clock import Clock
 from cluster.records.records import Records
 from cluster.records.samples import batch_metrics, by_reason, sample_rows, staleness, whole_directory
@@ -86,8 +88,8 @@ class Loop:
             if not self.stop.asked:
                 raise
             raise Stopped(self.boundary.keep(in_time=not self.stop.over)) from None
-        except RunFailed:
-            self.boundary.finish()
+        except (RunFailed, RoleFailed, UpdateFailed, Stuck) as error:
+            self.boundary.fail(error)
             raise
         finally:
             HUB.close()

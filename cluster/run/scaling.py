@@ -132,7 +132,7 @@ class Scaling:
         self._note(role, before, self._roles.wanted[role])
 
         def leave() -> None:
-            HUB.until(lambda: not self._sampler.orders[role, slot])
+            HUB.until(lambda: not self._sampler.orders[role, slot], f"the end of what {role}-{slot} was asked")
             try:
                 self._roles.dismiss(role, slot)
             except Exception as error:  # nobody waits for this fiber

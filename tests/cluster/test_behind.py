@@ -2,8 +2,9 @@
 
 import pytest
 
+from cluster.fleet.calls import RoleFailed
 from cluster.run.checkpoints import CheckpointFailed, Checkpoints
-from cluster.stopping import Stop, Stopped
+from cluster.stopping import RunFailed, Stop, Stopped
 from tests.cluster.test_pipeline import FakeRoles, configuration, drive, sample_files, trained
 from tests.cluster.test_stopping import Signalled
 
@@ -82,3 +83,28 @@ def test_what_fails_behind_ends_the_run_at_the_next_boundary_and_it_goes_on_from
         drive(config, data, roles)
     assert roles.steps == 4 and checkpoints(config) == [1, 2]
     assert_same(drive(config, data, Behind(tokenizer)), unbroken)
+
+
+class Lost(Behind):
+    """All engines are lost in the wave after the third step, beyond the crash budget."""
+
+    def generate(self, waves, sampling, name, each, failed):
+        if "step 4" in name:
+            raise RoleFailed("rollout-0 failed and the crash budget of 3 is spent")
+        return super().generate(waves, sampling, name, each, failed)
+
+
+def test_a_run_that_fails_waits_for_the_checkpoint_under_way(tmp_path, data, tokenizer, unbroken):
+    config = configuration(tmp_path / "run")
+    with pytest.raises(RoleFailed, match="^rollout-0 failed and the crash budget of 3 is spent$"):
+        drive(config, data, Lost(tokenizer))
+    assert checkpoints(config)[-1] == 3 and not list((config.output / "checkpoints").glob(".*"))
+    assert_same(drive(config, data, Behind(tokenizer)), unbroken)
+
+
+def test_where_that_fails_too_both_errors_are_told(tmp_path, data, tokenizer):
+    config, roles = configuration(tmp_path / "run"), Lost(tokenizer)
+    roles.fails_at = 3
+    with pytest.raises(RunFailed, match="rollout-0 failed and .* is spent; and checkpoint of step 3: the disk is gone"):
+        drive(config, data, roles)
+    assert checkpoints(config) == [1, 2]

@@ -2,12 +2,13 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
 import pytest
 
-from cluster.fibers import Hub, RayWorld, Turn
+from cluster.fibers import Fiber, Hub, RayWorld, Stuck, Turn
 from tests.cluster.simulated import Clockwork
 
 
@@ -42,7 +43,7 @@ def test_a_wait_ends_at_its_time_or_with_its_condition(hub):
 
 def test_a_turn_is_one_fibers_at_a_time(hub, monkeypatch):
     monkeypatch.setattr("cluster.fibers.HUB", hub)
-    turn, inside, most = Turn(), [], []
+    turn, inside, most = Turn("it"), [], []
 
     def work(name):
         with turn:
@@ -53,6 +54,28 @@ def test_a_turn_is_one_fibers_at_a_time(hub, monkeypatch):
 
     fibers = [hub.spawn(lambda n=n: work(n), n) for n in "abc"]
     assert [fiber.result() for fiber in fibers] == [None] * 3 and most == [1, 1, 1] and hub.world.now() == 3
+
+
+def test_parts_of_a_turn_are_had_at_once_and_all_of_it_alone(hub, monkeypatch):
+    monkeypatch.setattr("cluster.fibers.HUB", hub)
+    turn, went = Turn("it"), []
+
+    def work(name, seconds, part):
+        with turn.of(part) if part else turn:
+            went.append((hub.world.now(), name))
+            hub.wait([hub.world.answer(object(), seconds)])
+
+    def asks(part, name):
+        turn.free(part)
+        went.append((hub.world.now(), name))
+
+    hub.together(
+        {
+            "a": lambda: work("a", 5, 1), "b": lambda: work("b", 3, 2), "c": lambda: work("c", 1, 2),
+            "asks 3": lambda: asks(3, "asks 3"), "asks 1": lambda: asks(1, "asks 1"), "all": lambda: work("all", 2, None),
+        }
+    )  # fmt: skip
+    assert went == [(0, "a"), (0, "b"), (0, "asks 3"), (3, "c"), (5, "asks 1"), (5, "all")] and hub.world.now() == 7
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -82,8 +105,24 @@ def test_an_error_is_raised_where_the_result_is_asked_for(hub):
 
 
 def test_fibers_that_wait_for_each_other_are_an_error(hub):
-    with pytest.raises(RuntimeError, match="2 waits wait for each other"):
-        hub.spawn(lambda: hub.until(lambda: False), "one").result()
+    with pytest.raises(
+        Stuck, match=r"2 waits wait for each other: the run waits for one since .*; one waits for a miracle since"
+    ):
+        hub.spawn(lambda: hub.until(lambda: False, "a miracle"), "one").result()
+
+
+def test_a_wait_is_told_of_after_its_time_and_given_up_after_the_longest_with_all_that_others_wait_for(hub, caplog):
+    hub.allow(5, 20)
+    busy = hub.world.answer("busy", 1000)
+    hub.spawn(lambda: hub.wait([busy], until=900, what="rollout: step 3 v2"), "wave 3")
+    told = []
+    hub.spawn(lambda: (hub.wait((), until=6), told.extend(caplog.messages)), "looking")
+    with pytest.raises(Stuck, match=r"no answer within 20 s: waits for the end since .*; wave 3 waits for rollout: step 3 v2"):
+        hub.until(lambda: False, "the end")
+    assert hub.world.now() == 20
+    assert len(told) == 1 == len(caplog.messages) and told[0].startswith("for 5 s somebody waits for the end since ")
+    hub.wait([hub.world.answer("long", 300)], until=400)
+    assert hub.world.now() == 320, "a wait with a time of its own has that one"
 
 
 def test_closing_ends_a_fiber_in_its_wait_and_its_thread():
@@ -91,7 +130,7 @@ def test_closing_ends_a_fiber_in_its_wait_and_its_thread():
 
     def work():
         try:
-            hub.until(lambda: False)
+            hub.until(lambda: False, "nothing")
         finally:
             left.append("cleaned up")
 
@@ -120,3 +159,56 @@ def test_a_signal_is_felt_while_a_fiber_runs_and_leaves_it_at_its_next_wait(requ
     hub.close()
     fiber.thread.join(5)
     assert not fiber.thread.is_alive()
+
+
+class Broken:
+    """Breaks off the main thread with KeyboardInterrupt at the n-th line that it comes to in the hub's code about turns."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def __call__(self, frame, event, argument):
+        if frame.f_code in CODES and threading.current_thread() is threading.main_thread():
+            return self.line
+
+    def line(self, frame, event, argument):
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self.line
+
+
+CODES = {f.__code__ for f in (Fiber.give, Fiber.settle, Hub._take_turns, Hub.wait, Hub._settle)}
+
+
+def test_wherever_a_signal_comes_fibers_run_one_at_a_time_and_can_be_ended():
+    at, broken = 0, True
+    while broken:
+        at, broken = at + 1, False
+        hub, running, most, ends = Hub(Clockwork()), [], [], []
+
+        def work(name, hub=hub, running=running, most=most, ends=ends):
+            try:
+                for _ in range(2):
+                    running.append(name)
+                    most.append(len(running))
+                    time.sleep(0.0005)
+                    running.remove(name)
+                    hub.wait([hub.world.answer(object(), 1)])
+            finally:
+                ends.append(name)
+
+        fibers = [hub.spawn(lambda n=n, work=work: work(n), n) for n in "ab"]
+        sys.settrace(Broken(at))
+        try:
+            hub.wait((), until=5)
+        except KeyboardInterrupt:
+            broken = True
+        finally:
+            sys.settrace(None)
+        hub.wait((), until=1.5)
+        hub.close()
+        assert set(most) == {1}
+        assert all(not f.wait or f.done for f in fibers) and sorted(ends) == [f.name for f in fibers if f.wait], at
+    assert at > 60

@@ -17,6 +17,7 @@ from rollout.config import RolloutConfig
 from rollout.types import Lease, Sampling
 from tests.cluster import local_ray
 from tests.cluster.local_ray import FakeRay, Unwatched
+from tests.cluster.test_pipeline import GRPO, SFT, configuration
 from tests.reward.builders import question, sample, sampled_groups
 
 
@@ -74,6 +75,13 @@ def test_a_wave_is_awaited_as_long_as_its_programs_may_take(driver):
     with_tools.generate({0: leases(8, 8), 1: leases(4)}, sampling, "generate", print, print)
     assert made.waited == [110, 110 + 16 * 3 / 2 * (5 + 2)]
     assert [call[2] for call in made.rollout[0].asked] == [100, 100], "the engine's own deadline"
+
+
+def test_a_wait_for_other_work_of_the_driver_lasts_as_long_as_that_may():
+    changes = {"cluster": {"worker_restarts": 1}, "reward": {"judge_seconds": 10, "judges": 2}}
+    config = configuration("unused", stages=[SFT, GRPO | {"max_staleness": 2}], **changes)
+    once = (600 + 10) + 2 * 3 / 2 * (10 + 2) + 600 + 300 + 4 * 120
+    assert roles.patience(config) == (once, once * 2 * 3)
 
 
 @pytest.mark.parametrize(("function", "kinds"), [(None, 1), (f"{__file__}:score", 2)])
@@ -134,7 +142,7 @@ def test_the_deadline_of_an_update_begins_when_the_learner_has_ended_its_step(mo
         monkeypatch.setattr(module, "ray", FakeRay)
     learner = LearnerGroup({0: local_ray.Handle(Learner())}, 10.0, lambda name: "")
     step = HUB.spawn(learner.step, "step")
-    HUB.until(lambda: step.wait is not None)
+    HUB.until(lambda: step.wait is not None, "the step")
     assert learner.named("publish", 0.3).publish(0.0) == "published" and step.result() == "stepped"
     with pytest.raises(LearnerFailed, match="learner-0: no answer within 0.3 s"):
         learner.named("publish", 0.3).publish(0.6)
