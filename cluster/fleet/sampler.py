@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from cluster.fibers import HUB, Fiber
 from cluster.fleet.calls import LATE, RoleFailed
@@ -129,7 +130,7 @@ class Sampler:
 
     def _ask(self, order: _Order, waves: dict[int, list[Lease]], why: str = "") -> None:
         """What is left of the order in these waves, and what a slot that failed is asked again. `why`: it was asked before."""
-        self._serving.changing.free()
+        self._serving.changing.free(*(("rollout", slot) for slot in waves))
         order.lease(waves, self._serving.served, self._roles.allowed_s(waves), why)
         begun = {slot: self._roles.lives["rollout", slot] for slot in waves}
         slots = {lease.group_id: slot for slot, wave in waves.items() for lease in wave}
@@ -177,7 +178,7 @@ class Sampler:
 
     def _renew(self, slot: int, life: int, why: str) -> None:
         """A fresh engine with the serving version in the slot, unless another fiber has seen to it."""
-        with self._serving.changing:
+        with self._serving.changing.of(("rollout", slot)):
             if self._roles.lives["rollout", slot] == life:
                 self._roles.replace(slot, why)
                 self._serving.bring_up(slot)
@@ -218,10 +219,7 @@ class Sampler:
                 answers, errors = self._roles.score(parts, by, name)
                 for slot, answer in answers.items():
                     scored |= zip(deal[slot], answer, strict=True)
-                for slot, why in errors.items():
-                    with self._serving.changing:
-                        if self._roles.lives["reward", slot] == begun[slot]:
-                            self._roles.replace_reward_actor(slot, why)
+                HUB.together({f"renew reward-{s}": partial(self._judge_anew, s, begun[s], why) for s, why in errors.items()})
                 turn += bool(errors)
         by_id = {_id(group): scored[i] for i, group in enumerate(groups)}
         found = [by_id[group_id] for group_id in order]
@@ -229,6 +227,12 @@ class Sampler:
             self._check_version(name, found)
         self._bound.check(name, found, whole=whole)
         return found
+
+    def _judge_anew(self, slot: int, life: int, why: str) -> None:
+        """A fresh reward actor in the slot, unless another fiber has seen to it."""
+        with self._serving.changing.of(("reward", slot)):
+            if self._roles.lives["reward", slot] == life:
+                self._roles.replace_reward_actor(slot, why)
 
     def _check_version(self, name: str, groups: Sequence[ScoredGroup]) -> None:
         serves = self._serving.reward_version

@@ -79,18 +79,20 @@ class Serving:
         self._publish_reward_model(self.reward_version + 1)
 
     def bring_up(self, slot: int, *, replaces: bool = True) -> None:
-        """Give a fresh engine the serving version; the caller has the turn of `changing`. Where it fails, it is replaced, or
+        """Give a fresh engine the serving version; the caller has its part of `changing`. Where it fails, it is replaced, or
         UpdateFailed is raised."""
         if self.version:
             with self._clock.timed("sync"):
                 publish(self._roles, self.version, self._canary, self._logprobs, [slot], replaces=replaces)
 
-    def bring_up_reward_actors(self, slots: Sequence[int]) -> None:
-        """Give the fresh reward actors among these the serving reward model, which must be the learner's."""
-        stale = self._roles.stale
-        if stale.intersection(slots) and self.reward_version:
+    def bring_up_reward_actors(self, slots: Sequence[int], *, replaces: bool = True) -> None:
+        """Give the fresh reward actors among these the serving reward model, which must be the learner's. Where one fails, it
+        is replaced, or UpdateFailed is raised."""
+        if self._roles.stale.intersection(slots) and self.reward_version:
             with self._clock.timed("sync"), self.changing:
-                publish_reward_model(self._roles, self.reward_version, sorted(stale.intersection(slots)))
+                stale = sorted(self._roles.stale.intersection(slots))  # another fiber may have seen to it
+                if stale:
+                    publish_reward_model(self._roles, self.reward_version, stale, replaces=replaces)
 
     def state(self) -> State:
         """For a checkpoint."""

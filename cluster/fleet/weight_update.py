@@ -12,8 +12,10 @@ transport (nccl, ipc: bytes go straight into the live weights), takes that engin
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from cluster.fibers import HUB
 from rollout.types import PolicyVersion
 
 if TYPE_CHECKING:
@@ -163,18 +165,22 @@ class RewardActors(Protocol):
         ...
 
 
-def publish_reward_model(actors: RewardActors, version: int, slots: Sequence[int] | None = None) -> str:
+def publish_reward_model(
+    actors: RewardActors, version: int, slots: Sequence[int] | None = None, *, replaces: bool = True
+) -> str:
     """Bring the reward slots (all, unless named) to `version` = the learner's reward model; returns its digest.
 
     The transaction is the policy's: staged and verified everywhere before it is loaded anywhere. Nobody is judged meanwhile.
+    Whoever fails is replaced; without `replaces`, UpdateFailed is raised.
     """
     todo = list(actors.reward_slots() if slots is None else slots)
     while True:
         digest, failed = actors.send_reward_model(version, todo)
         if not failed:
             return digest
-        for slot, why in failed.items():
-            actors.replace_reward_actor(slot, why)
+        if failed and not replaces:
+            raise UpdateFailed("; ".join(f"reward-{slot}: {why}" for slot, why in sorted(failed.items())))
+        HUB.together({f"renew reward-{s}": partial(actors.replace_reward_actor, s, why) for s, why in failed.items()})
 
 
 def publish(
@@ -214,7 +220,7 @@ def publish(
                 raise UpdateFailed(f"rollout-{slot}: {why}")
             if before.get(slot) == why:
                 raise UpdateFailed(f"rollout-{slot}: a fresh engine fails as the one before it did: {why}")
-            fleet.replace(slot, why)
+        HUB.together({f"renew rollout-{slot}": partial(fleet.replace, slot, why) for slot, why in failed.items()})
         before |= failed
         if not failed:
             for slot in before:

@@ -108,8 +108,10 @@ class Scaling:
         before = len(self._slots[role]())
         try:
             if role == "rollout":
-                with self._serving.changing:
+                with self._serving.changing.of((role, slot)):
                     self._serving.bring_up(slot, replaces=False)
+            elif self._progress.stage.trains_policy:  # else nobody is judged by what serves
+                self._serving.bring_up_reward_actors([slot], replaces=False)
         except LearnerFailed:
             raise
         except (RoleFailed, UpdateFailed) as error:

@@ -261,3 +261,46 @@ def test_an_engine_that_dies_is_replaced_and_asked_again_while_the_others_go_on(
     assert came == [(3, 1), (16, 0), (16, 2), (60, 3)], "nobody waits for the restart, nor the restart for them"
     made = [x["groups"] for x in history(tmp_path / "ledger.jsonl") if x["event"] == "generated"]
     assert sorted(group for groups in made for group in groups) == [f"grpo/{n}" for n in range(4)]
+
+
+class Both(Timed):
+    """Both slots die after 1 s; a fresh engine takes 10 s in slot 0 and 20 in slot 1, and 5 for its wave."""
+
+    def generate(self, waves, sampling, name, each, failed):
+        began = HUB.world.now()
+        self.seen.append((began, sorted(waves)))
+        if len(self.seen) == 1:
+            self._until(began + 1)
+            return dict.fromkeys(waves, "killed")
+        self._until(began + 5)
+        return super(Timed, self).generate(waves, sampling, name, each, failed)
+
+    def replace(self, slot, why):
+        self.lives["rollout", slot] += 1
+        self._until(HUB.world.now() + 10 + 10 * slot)
+
+
+def test_engines_that_die_together_start_together_and_each_is_asked_as_soon_as_it_serves(monkeypatch):
+    monkeypatch.setattr(HUB, "world", Clockwork())
+    slots = Both()
+    groups = over(slots).sample([lease(n) for n in range(4)], SAMPLING, "generate")
+    assert [group.question.ordinal for group in groups] == [0, 1, 2, 3]
+    assert slots.seen == [(0, [0, 1]), (11, [0]), (21, [1])] and HUB.world.now() == 26
+
+
+class Mute(Slots):
+    """Neither judge answers at first; a fresh one takes 10 s to start."""
+
+    def score(self, parts, by, name):
+        return super().score(parts, by, name) if len(self.lives) == 2 else ({}, dict.fromkeys(parts, "killed"))
+
+    def replace_reward_actor(self, slot, why):
+        HUB.wait([HUB.world.answer(object(), 10)])
+        self.lives["reward", slot] += 1
+
+
+def test_judges_that_die_together_start_together(monkeypatch):
+    monkeypatch.setattr(HUB, "world", Clockwork())
+    one = over(Mute())
+    assert len(one.score(one.sample([lease(n) for n in range(4)], SAMPLING, "generate"), "score", "rule")) == 4
+    assert HUB.world.now() == 10

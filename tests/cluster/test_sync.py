@@ -2,7 +2,9 @@
 
 import pytest
 
+from cluster.fibers import HUB
 from cluster.fleet.weight_update import CEILING, FLOOR, Canary, CanaryFailed, FanOut, Moved, UpdateFailed, publish, transact
+from tests.cluster.simulated import Clockwork
 
 SEQUENCES = [[1, 2, 3], [4, 5]]
 TRUTH = [[-1.0, -2.0], [-3.0]]
@@ -138,6 +140,19 @@ class FakeFleet:
 
 
 CANARY = Canary(sequences=((1, 2, 3), (4, 5)), tolerance=0.01)
+
+
+class Slow(FakeFleet):
+    def replace(self, slot, why):
+        HUB.wait([HUB.world.answer(object(), 10)])
+        super().replace(slot, why)
+
+
+def test_engines_that_fail_together_in_an_update_start_together(monkeypatch):
+    monkeypatch.setattr(HUB, "world", Clockwork())
+    fleet = Slow(fail=[({0: "x", 1: "y"}, False)])
+    publish(fleet, 3, CANARY, TRUTH)
+    assert HUB.world.now() == 10 and [entry[0] for entry in fleet.log] == ["publish", "replace", "replace", "publish"]
 
 
 def test_after_a_failed_prepare_the_whole_update_is_done_again_with_a_new_engine():
