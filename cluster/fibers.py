@@ -11,17 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import ray
+
+from cluster.fiber import Ended, Fiber, Ref, Wait
 
 R = TypeVar("R")
 log = logging.getLogger("cohort")
 LATE = "no answer within"
 """How an error says that a deadline passed."""
-Ref = Any
-"""An answer to come: a reference or a stream of Ray's."""
 
 
 class World(Protocol):
@@ -49,98 +48,8 @@ class RayWorld:
         return ()
 
 
-class Ended(BaseException):
-    """Raised in a fiber's wait to end it."""
-
-
 class Stuck(RuntimeError):
     """A wait that nothing ends any more, or that has lasted longer than the work which it waits for may."""
-
-
-@dataclass(slots=True)
-class _Wait:
-    refs: Sequence[Ref]
-    until: float
-    condition: Callable[[], bool]
-    what: str
-    tell: float
-    """When it is to be told of, and when it is given up."""
-    over: float
-    began: str = field(default_factory=lambda: time.strftime("%H:%M:%S"))
-
-    def __str__(self) -> str:
-        return f"waits for {self.what} since {self.began}"
-
-
-class Fiber(Generic[R]):
-    """Work beside the caller's. Its turns are counted, and its locks are but bells: whatever a signal breaks off in the main
-    thread can be done again."""
-
-    def __init__(self, hub: "Hub", work: Callable[[], R], name: str):
-        self.done = self.ended = False
-        self.name = name
-        self._hub, self._work = hub, work
-        self._value: list[R] = []
-        self._error: BaseException | None = None
-        self.wait: _Wait | None = None
-        """What it waits for; None before it began."""
-        self._given = self._taken = 0
-        """Turns that the main thread gave it, and those that it has ended."""
-        self._go, self._back, self._begun = threading.Lock(), threading.Lock(), threading.Lock()
-        self._go.acquire()
-        self._back.acquire()
-        self.thread: threading.Thread | None = None
-
-    def result(self) -> R:
-        """What the work returns. Raises what it raises."""
-        self._hub.until(lambda: self.done, self.name)
-        if self._error:
-            raise self._error
-        return self._value[0]
-
-    def give(self) -> None:
-        """Its turn, of which `settle` awaits the end; the main thread may."""
-        self._given = self._taken + 1
-
-    def settle(self) -> None:
-        """Wait until it has ended its turn, if it has one. A signal is felt when it has."""
-        felt = None
-        while self._given > self._taken:
-            try:
-                if self._begun.locked():
-                    _ring(self._go)
-                else:  # a second thread ends at once
-                    threading.Thread(target=self._run, name=self.name, daemon=True).start()
-                self._back.acquire()
-            except KeyboardInterrupt as signal:
-                felt = signal
-        if felt:
-            raise felt
-
-    def park(self) -> None:
-        """End the turn, and wait for the next."""
-        self._taken += 1
-        _ring(self._back)
-        while self._given == self._taken:
-            self._go.acquire()
-
-    def _run(self) -> None:
-        if not self._begun.acquire(blocking=False):
-            return
-        self.thread = threading.current_thread()
-        self._hub.mine.fiber = self
-        try:
-            self._value.append(self._work())
-        except BaseException as error:
-            self._error = error
-        self.done = True
-        self._taken += 1
-        _ring(self._back)
-
-
-def _ring(bell: threading.Lock) -> None:
-    if bell.locked():
-        bell.release()
 
 
 class Hub:
@@ -160,11 +69,11 @@ class Hub:
 
     def spawn(self, work: Callable[[], R], name: str) -> Fiber[R]:
         """Begin work, which runs when the caller waits."""
-        fiber = Fiber(self, work, name)
+        fiber = Fiber(work, name, self.until, self.mine)
         self._fibers.append(fiber)
         return fiber
 
-    def together(self, works: Mapping[str, Callable[[], object]]) -> None:
+    def together(self, works: Mapping[str, Callable[[], None]]) -> None:
         """Do all of them at once, by name. Raises what the first to be named raises."""
         if len(works) == 1:  # the caller's turn will do
             return next(iter(works.values()))()
@@ -181,7 +90,7 @@ class Hub:
         """Those of the references that are ready: at least one; or none at a time of the world's clock, or when others have
         made the condition true. Raises Stuck where that can never be, or is not in time."""
         now, timed = self.world.now(), until < math.inf
-        here = _Wait(refs, until, condition, what, *((math.inf,) * 2 if timed else (now + self._told_s, now + self._most_s)))
+        here = Wait(refs, until, condition, what, *((math.inf,) * 2 if timed else (now + self._told_s, now + self._most_s)))
         fiber: Fiber | None = getattr(self.mine, "fiber", None)
         if fiber is not None:
             if not self._due(here):
@@ -222,7 +131,7 @@ class Hub:
         for fiber in self._fibers:
             fiber.settle()
 
-    def _due(self, wait: _Wait) -> bool:
+    def _due(self, wait: Wait) -> bool:
         now = self.world.now()
         return wait.condition() or not self._ready.isdisjoint(wait.refs) or now >= wait.until or now >= wait.over
 
@@ -238,7 +147,7 @@ class Hub:
         self._fibers = [fiber for fiber in self._fibers if not fiber.done]
         return went
 
-    def _sleep(self, here: _Wait) -> None:
+    def _sleep(self, here: Wait) -> None:
         waits = [here, *(fiber.wait for fiber in self._fibers if fiber.wait)]
         refs, until = [ref for wait in waits for ref in wait.refs], min(wait.until for wait in waits)
         if not refs and until == math.inf:
@@ -251,14 +160,14 @@ class Hub:
                 log.warning("for %g s somebody %s; %s", self._told_s, wait, self._others(wait))
                 wait.tell = math.inf
 
-    def _others(self, but: _Wait) -> str:
+    def _others(self, but: Wait) -> str:
         """Who else waits for what."""
         waits = [
             f"{fiber.name} {fiber.wait}" for fiber in self._fibers if fiber.wait and fiber.wait is not but and not fiber.done
         ]
         return "; ".join(waits) or "nobody else waits"
 
-    def _park(self, fiber: Fiber, wait: _Wait) -> None:
+    def _park(self, fiber: Fiber, wait: Wait) -> None:
         if fiber.ended:
             raise Ended
         fiber.wait = wait

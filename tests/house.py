@@ -14,6 +14,7 @@ FILES = sorted(path for package in LAYERS for path in (ROOT / package).rglob("*.
 LINES = 15_996
 LINES = 15_995
 LINES = 16_100
+LINES = 16_110
 """Below as many lines of source, without blank ones, comments and docstrings."""
 Graph = dict[str, set[str]]
 

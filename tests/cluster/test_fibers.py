@@ -186,16 +186,17 @@ def test_wherever_a_signal_comes_fibers_run_one_at_a_time_and_can_be_ended():
     at, broken = 0, True
     while broken:
         at, broken = at + 1, False
-        hub, running, most, ends = Hub(Clockwork()), [], [], []
+        world, running, most, ends = Clockwork(), [], [], []
+        hub = Hub(world)
 
-        def work(name, hub=hub, running=running, most=most, ends=ends):
+        def work(name, hub=hub, world=world, running=running, most=most, ends=ends):
             try:
                 for _ in range(2):
                     running.append(name)
                     most.append(len(running))
                     time.sleep(0.0005)
                     running.remove(name)
-                    hub.wait([hub.world.answer(object(), 1)])
+                    hub.wait([world.answer(object(), 1)])
             finally:
                 ends.append(name)
 

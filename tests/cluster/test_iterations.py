@@ -8,18 +8,15 @@ from itertools import count
 import pytest
 
 from cluster.config.run_config import RunConfig, load
-from cluster.records.ledger import scalings
 from cluster.records.metrics import read_jsonl
 from cluster.records.samples import evaluation_rows
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.labelling import HISTORY
-from cluster.run.request import NAME
 from cluster.stopping import RunFailed
 from learner.algorithms.table import RewardModelRow
 from reward.config import RewardConfig
 from reward.judging.judges import gold_check
 from rollout.data.datasets import load_data
-from tests.cluster.elastic import Elastic
 from tests.cluster.test_pipeline import FakeRoles, drive, sample_files, trained
 from tests.reward.builders import flat
 
@@ -228,34 +225,3 @@ def test_iterations_in_a_recipe_are_stages_written_out(tmp_path):
     with pytest.raises(ValueError, match=r"recipe.yaml:9: stages.1.stepps"):
         path.write_text(path.read_text().replace("algorithm: grpo, steps", "algorithm: grpo, stepps"))
         load(path)
-
-
-class Deaf(Elastic, Dies):
-    """The third reward actor, asked for in a step of the second stage, does not take the reward model."""
-
-    def __init__(self, tokenizer):
-        super().__init__(tokenizer)
-        self.begin(2, 1)
-
-    def learn(self, method, *args):
-        done = super().learn(method, *args)
-        if method == "step" and self.steps == 4:
-            (self.config.output / NAME).write_text('{"reward": 2}')
-        return done
-
-    def starts(self, role, slot):
-        self.stale.add(slot)
-
-    def score(self, parts, by, name):
-        return {slot: self.judged(part, by) for slot, part in parts.items()}, {}
-
-    def send_reward_model(self, version, slots):
-        return ("", {1: "no memory"}) if 1 in slots else super().send_reward_model(version, slots)
-
-
-def test_a_reward_actor_that_is_added_and_fails_on_its_first_model_costs_nothing_of_the_crash_budget(tmp_path, data, tokenizer):
-    roles = Deaf(tokenizer)
-    loop = drive(configuration(tmp_path / "run", ITERATIVE), data, roles)
-    told = [line for _, line in scalings(loop.dir / "ledger.jsonl")]
-    assert [(x["step"], x["to"], x.get("why")) for x in told] == [(4, 1, None), (5, 1, "reward-1: no memory")]
-    assert roles.deaths == 0 and roles.reward_slots() == [0]

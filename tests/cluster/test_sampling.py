@@ -4,14 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.fibers import HUB
 from cluster.fleet.calls import RoleFailed
 from cluster.fleet.sampler import Bound, Sampler, Unscored
 from cluster.fleet.versions import OnDisk
 from cluster.records.ledger import Ledger, history
 from reward.types import FAILURES, ScoredGroup, without_score
 from rollout.types import FinishReason, Group, Lease, Question, Sample, Sampling
-from tests.cluster.simulated import Clockwork
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=4)
 
@@ -216,91 +214,3 @@ def test_judgements_by_another_reward_model_than_serves_end_the_run():
         refused = pytest.raises(RoleFailed, match=r"score: judged by reward model \[1\], and 0 serves")
         with refused if version else nullcontext():
             assert len(one.score(groups, "score", "outcome_model")) == 2
-
-
-class Timed(Slots):
-    """Slot 1 answers after 3 and 60 s. Slot 0 dies after 1 s; a fresh engine takes 10 s to start, and 5 for its wave."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def generate(self, waves, sampling, name, each, failed):
-        began = HUB.world.now()
-        self.seen.append((began, {slot: [x.attempt for x in wave] for slot, wave in waves.items()}))
-        if len(self.seen) == 1:
-            self._until(began + 1)
-            failed(0, "killed")
-        after = (3, 60) if 1 in waves else (5, 5)
-        wave = waves[1] if 1 in waves else waves[0]
-        for lease, group, seconds in zip(wave, self._wave(wave), after, strict=True):
-            self._until(began + seconds)
-            each(lease, group)
-        return {0: "killed"} if 1 in waves else {}
-
-    def replace(self, slot, why):
-        self.lives["rollout", slot] += 1
-        self._until(HUB.world.now() + 10)
-
-    def _until(self, at):
-        HUB.wait([HUB.world.answer(object(), at - HUB.world.now())])
-
-
-def test_an_engine_that_dies_is_replaced_and_asked_again_while_the_others_go_on(monkeypatch, tmp_path):
-    monkeypatch.setattr(HUB, "world", Clockwork())
-    slots, came, ledger = Timed(), [], Ledger(tmp_path / "ledger.jsonl")
-    groups = over(slots).sample(
-        [lease(n) for n in range(4)],
-        SAMPLING,
-        "generate",
-        ledger,
-        lambda group: came.append((HUB.world.now(), group.question.ordinal)),
-    )
-    assert [group.question.ordinal for group in groups] == [0, 1, 2, 3]
-    assert slots.seen == [(0, {0: [0, 0], 1: [0, 0]}), (11, {0: [1, 1]})]
-    assert came == [(3, 1), (16, 0), (16, 2), (60, 3)], "nobody waits for the restart, nor the restart for them"
-    made = [x["groups"] for x in history(tmp_path / "ledger.jsonl") if x["event"] == "generated"]
-    assert sorted(group for groups in made for group in groups) == [f"grpo/{n}" for n in range(4)]
-
-
-class Both(Timed):
-    """Both slots die after 1 s; a fresh engine takes 10 s in slot 0 and 20 in slot 1, and 5 for its wave."""
-
-    def generate(self, waves, sampling, name, each, failed):
-        began = HUB.world.now()
-        self.seen.append((began, sorted(waves)))
-        if len(self.seen) == 1:
-            self._until(began + 1)
-            return dict.fromkeys(waves, "killed")
-        self._until(began + 5)
-        return super(Timed, self).generate(waves, sampling, name, each, failed)
-
-    def replace(self, slot, why):
-        self.lives["rollout", slot] += 1
-        self._until(HUB.world.now() + 10 + 10 * slot)
-
-
-def test_engines_that_die_together_start_together_and_each_is_asked_as_soon_as_it_serves(monkeypatch):
-    monkeypatch.setattr(HUB, "world", Clockwork())
-    slots = Both()
-    groups = over(slots).sample([lease(n) for n in range(4)], SAMPLING, "generate")
-    assert [group.question.ordinal for group in groups] == [0, 1, 2, 3]
-    assert slots.seen == [(0, [0, 1]), (11, [0]), (21, [1])] and HUB.world.now() == 26
-
-
-class Mute(Slots):
-    """Neither judge answers at first; a fresh one takes 10 s to start."""
-
-    def score(self, parts, by, name):
-        return super().score(parts, by, name) if len(self.lives) == 2 else ({}, dict.fromkeys(parts, "killed"))
-
-    def replace_reward_actor(self, slot, why):
-        HUB.wait([HUB.world.answer(object(), 10)])
-        self.lives["reward", slot] += 1
-
-
-def test_judges_that_die_together_start_together(monkeypatch):
-    monkeypatch.setattr(HUB, "world", Clockwork())
-    one = over(Mute())
-    assert len(one.score(one.sample([lease(n) for n in range(4)], SAMPLING, "generate"), "score", "rule")) == 4
-    assert HUB.world.now() == 10
