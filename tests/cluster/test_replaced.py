@@ -38,7 +38,7 @@ class Timed(Slots):
         self._until(HUB.world.now() + 10)
 
     def _until(self, at):
-        HUB.wait([HUB.world.answer(object(), at - HUB.world.now())])
+        HUB.wait((), until=at)
 
 
 def test_an_engine_that_dies_is_replaced_and_asked_again_while_the_others_go_on(monkeypatch, tmp_path):
@@ -90,7 +90,7 @@ class Mute(Slots):
         return super().score(parts, by, name) if len(self.lives) == 2 else ({}, dict.fromkeys(parts, "killed"))
 
     def replace_reward_actor(self, slot, why):
-        HUB.wait([HUB.world.answer(object(), 10)])
+        HUB.wait((), until=HUB.world.now() + 10)
         self.lives["reward", slot] += 1
 
 
@@ -104,14 +104,15 @@ def test_judges_that_die_together_start_together(monkeypatch):
 class Deaf(Elastic, Dies):
     """The third reward actor, asked for in a step of the second stage, does not take the reward model."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, run_dir):
         super().__init__(tokenizer)
         self.begin(2, 1)
+        self.run_dir = run_dir
 
     def learn(self, method, *args):
         done = super().learn(method, *args)
         if method == "step" and self.steps == 4:
-            (self.config.output / NAME).write_text('{"reward": 2}')
+            (self.run_dir / NAME).write_text('{"reward": 2}')
         return done
 
     def starts(self, role, slot):
@@ -125,7 +126,7 @@ class Deaf(Elastic, Dies):
 
 
 def test_a_reward_actor_that_is_added_and_fails_on_its_first_model_costs_nothing_of_the_crash_budget(tmp_path, tokenizer):
-    roles, config = Deaf(tokenizer), configuration(tmp_path / "run", ITERATIVE)
+    roles, config = Deaf(tokenizer, tmp_path / "run"), configuration(tmp_path / "run", ITERATIVE)
     loop = drive(config, load_data(config.data, tokenizer, 0, gold_check(RewardConfig())), roles)
     told = [line for _, line in scalings(loop.dir / "ledger.jsonl")]
     assert [(x["step"], x["to"], x.get("why")) for x in told] == [(4, 1, None), (5, 1, "reward-1: no memory")]
