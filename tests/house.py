@@ -11,10 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LAYERS = ["rollout", "reward", "learner", "cluster"]
 FILES = sorted(path for package in LAYERS for path in (ROOT / package).rglob("*.py"))
-LINES = 15_996
-LINES = 15_995
-LINES = 16_100
-LINES = 16_110
+LINES = 16_120
 """Below as many lines of source, without blank ones, comments and docstrings."""
 Graph = dict[str, set[str]]
 
