@@ -19,10 +19,11 @@ from learner.algorithms.labels import FileLabels, MonteCarloLabels, RuleLabels
 from reward.config import RewardConfig, RewardModelConfig
 from reward.judging.judges import step_pool, step_row
 from reward.judging.pool import Outcome
-from reward.labels.examples import as_labelled, from_completions, outcome_label, pairs, step_labels
+from reward.labels.examples import as_labelled, at_tokens, from_completions, outcome_label, pairs, step_labels
 from reward.labels.replay import Replay, dumped, loaded
 from reward.labels.steps import StepFinder
 from reward.types import Labelled, LabelledGroup, ScoredGroup, ScoredSample, samples_of, without_score
+from rollout.data.recorded import LabelledSet
 from rollout.types import Group, Lease, Sample
 
 if TYPE_CHECKING:
@@ -38,11 +39,18 @@ class Labeller:
     """Labels the groups of the run's reward-model stages; what is fresh in one is history for the next."""
 
     def __init__(
-        self, config: RewardConfig, seed: int, tokenizer: "PreTrainedTokenizerBase", collector: Collector, bound: Bound
+        self,
+        config: RewardConfig,
+        seed: int,
+        tokenizer: "PreTrainedTokenizerBase",
+        collector: Collector,
+        bound: Bound,
+        given: LabelledSet | None,
     ):
+        """`given`: outputs whose steps a file labels."""
         model = config.model or RewardModelConfig()
         self._config, self._seed, self._tokenizer = config, seed, tokenizer
-        self._collector, self._bound = collector, bound
+        self._collector, self._bound, self._given = collector, bound, given
         self._finder = StepFinder(tokenizer, model.step_boundary)
         self.replay = {kind: Replay(model.replay_groups, model.replay_share, seed) for kind in ("labelled", "pairs")}
         """The history by kind of example: a stage that ranks pairs cannot train on single outputs, nor the other way round. A
@@ -104,7 +112,7 @@ class Labeller:
         row = reward_model_row(stage)
         match row.labels:
             case FileLabels():
-                return [as_labelled(group) for group in groups]
+                return [as_labelled(group) for group in groups] if stage.pairs else self._by_file(groups)
             case MonteCarloLabels() as labels:
                 return self._by_completions(labels, groups)
             case RuleLabels() as labels:
@@ -119,6 +127,12 @@ class Labeller:
         first = min((group.question.ordinal for group in groups), default=0)
         rng = random.Random(f"{self._seed}/{stage.name}/{first}/pairs")
         return [as_labelled(pair) for pair in pairs(groups, per_group=stage.pairs_per_question, rng=rng)]
+
+    def _by_file(self, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
+        if self._given is None:
+            raise ValueError("no file with labelled steps was read")
+        rows = [self._given.at(group.question.ordinal) for group in groups]
+        return _labelled([[at_tokens(s.sample, row.labels) for s in g.scored] for g, row in zip(groups, rows, strict=True)])
 
     def _by_steps(self, groups: Sequence[ScoredGroup]) -> list[LabelledGroup]:
         """Labels by the step rule. Raises Unscored when it fails on more outputs than the run bears."""

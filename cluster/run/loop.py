@@ -70,7 +70,7 @@ class Loop:
         sampling = Sampling(temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens)
         self.collector = Collector(sampler, sampling, self.serving, records.ledger, self.progress, clock)
         self.scaling = Scaling(config, roles, sampler, self.serving, records, self.progress)
-        self.labeller = Labeller(config.reward, config.seed, tokenizer, self.collector, bound)
+        self.labeller = Labeller(config.reward, config.seed, tokenizer, self.collector, bound, data.labelled_steps)
         self.held_out = HeldOut(config, data.evaluation, sampler, self.serving, records)
         checkpoints = Checkpoints(self.dir, keep=config.keep_checkpoints)
         self.boundary = Boundary(checkpoints, self.progress, records.ledger, roles.learner, self._state)

@@ -6,7 +6,7 @@ Every source hands out scored groups for ordinals. Which one a stage has follows
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -145,10 +145,9 @@ class Given(Source):
                 return (as_given(rows.sample(ordinal, self.stage)),)
             case PreferenceSet() as rows:
                 ranked = zip(rows.pair(ordinal, self.stage), (1.0, 0.0), strict=True)
-                return tuple(_as_scored(sample, [(len(sample.output_ids) - 1, value)], value) for sample, value in ranked)
+                return tuple(_ranked(sample, value) for sample, value in ranked)
             case LabelledSet() as rows:
-                sample, labels = rows.output(ordinal, self.stage)
-                return (_as_scored(sample, labels, sum(value for _, value in labels) / len(labels)),)
+                return (as_given(rows.sample(ordinal, self.stage)),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +195,12 @@ def _booked(collector: Collector, groups: list[ScoredGroup]) -> list[ScoredGroup
     return collector.scored(groups)
 
 
-def _as_scored(sample: Sample, events: Iterable[tuple[int, float]], reward: float) -> ScoredSample:
-    """An output with the judgement that its file gives."""
+def _ranked(sample: Sample, reward: float) -> ScoredSample:
+    """An output with its rank in a given pair: 1 for the better one, 0 for the other."""
     verdict = Verdict(status="score", reward=reward, components={}, extracted=None, reason="", reward_version=None)
-    return ScoredSample(sample=sample, events=tuple(RewardEvent(position=p, value=v) for p, v in events), verdict=verdict)
+    return ScoredSample(
+        sample=sample, events=(RewardEvent(position=len(sample.output_ids) - 1, value=reward),), verdict=verdict
+    )
 
 
 def source_of(config: RunConfig, data: Data, collector: Collector, progress: Progress, policy: str) -> Source:

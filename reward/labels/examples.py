@@ -30,7 +30,7 @@ def outcome_label(item: ScoredSample, component: str = "correct", *, every_token
         return None
     value, last = item.verdict.components[component], len(item.sample.output_ids) - 1
     where = range(last + 1) if every_token else [last]
-    return Labelled(sample=item.sample, targets=tuple(Target(position=t, value=value) for t in where))
+    return at_tokens(item.sample, [(t, value) for t in where])
 
 
 def as_labelled(group: ScoredGroup) -> LabelledGroup:
@@ -69,8 +69,12 @@ def step_labels(sample: Sample, ends: Sequence[int], labels: Sequence[float | No
     [0, 1]."""
     if wrong := [label for label in labels if label is not None and not 0 <= label <= 1]:
         raise ValueError(f"group {sample.group_id}, index {sample.index}: step label {wrong[0]}, expected 0 to 1")
-    marked = [(end, label) for end, label in zip(ends, labels, strict=True) if label is not None]
-    return Labelled(sample=sample, targets=tuple(Target(position=p, value=float(v)) for p, v in marked)) if marked else None
+    return at_tokens(sample, [(end, label) for end, label in zip(ends, labels, strict=True) if label is not None])
+
+
+def at_tokens(sample: Sample, labels: Sequence[tuple[int, float]]) -> Labelled | None:
+    """The sample with labels at these tokens, or None where there are none."""
+    return Labelled(sample=sample, targets=tuple(Target(position=p, value=float(v)) for p, v in labels)) if labels else None
 
 
 def from_completions(correct: Sequence[Sequence[int | None]], soft: bool) -> list[float | None]:

@@ -68,9 +68,9 @@ class LabelledOutput:
 class LabelledSet(Ordered[LabelledOutput]):
     """Outputs with labelled steps by ordinal."""
 
-    def output(self, ordinal: int, stage: str) -> tuple[Sample, tuple[tuple[int, float], ...]]:
+    def sample(self, ordinal: int, stage: str) -> Sample:
         row = self.at(ordinal)
-        return given(row.question, row.output, group_id=f"{stage}/{ordinal}", ordinal=ordinal), row.labels
+        return given(row.question, row.output, group_id=f"{stage}/{ordinal}", ordinal=ordinal)
 
 
 def read_steps(rows: Sequence[Row], steps: str, labels: str) -> list[tuple[list[str], list[float]]]:

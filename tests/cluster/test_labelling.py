@@ -49,8 +49,8 @@ class Collector:
         return RuleScorer(RewardConfig(), judge_here).score(groups)
 
 
-def labeller(collector=None, tokenizer=TOKENIZER, **reward):
-    return Labeller(RewardConfig(**reward), 0, tokenizer, collector or Collector({}), Bound(0.1))
+def labeller(collector=None, tokenizer=TOKENIZER, given=None, **reward):
+    return Labeller(RewardConfig(**reward), 0, tokenizer, collector or Collector({}), Bound(0.1), given)
 
 
 def stage(algorithm="process_model", **fields):

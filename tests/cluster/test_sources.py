@@ -142,7 +142,7 @@ def test_pairs_are_a_better_and_a_worse_output_of_one_question(tmp_path, data, t
 GIVEN = {
     "dpo": ("preferences", {"chosen": "#### {right}", "rejected": "#### {wrong}"}, [1.0, 0.0]),
     "outcome_model": ("preferences", {"chosen": "#### {right}", "rejected": "#### {wrong}"}, [1.0, 0.0]),
-    "process_model": ("labelled_steps", {"steps": "steps", "labels": "labels"}, [0.5]),
+    "process_model": ("labelled_steps", {"steps": "steps", "labels": "labels"}, [None]),
 }
 
 
@@ -160,7 +160,8 @@ def test_a_stage_from_a_file_trains_on_what_the_file_says(tmp_path, tokenizer, a
     assert len(trained(loop.dir)) == 2 * 2 * len(rewards)
     assert [row["reward"] for row in sample_files(loop.dir)["step_1.jsonl"]] == rewards * 2
     if algorithm != "dpo":
-        assert all(len(item.targets) == len(rewards) % 2 + 1 for batch in roles.batches for item in batch)
+        values = [[[target.value for target in item.targets] for item in batch] for batch in roles.batches]
+        assert values == [{"outcome_model": [[1.0], [0.0]] * 2, "process_model": [[1.0, 0.0]] * 2}[algorithm]] * 2
 
 
 def test_a_group_without_spread_is_replaced_at_most_so_often(tmp_path, data, tokenizer):

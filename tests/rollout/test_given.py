@@ -41,7 +41,7 @@ def test_a_preference_is_a_group_of_the_better_and_the_worse_output(tmp_path, to
 def test_labels_stand_at_the_last_token_of_their_steps(tmp_path, tokenizer):
     rows = [{"q": "9 + 1 - 2", "steps": ["9+1=10", "10-2=7", "#### 7"], "labels": [1, 0.0, False]}]
     outputs = data(tmp_path, tokenizer, labelled_steps=(rows, STEPS)).labelled_steps
-    sample, labels = outputs.output(0, "process_model")
+    sample, labels = outputs.sample(0, "process_model"), outputs.at(0).labels
     assert sample.text == "9+1=10\n10-2=7\n#### 7"
     assert tokenizer.decode(sample.output_ids[:-1]) == sample.text
     assert labels == ((6, 1.0), (13, 0.0), (20, 0.0))
