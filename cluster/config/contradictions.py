@@ -33,6 +33,8 @@ def contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
             out.append((("mirror",), "found no protocol; expected one, as in s3://bucket/run"))
         if at and ":" in user or "?" in rest:
             out.append((("mirror",), "found a password, and config.yaml would keep it; expected it where fsspec looks for it"))
+    if config.project != RunSettings.model_fields["project"].default and not config.trackers:
+        out.append((("project",), "given, but there are no trackers"))
     out += _reward_model_contradictions(config) + _unread_rewards(config) + _unread_without_training(config)
     out += _adapter_contradictions(config)
     sharing, engines = config.rollout, config.rollout.workers * config.rollout.tensor_parallel_size
@@ -160,7 +162,7 @@ def _unread_without_training(config: RunSettings) -> list[tuple[Loc, str]]:
         held_out = [(("data", name), config.data) for name in ("hold_out", "evaluation")]
         trained = [(("learner", name), config.learner) for name in LearnerConfig.model_fields if name != "ranks"]
         paced = [(("evaluation", "every"), config.evaluation), (("rollout", "transport"), config.rollout)]
-        paced += [((name,), config) for name in ("checkpoint_every", "keep_checkpoints", "mirror")]
+        paced += [((name,), config) for name in ("checkpoint_every", "keep_checkpoints", "mirror", "trackers")]
         out += [(loc, "given, but nothing is trained") for loc, holder in held_out + trained + paced if _given(holder, loc[-1])]
     return out
 

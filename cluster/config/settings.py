@@ -1,5 +1,7 @@
 """The settings of a run: the leaves of the three stages composed."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from cluster.config.stages import Name, StageConfig
@@ -60,4 +62,8 @@ class RunSettings(Strict):
     """The newest ones to keep, beside the best by held-out accuracy: at least two, so that a damaged one leaves another."""
     mirror: str | None = None
     """Where checkpoints are copied behind training, as fsspec knows it: s3://bucket/run, say."""
+    trackers: tuple[Literal["wandb", "trackio", "mlflow"], ...] = ()
+    """Where metrics, evaluations and some outputs go besides the run directory; none of them can stop the run."""
+    project: str = Field(default="cohort", min_length=1)
+    """The run's project at its trackers (mlflow: its experiment)."""
     stages: tuple[StageConfig, ...]

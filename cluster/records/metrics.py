@@ -1,7 +1,7 @@
 """Where metrics of a run are written; `cluster.records.catalogue` says what each name stands for.
 
 Only checkpoints and the ledger may stop a run. Whatever else cannot be written (a full disk, a gone backend) warns once, and
-training goes on: `Sinks` is the one place that catches. Left out: hosted trackers; they read metrics.jsonl.
+training goes on: `Sinks` is the one place that catches, but for trackers' threads (`cluster.records.trackers`).
 """
 
 import json
@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,12 @@ class Sink:
 
     def evaluated(self, step: int, figures: Mapping[str, float | str]) -> None:
         """An evaluation of the policy after a step; evaluations.jsonl holds it already."""
+
+    def sampled(self, step: int, rows: Sequence[dict]) -> None:
+        """The outputs of a few groups of a step; samples/step_N.jsonl holds all."""
+
+    def broken_off(self) -> None:
+        """The run ends here, before its last step."""
 
     def close(self) -> None:
         raise NotImplementedError
@@ -50,9 +56,14 @@ class Sinks:
         figures = {f"evaluation/{k}": v for k, v in row.items() if isinstance(v, int | float) and k not in ("step", "version")}
         self._each(lambda sink: sink.evaluated(step, figures))
 
-    def close(self) -> None:
+    def sampled(self, step: int, rows: Sequence[dict]) -> None:
+        self._each(lambda sink: sink.sampled(step, rows))
+
+    def close(self, *, broken_off: bool = False) -> None:
         for name, sink in self._open.items():
             with self.dispensable(name):
+                if broken_off:
+                    sink.broken_off()
                 sink.close()
 
     @contextmanager
@@ -106,7 +117,7 @@ class TensorBoardSink(Sink):
         self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
 
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
-        for name, value in _finite(metrics).items():
+        for name, value in finite(metrics).items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
@@ -132,7 +143,7 @@ class RayMetricsSink(Sink):
         self.evaluated(step, {"step": step, **metrics})
 
     def evaluated(self, step: int, figures: Mapping[str, float | str]) -> None:
-        for name, value in _finite(figures).items():
+        for name, value in finite(figures).items():
             if name not in self._gauges:
                 what = METRICS[name].formula if name in METRICS else name
                 self._gauges[name] = self._new(re.sub(r"\W", "_", name, flags=re.ASCII), what)
@@ -159,5 +170,6 @@ def _line(row: Mapping[str, object]) -> str:
     return json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _finite(metrics: Mapping[str, float | str]) -> dict[str, float]:
+def finite(metrics: Mapping[str, float | str]) -> dict[str, float]:
+    """Those that are finite numbers."""
     return {name: value for name, value in metrics.items() if not isinstance(value, str) and math.isfinite(value)}

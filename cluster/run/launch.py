@@ -19,6 +19,7 @@ from cluster.fleet.placement import PlacementError
 from cluster.fleet.roles import Roles, patience
 from cluster.fleet.versions import Serving
 from cluster.fleet.weight_update import UpdateFailed
+from cluster.records import trackers
 from cluster.records.clock import Clock
 from cluster.records.console import ConsoleSink
 from cluster.records.ledger import Ledger, incarnations
@@ -94,7 +95,7 @@ def lived(
     goes on from the newest checkpoint. Raises RunFailed, and RoleFailed where the crash budget is spent."""
     while True:
         try:
-            with opened(config, resume_from[1] if resume_from else {}) as records:
+            with opened(config, resume_from[1] if resume_from else {}, clock.stop) as records:
                 loop = Loop(config, data, tokenizer, actors, records, clock)
                 loop.run(resume_from)
                 return loop
@@ -111,7 +112,7 @@ def lived(
 
 
 @contextmanager
-def opened(config: RunConfig, state: dict) -> Iterator[Records]:
+def opened(config: RunConfig, state: dict, stop: Stop) -> Iterator[Records]:
     """The records of one life of the run, from a checkpoint's state on (of a run that begins: an empty one)."""
     run_dir, step = config.output, state.get("step", 0)
     for name in ("evaluations.jsonl", "reward_model.jsonl"):
@@ -127,9 +128,10 @@ def opened(config: RunConfig, state: dict) -> Iterator[Records]:
                 str(run_dir / "metrics.jsonl"): lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=step),
                 str(run_dir / "tensorboard"): lambda: TensorBoardSink(run_dir / "tensorboard", resume_step=step),
                 "Ray's metrics": lambda: RayMetricsSink(config.name, run_dir.resolve()),
+                **trackers.openers(config, stop),
             }
         )
-        files.callback(sinks.close)
+        files.push(lambda kind, *_: sinks.close(broken_off=kind is not None))
         yield Records(dir=run_dir.resolve(), ledger=ledger, sinks=sinks)
 
 

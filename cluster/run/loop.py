@@ -128,7 +128,7 @@ class Loop:
                 self._step(stage, buffer)
             except Unscored as failed:
                 step, metrics = self.progress.step + 1, {"stage": stage.name, **self.serving.served}
-                self.records.leave(f"samples/step_{step}.jsonl", sample_rows(failed.groups, self.serving.lives))
+                self.records.sampled(step, sample_rows(failed.groups, self.serving.lives))
                 self.records.sinks.write(step, metrics | batch_metrics(failed.groups))
                 raise
             self._after_step(stage, buffer)
@@ -155,7 +155,7 @@ class Loop:
         step = self.progress.step
         metrics |= batch_metrics(groups) | report.metrics
         # Written while the next wave is sampled: between its end and the beginning of the one after it engines are idle.
-        self.records.leave(f"samples/step_{step}.jsonl", sample_rows(groups, self.serving.lives, advantages))
+        self.records.sampled(step, sample_rows(groups, self.serving.lives, advantages))
         if stage.follows_policy:
             metrics |= staleness(groups, version)
             with took.waiting():

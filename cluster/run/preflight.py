@@ -18,6 +18,7 @@ from cluster.fleet.demand import demands, held_parameters, memory, memory_here, 
 from cluster.fleet.placement import PlacementError, bundles, fit
 from cluster.planning.memory import in_words, of_recipe, on_cpu
 from cluster.planning.shapes import shape_of
+from cluster.records.trackers import missing
 from cluster.run.preflight_model import Model, check_model, check_reward_model, gpu_memory_here, gpus_here, read_model
 from cluster.run.store import unusable
 from reward.judging.judges import gold_check, rule_pool, rule_row
@@ -55,7 +56,7 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
     """Check model, data, sizes and the run directory, and the data against benchmarks. Problems are collected, not raised."""
     report = Report()
     _check_output(config, report)
-    report.problems += _unread(config)
+    report.problems += _unread(config) + missing(config.trackers)
     if config.mirror and (why := unusable(config.mirror)):
         report.problems.append(why)
     _check_sandbox(config, report)

@@ -20,7 +20,15 @@ from cluster.run.checkpoints import NAME
 from cluster.run.manifest import FILE, damage, number, seal
 from cluster.run.progress import OFFLINE
 
-RECORDS = ("config.yaml", "inputs.json", "ledger.jsonl", "metrics.jsonl", "evaluations.jsonl", "reward_model.jsonl")
+RECORDS = (
+    "config.yaml",
+    "inputs.json",
+    "ledger.jsonl",
+    "metrics.jsonl",
+    "evaluations.jsonl",
+    "reward_model.jsonl",
+    "trackers.json",
+)
 """Of the run directory, for every checkpoint."""
 PROBE_S = 60.0
 """For a store to take and give a few bytes."""
