@@ -1,6 +1,6 @@
 """The learner's ranks as one machine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -8,11 +8,13 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from cluster.config.run_config import RunConfig
-from cluster.fibers import Turn
+from cluster.fibers import HUB, Turn
 from cluster.fleet.actors import LearnerActor
 from cluster.fleet.calls import RoleFailed, all_answers, ask
+from cluster.fleet.pace import Pace
 from cluster.fleet.placement import position
 from cluster.fleet.spawner import Spawner
+from reward.types import LabelledGroup, ScoredGroup
 from rollout.config import RolloutConfig
 from rollout.leftovers import remove_folder
 
@@ -70,10 +72,18 @@ class Ranks:
         }
 
 
+def _tokens(batch: Sequence[ScoredGroup] | Sequence[LabelledGroup], *others: object) -> int:
+    """Of all outputs and their prompts."""
+    items = (item for group in batch for item in (group.scored if isinstance(group, ScoredGroup) else group.labelled))
+    return sum(len(item.sample.prompt_ids) + len(item.sample.output_ids) for item in items)
+
+
 class LearnerGroup:
     """LearnerActor's methods: a call goes to all ranks and gives the answer of rank 0.
 
     Raises LearnerFailed when a rank fails, or does not answer within the deadline, which begins when the call before has ended.
+    Of calls that go over tokens it follows from how long those of the same stage took for theirs (`Pace`), so that a rank that
+    computes for ever, or waits for ever, is found soon.
     """
 
     def __init__(
@@ -82,16 +92,18 @@ class LearnerGroup:
         deadline_s: float,
         ill: Callable[[str], str],
         name: str = "",
-        turn: Turn | None = None,
+        like: "LearnerGroup | None" = None,
     ):
         """`ill`: what is wrong with an actor, by its name. `name`: of the calls in the dashboard; by default the method's.
-        `turn`: of whoever calls the ranks."""
+        `like`: the group that these ranks are called as otherwise."""
         self._ranks, self._deadline_s, self._ill, self._name = ranks, deadline_s, ill, name
-        self._turn = turn or Turn("the learner")
+        self._turn: Turn = like._turn if like else Turn("the learner")
+        self._paces: dict[str, Pace] = like._paces if like else {}
+        """By method, in the stage under way."""
         self.begin_stage = self._all(LearnerActor.begin_stage)
-        self.step = self._all(LearnerActor.step)
-        self.logprobs = self._all(LearnerActor.logprobs)
-        self.scalars = self._all(LearnerActor.scalars)
+        self.step = self._all(LearnerActor.step, _tokens)
+        self.logprobs = self._all(LearnerActor.logprobs, lambda sequences: sum(map(len, sequences)))
+        self.scalars = self._all(LearnerActor.scalars, _tokens)
         self.save = self._all(LearnerActor.save)
         self.writing = self._all(LearnerActor.writing)
         self.load = self._all(LearnerActor.load)
@@ -101,15 +113,27 @@ class LearnerGroup:
 
     def named(self, name: str, deadline_s: float | None = None) -> "LearnerGroup":
         """The same ranks, called by another name or with another deadline."""
-        return LearnerGroup(self._ranks, deadline_s or self._deadline_s, self._ill, name, self._turn)
+        return LearnerGroup(self._ranks, deadline_s or self._deadline_s, self._ill, name, self)
 
-    def _all(self, method: Callable[Concatenate[LearnerActor, P], R]) -> Callable[P, R]:
+    def _all(
+        self, method: Callable[Concatenate[LearnerActor, P], R], work: Callable[..., float] | None = None
+    ) -> Callable[P, R]:
+        """`work`: how much a call's arguments ask for, where that says how long it takes."""
+        called = method.__name__
+
         def together(*args: P.args, **kwargs: P.kwargs) -> R:
             with self._turn:
+                if called in ("begin_stage", "load"):
+                    self._paces.clear()
+                pace, amount = self._paces.setdefault(called, Pace()), work(*args) if work else 0.0
+                deadline_s = pace.deadline_s(self._deadline_s, amount) if work else self._deadline_s
+                began = HUB.world.now()
                 pending = {rank: ask(actor, method, self._name)(*args, **kwargs) for rank, actor in self._ranks.items()}
                 try:
-                    return all_answers(pending, "learner", self._deadline_s, self._name or method.__name__, self._ill)[0]
+                    answers = all_answers(pending, "learner", deadline_s, self._name or called, self._ill)
                 except RoleFailed as error:
                     raise LearnerFailed(str(error)) from error
+                pace.took(HUB.world.now() - began, amount)
+                return answers[0]
 
         return together

@@ -7,12 +7,14 @@ from typing import cast
 from ray.actor import ActorHandle
 
 from cluster.config.run_config import RunConfig
+from cluster.fibers import HUB
 from cluster.fleet.actors import RewardActor, RolloutActor
 from cluster.fleet.calls import ask, follow, stream
+from cluster.fleet.pace import PUBLISH_DEADLINES
 from cluster.fleet.publisher import STREAMING, Model
 from cluster.fleet.receivers import Receiver, Receivers
 from cluster.fleet.weight_update import Moved, transact
-from cluster.fleet.workers import PUBLISH_DEADLINES, Handles, Workers
+from cluster.fleet.workers import Handles, Workers
 from cluster.records.clock import taking
 from reward.judging.judges import judging_seconds
 from reward.types import By, ScoredGroup
@@ -77,8 +79,12 @@ class Roles(Workers):
         """A part of the groups a slot -> ({slot: scored groups}, {slot: error})."""
         calls = {slot: ask(self.reward[slot], RewardActor.score, name)(list(part), by) for slot, part in parts.items()}
         most = max(sum(len(group.samples) for group in part) for part in parts.values())
-        deadline = self.config.cluster.generate_deadline_s + judging_seconds(self.config.reward, most)
-        return self.watch.gather("reward", calls, deadline, name)
+        judging, began = judging_seconds(self.config.reward, most), HUB.world.now()
+        deadline = self.paces[by].deadline_s(self.config.cluster.generate_deadline_s + judging, most, judging)
+        answers, errors = self.watch.gather("reward", calls, deadline, name)
+        if not errors:
+            self.paces[by].took(HUB.world.now() - began, most)
+        return answers, errors
 
     def learner_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         with taking(self.split, "canary_learner"):

@@ -16,6 +16,7 @@ from cluster.config.run_config import RunConfig
 from cluster.fleet.actors import RewardActor, RolloutActor
 from cluster.fleet.calls import RoleFailed, all_answers, ask, gather
 from cluster.fleet.learner_group import LearnerGroup, Ranks
+from cluster.fleet.pace import PUBLISH_DEADLINES, Pace
 from cluster.fleet.placement import fitting, position, settled, shared_devices, shares_gpus
 from cluster.fleet.spawner import Spawner
 from cluster.fleet.watch import Watch
@@ -24,8 +25,6 @@ from cluster.fleet.weight_update import Canary
 R = TypeVar("R")
 Handles = Mapping[int, ActorHandle]
 log = logging.getLogger("cohort")
-PUBLISH_DEADLINES = 4
-"""Calls of a publish that are awaited one after another, each for `cluster.sync_deadline_s`."""
 
 
 class Workers:
@@ -56,6 +55,7 @@ class Workers:
         wait_s = max(config.cluster.train_deadline_s, PUBLISH_DEADLINES * config.cluster.sync_deadline_s)
         self._ranks = Ranks(config, model_dir, self._spawner, wait_s)
         self.watch = Watch(config.cluster.heartbeat_s, config.output / "logs" / "stacks.txt")
+        self.paces: dict[str, Pace] = {"rule": Pace(), "model": Pace()}
         self.learner = LearnerGroup(self._ranks.actors, config.cluster.train_deadline_s, self.watch.why)
         self.rollout_config = settled(config, gpus=self._spawner.gpus)
         """With the transport that everyone uses."""

@@ -8,15 +8,18 @@ import pytest
 
 from cluster import fibers
 from cluster.fibers import HUB
-from cluster.fleet import actors, calls, roles
+from cluster.fleet import actors, calls, pace, roles
 from cluster.fleet.actors import LearnerActor
 from cluster.fleet.learner_group import LearnerFailed, LearnerGroup, Ranks
+from cluster.fleet.pace import Pace
 from cluster.fleet.roles import Roles
 from reward.config import RewardConfig
+from reward.types import ScoredGroup, as_given
 from rollout.config import RolloutConfig
 from rollout.types import Lease, Sampling
 from tests.cluster import local_ray
 from tests.cluster.local_ray import FakeRay, Unwatched
+from tests.cluster.simulated import Clockwork
 from tests.cluster.test_pipeline import GRPO, SFT, configuration
 from tests.reward.builders import question, sample, sampled_groups
 
@@ -41,7 +44,7 @@ def driver(monkeypatch):
     """A driver's hold on two actors of each kind; every deadline that it waits with is in `waited`."""
     made = Roles.__new__(Roles)
     made.rollout, made.reward = {0: Handle(), 1: Handle()}, {0: Handle(), 1: Handle()}
-    made.waited, made.watch = [], Unwatched()
+    made.waited, made.watch, made.paces = [], Unwatched(), {"rule": Pace(), "model": Pace()}
 
     def gather(role, calls, deadline_s, name):
         made.waited.append(deadline_s)
@@ -93,6 +96,24 @@ def test_judgements_are_awaited_as_long_as_they_may_take(driver, function, kinds
     assert made.waited == [100 + kinds * 60 / 2 * (10 + 2)]
 
 
+def test_judgements_are_not_awaited_much_longer_than_those_before_took_but_as_long_as_any_judge_may(driver, monkeypatch):
+    monkeypatch.setattr(HUB, "world", world := Clockwork())
+    made = driver(reward=RewardConfig(judge_seconds=10, judges=2))
+    groups = sampled_groups([sample("#### 7", 0, i) for i in range(4)], [question(0)])
+    gather = made.watch.gather
+    made.watch.gather = lambda *args: (world.wait((), 0.5), gather(*args))[1]
+    for _ in range(2):
+        made.score({0: groups}, "rule", "score")
+        made.score({0: groups}, "model", "score")
+    made.paces["model"].took(40.0, 4)
+    made.score({0: groups}, "model", "score")
+    longest = 4 / 2 * (10 + 2)
+    assert made.waited == [100 + longest] * 2 + [60 + 20 * 0.5] * 2 + [100 + longest]
+    made.config.reward = RewardConfig(judge_seconds=100, judges=2)
+    made.score({0: groups}, "rule", "score")
+    assert made.waited[-1] == 4 / 2 * (100 + 2), "a judge's own deadline comes first"
+
+
 def test_an_evaluation_has_no_learner():
     config = SimpleNamespace(learner=SimpleNamespace(ranks=0), cluster=SimpleNamespace(start_deadline_s=1.0), stages=())
     ranks = Ranks(config, None, None, 1.0)
@@ -128,7 +149,7 @@ def test_ranks_of_one_node_meet_in_a_private_file_that_goes_with_them_and_others
 class Learner:
     """A step takes 0.6 s, a publish as long as it is told."""
 
-    def step(self):
+    def step(self, batch):
         time.sleep(0.6)
         return "stepped"
 
@@ -141,8 +162,42 @@ def test_the_deadline_of_an_update_begins_when_the_learner_has_ended_its_step(mo
     for module in (fibers, calls):
         monkeypatch.setattr(module, "ray", FakeRay)
     learner = LearnerGroup({0: local_ray.Handle(Learner())}, 10.0, lambda name: "")
-    step = HUB.spawn(learner.step, "step")
+    step = HUB.spawn(lambda: learner.step([]), "step")
     HUB.until(lambda: step.wait is not None, "the step")
     assert learner.named("publish", 0.3).publish(0.0) == "published" and step.result() == "stepped"
     with pytest.raises(LearnerFailed, match="learner-0: no answer within 0.3 s"):
         learner.named("publish", 0.3).publish(0.6)
+
+
+class Hangs:
+    """Steps take 0.05 s, but for one."""
+
+    def __init__(self, at):
+        self.at, self.steps = at, 0
+
+    def begin_stage(self):
+        pass
+
+    def step(self, batch):
+        self.steps += 1
+        time.sleep(2.0 if self.steps == self.at else 0.05)
+
+
+@pytest.mark.parametrize(("at", "begins"), [(3, False), (3, True), (1, False)])
+def test_a_rank_that_hangs_in_a_step_is_found_by_what_the_steps_before_took(monkeypatch, at, begins):
+    for module in (fibers, calls):
+        monkeypatch.setattr(module, "ray", FakeRay)
+    monkeypatch.setattr(pace, "LEAST_S", 0.1)
+    learner = LearnerGroup({0: local_ray.Handle(Hangs(at))}, 10.0, lambda name: "")
+    batch = [ScoredGroup(question=question(0), scored=(as_given(sample("#### 7", 0, 0)),))]
+    for _ in range(2):
+        learner.named("a step").step(batch)
+    if begins:
+        learner.begin_stage()
+    if at == 3 and not begins:
+        began = time.monotonic()
+        with pytest.raises(LearnerFailed, match="learner-0: no answer within 1"):
+            learner.named("a step").step(batch)
+        assert 1.0 < time.monotonic() - began < 2.0
+    else:  # nothing is known of steps that are the first of a process or a stage
+        learner.named("a step").step(batch)
