@@ -7,6 +7,7 @@ breaks off a wait: the one exception that passes through Ray's.
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ LAST_S = 5.0
 """Behind the grace period. A wait for a cluster that the same signal ended feels no signals, and has no end of its own."""
 STOPPED = 4
 """The exit code."""
+EXIT_CODE = "exit code"
+"""Begins the last line of a job's log: Ray keeps no exit code of a job that it stops."""
 
 
 class RunFailed(RuntimeError):
@@ -37,11 +40,26 @@ class Stopped(RuntimeError):
 
 def grace_s(configured: float | None) -> float:
     """How long after a signal this process lives: as configured, or as whoever stops it is known to do."""
-    if configured is not None:
-        return configured
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # in the environment of a submitted job's command only
-        return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", JOB_GRACE_S))
-    return GRACE_S
+    wait_s = job_wait_s()
+    if configured is None:
+        return GRACE_S if wait_s is None else wait_s
+    if wait_s is not None and wait_s < configured:
+        found = f"found {configured:g} s, and this job's RAY_JOB_STOP_WAIT_TIME_S is {wait_s:g}"
+        log.warning("cluster.stop_grace_s: %s: a stop would kill the run before it has saved", found)
+    return configured
+
+
+def job_wait_s() -> float | None:
+    """Between SIGTERM and SIGKILL when this process is a submitted job's command; None where it is not."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # in the environment of such a command only
+        return None
+    return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", JOB_GRACE_S))
+
+
+def leaving(code: object) -> None:
+    """Say the exit code in a job's log."""
+    if job_wait_s() is not None:
+        print(EXIT_CODE, code, file=sys.stderr, flush=True)
 
 
 class Stop:
@@ -57,6 +75,7 @@ class Stop:
         self._breakable = True
         self._before: dict[int, Callable[..., object] | int | None] = {}
         self._last: threading.Timer | None = None
+        self._warned = False
 
     @property
     def asked(self) -> bool:
@@ -65,6 +84,13 @@ class Stop:
     def left_s(self) -> float:
         """Seconds of the grace period that are left; all of it until a stop is asked for."""
         return self.grace_s if self._asked_at is None else max(0.0, self._asked_at + self.grace_s - time.monotonic())
+
+    def expect(self, save_s: float) -> None:
+        """A checkpoint takes so long: warns, once, where that is more than half of the grace period."""
+        if save_s > self.grace_s / 2 and not self._warned:
+            self._warned = True
+            end = "raise cluster.stop_grace_s, and what whoever stops the run waits (RAY_JOB_STOP_WAIT_TIME_S of a Ray job)"
+            log.warning("a checkpoint took %.1f s, and a stop leaves %g s for everything: %s", save_s, self.grace_s, end)
 
     def __enter__(self) -> Self:
         self._before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
@@ -127,4 +153,5 @@ class Stop:
 
 def _leave() -> None:
     log.error("stopped by a signal; what was under way does not end, and the newest checkpoint stands")
+    leaving(STOPPED)
     os._exit(STOPPED)

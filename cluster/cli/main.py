@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.cli import installation, judging, planning
+from cluster.cli import installation, jobs, judging, planning
 from cluster.cli.ends import FAILED, WRONG_INPUT, home, perform, wrong_input
-from cluster.stopping import Stop
+from cluster.stopping import Stop, leaving
 
 ABOUT = str(__doc__).split("\n\n")[0]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=ABOUT)
@@ -194,6 +194,7 @@ def export(
 
 app.add_typer(planning.app)
 app.add_typer(judging.app)
+app.add_typer(jobs.app)
 
 
 @app.command("import-gguf")
@@ -218,7 +219,11 @@ def main() -> None:
     from cluster.records.console import log_to_stderr
 
     log_to_stderr()
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        leaving(end.code or 0)
+        raise
 
 
 def _checked(recipe: Path, overrides: list[str] | None, benchmarks: Sequence[Path] = (), question="", as_json=False):

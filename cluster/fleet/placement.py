@@ -57,8 +57,11 @@ def settled(config: RunConfig, *, gpus: bool) -> RolloutConfig:
     return rollout.model_copy(update={"transport": auto if rollout.transport == "auto" else rollout.transport})
 
 
-def bundles(config: RunConfig, *, cpus: float, gpus: float) -> list[Bundle]:
-    """One bundle an actor. Without GPUs the roles share the cores, so each claims a fraction; with GPUs each has its own."""
+def bundles(config: RunConfig, *, cpus: Sequence[float], gpus: float) -> list[Bundle]:
+    """One bundle an actor. Without GPUs the roles share the cores, so each claims a fraction; with GPUs each has its own.
+
+    `cpus`: the cores of each node.
+    """
     roles = [("rollout", i) for i in range(config.rollout.workers)]
     roles += [("learner", i) for i in range(config.learner.ranks)] + [("reward", i) for i in range(config.reward.workers)]
     if gpus == 0 and config.reward.model and config.reward.model.gpus_per_worker:
@@ -66,8 +69,7 @@ def bundles(config: RunConfig, *, cpus: float, gpus: float) -> list[Bundle]:
             f"reward.model.gpus_per_worker: {config.reward.model.gpus_per_worker:g}, and the cluster has no GPU"
         )
     if gpus == 0:
-        # Ray counts in ten-thousandths of a core.
-        share = int(min(1.0, CPU_SHARE * cpus / len(roles)) * 1e4) / 1e4
+        share = share_of_core(len(roles), cpus)
         return [Bundle(role=role, slot=slot, cpus=share, gpus=0, place=i) for i, (role, slot) in enumerate(roles)]
     reward = config.reward.model.gpus_per_worker if config.reward.model else 0.0
     size, engines = config.rollout.tensor_parallel_size, config.rollout.workers
@@ -77,6 +79,13 @@ def bundles(config: RunConfig, *, cpus: float, gpus: float) -> list[Bundle]:
     wanted = {"rollout": 0.0, "learner": 1.0, "reward": reward}
     places = {"rollout": lambda slot: slot, "learner": lambda rank: rank // size, "reward": lambda slot: engines + slot}
     return [Bundle(role=role, slot=slot, cpus=1.0, gpus=wanted[role], place=places[role](slot)) for role, slot in roles]
+
+
+def share_of_core(count: int, cpus: Sequence[float]) -> float:
+    """The largest part of a core, one at most, that so many actors can have each where no node gives more than CPU_SHARE."""
+    shares = [min(1.0, CPU_SHARE * cores / n) for cores in cpus for n in range(1, count + 1) if cores]
+    enough = [share for share in shares if sum(int(CPU_SHARE * cores / share + 1e-6) for cores in cpus) >= count]
+    return int(max(enough, default=0.0) * 1e4) / 1e4  # Ray counts in ten-thousandths
 
 
 def resources(wanted: list[Bundle]) -> list[dict[str, float]]:
@@ -136,7 +145,7 @@ def fitting(config: RunConfig, model_dir: Path) -> list[Bundle]:
     total = ray.cluster_resources()
     if problems := unread_here(config, gpus=total.get("GPU", 0.0) > 0):
         raise PlacementError("\n".join(problems))
-    wanted = bundles(config, cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+    wanted = bundles(config, cpus=[node.get("CPU", 0.0) for node in _nodes().values()], gpus=total.get("GPU", 0.0))
     if not total.get("GPU"):
         wanted = on_cpus(config, wanted, model_dir, total.get("CPU", 0.0))
     fit(wanted, _nodes())
@@ -147,7 +156,7 @@ def added(config: RunConfig, model_dir: Path, role: str, slot: int) -> Bundle:
     """What one more worker asks of a node, in a placement group of its own; `config` counts it. Where the cluster is too small,
     that is a whole core: a demand that brings another node where Ray scales the cluster."""
     total = ray.cluster_resources()
-    wanted = bundles(config, cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+    wanted = bundles(config, cpus=[node.get("CPU", 0.0) for node in _nodes().values()], gpus=total.get("GPU", 0.0))
     one = replace(next(b for b in wanted if b.role == role), slot=slot, place=0)
     if total.get("GPU"):
         return one

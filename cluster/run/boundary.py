@@ -54,6 +54,11 @@ class Boundary:
         state = {**self._here, "incarnation": self._ledger.incarnation, "ahead": ahead, **self._state()}
         self._checkpoints.save(state["step"], self._learner, state)
 
+    @property
+    def seconds(self) -> float:
+        """That the newest checkpoint took."""
+        return self._checkpoints.seconds
+
     def finish(self) -> None:
         """Wait for the checkpoint that is being written. Raises CheckpointFailed."""
         self._checkpoints.finish()

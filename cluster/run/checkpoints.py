@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -57,6 +57,8 @@ class Checkpoints:
         self.run_dir, self.root, self.keep = run_dir, run_dir / "checkpoints", keep
         self._newest = 0
         self._under_way: tuple[int, Writer] | None = None
+        self.seconds = 0.0
+        """That the newest one took, from its beginning until it was whole."""
 
     def save(self, step: int, learner: Writer, state: dict) -> None:
         """Begin a checkpoint of the learner and of `state`, which is everything else, JSON-able. It will be complete or absent.
@@ -86,6 +88,9 @@ class Checkpoints:
         except Exception as error:
             self._fail(error)
         self._under_way, self._newest = None, step
+        with suppress(OSError):  # one that a newer one has replaced
+            first, last = (self.root / f"step_{step}" / name for name in ("state.json", "manifest.json"))
+            self.seconds = last.stat().st_mtime - first.stat().st_mtime
 
     @property
     def newest_step(self) -> int:

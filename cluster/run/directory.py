@@ -4,11 +4,18 @@ import fcntl
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from cluster.config.run_config import ConfigError, RunConfig, load
+from cluster.records.samples import write_text
+from cluster.stopping import Stopped
 from rollout.config import absolute
+
+ENDED = "ended.json"
+"""How the last driver left the run before its end; of a driver that was killed there is none."""
 
 
 class RunDirectory:
@@ -26,6 +33,7 @@ class RunDirectory:
     def begun(self) -> None:
         """From here on the directory stays."""
         self.stays = True
+        (self.path / ENDED).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -37,7 +45,11 @@ class RunDirectory:
             raise ConfigError([f"{self.path} is in use by another cohort process"]) from None
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.stays and error is not None and not isinstance(error, ConfigError):  # after that one nothing was begun
+            with suppress(OSError):  # the disk may be why
+                state = "stopped" if isinstance(error, Stopped) else "failed"
+                write_text(self.path / ENDED, json.dumps({"state": state, "why": str(error) or type(error).__name__}))
         if not self.stays:
             for inside in self.path.iterdir():
                 shutil.rmtree(inside) if inside.is_dir() else inside.unlink()

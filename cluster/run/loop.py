@@ -192,6 +192,7 @@ class Loop:
 
     def _after_step(self, stage: StageConfig, buffer: Buffer) -> None:
         self.boundary.mark(buffer.sampled_ahead())
+        self.stop.expect(self.boundary.seconds)
         self.scaling.between_steps()
         self._evaluate_between(stage)
         if self.progress.done == stage.steps or self.progress.step % self.config.checkpoint_every == 0:

@@ -214,7 +214,7 @@ def _check_room(config: RunConfig, model: Model, report: Report) -> None:
         return
     cores = len(os.sched_getaffinity(0))
     try:
-        roles = bundles(config, cpus=cores, gpus=gpus)
+        roles = bundles(config, cpus=[cores], gpus=gpus)
         fit(roles, {"this machine": {"CPU": cores, "GPU": gpus}})
     except PlacementError as error:
         report.problems.append(str(error))

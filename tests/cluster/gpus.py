@@ -87,7 +87,7 @@ class Fleet:
             "stages": [{"algorithm": "grpo", "reward": "rule", "steps": 1, "questions_per_step": 1, "samples_per_question": 2,
                         "optimizer": {"learning_rate": 1e-6}}],
         })  # fmt: skip
-        wanted = bundles(config, cpus=64, gpus=0 if transport == "shm" else 64)
+        wanted = bundles(config, cpus=[64], gpus=0 if transport == "shm" else 64)
         self._replace(monkeypatch, ranks, wanted)
         self.roles = roles.Roles(config, None, max_model_len=64, incarnation=0)
         self.roles.start()

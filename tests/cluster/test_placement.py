@@ -43,3 +43,12 @@ def test_an_actor_without_a_gpu_sees_none_and_an_engine_sees_its_learners(monkey
     made.spawn("reward", 0, "judge")()
     assert asked["judge"]["CUDA_VISIBLE_DEVICES"] == "" and "CUDA_VISIBLE_DEVICES" not in asked["learner"]
     assert asked["engine"]["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("count", "cpus", "share"),
+    [(3, [2], 0.6), (4, [2, 2], 0.9), (5, [2, 2], 0.6), (2, [16], 1.0), (3, [64, 1], 1.0), (4, [1, 0, 1], 0.45), (1, [], 0.0)],
+)
+def test_a_share_of_a_core_is_one_of_which_enough_fit_on_the_nodes(count, cpus, share):
+    """Five shares of 4 x 0.9 / 5 would not: two on each node of two cores."""
+    assert placement.share_of_core(count, cpus) == share
