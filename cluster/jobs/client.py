@@ -1,6 +1,7 @@
 """Ray's jobs over HTTP: every request has a deadline, and what fails is said in a line."""
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from rollout.environment import environment
 
 ANSWER_S = 30.0
 """For the server to accept a connection, and between two parts of what it sends."""
+AGENT_S, POLL_S, NO_AGENT = 90.0, 1.0, "No available agent"
+"""A cluster that has just begun answers before it takes jobs: so long it is asked again, so often, while it says so."""
 for _name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # they tell of every package
 
@@ -44,9 +47,17 @@ class Jobs:
         known = {one.submission_id for one in self.all()}
         if job in known:
             raise ConfigError([f"job {job}: this name is taken, and Ray gives none twice; expected another --job"])
-        with self._in_words(job):
-            runtime_env = {"working_dir": str(folder), "env_vars": dict(env)}
-            self._client.submit_job(entrypoint=command, submission_id=job, runtime_env=runtime_env, metadata=metadata)
+        until, runtime_env = time.monotonic() + AGENT_S, {"working_dir": str(folder), "env_vars": dict(env)}
+        what = {"entrypoint": command, "submission_id": job, "runtime_env": runtime_env, "metadata": metadata}
+        while True:
+            try:
+                with self._in_words(job):
+                    self._client.submit_job(**what)
+                return
+            except ConfigError as error:
+                if NO_AGENT not in str(error) or time.monotonic() > until:
+                    raise
+            time.sleep(POLL_S)
 
     def all(self) -> list[JobDetails]:
         """Those that were submitted, in the order of their beginning."""

@@ -10,8 +10,8 @@ import requests
 import yaml
 
 import cluster.jobs.submission
-from cluster.jobs.endings import exit_code, first_error
 from tests.cluster.test_cli import invoke
+from tests.cluster.test_job_endings import CHAINED, LOG
 
 AT = ("--address", "http://head:8265")
 RECIPE = {
@@ -30,14 +30,15 @@ RECIPE = {
         }
     ],
 }
-LOG = "asked for the data\nstopped by a signal after step 3; `cohort resume /shared/mine` goes on from here\nexit code 4\n"
 
 
 class Server:
-    """Ray's job server: packages and jobs, by name; `down` counts answers that do not come."""
+    """Ray's job server: packages and jobs by name; `down` counts answers that do not come, `young` those of a cluster without
+    agents yet."""
 
     def __init__(self):
         self.jobs, self.logs, self.packages, self.asked, self.down, self.token = {}, {}, {}, [], 0, None
+        self.young = 0
 
     def request(self, method, url, *, timeout, headers, data=None, json=None, **_):
         assert timeout == 30 and url.startswith("http://head:8265/")
@@ -55,6 +56,9 @@ class Server:
                 self.packages[path] = data
             return self.answer({}, 200 if path in self.packages else 404)
         _, _, job, what = (path.removeprefix("/api") + "//").split("/")[:4]
+        if method == "POST" and not job and self.young:
+            self.young -= 1
+            return self.answer("No available agent to submit job, please try again later.", 500)
         if method == "POST" and not job:
             self.jobs[json["submission_id"]] = {"type": "SUBMISSION", "status": "RUNNING", **json}
             return self.answer({"job_id": json["submission_id"], "submission_id": json["submission_id"]})
@@ -159,6 +163,16 @@ def test_a_refusal_names_the_largest_paths_first(server, here):
     assert said.index("models/tiny/model.safetensors") < said.index("data/q.jsonl") < said.index("mine.py")
 
 
+def test_a_cluster_that_has_just_begun_is_asked_again_and_not_for_ever(server, here, monkeypatch):
+    monkeypatch.setattr("cluster.jobs.client.POLL_S", 0.0)
+    server.young = 3
+    assert submit().exit_code == 0 and server.young == 0 and list(server.jobs) == ["mine"]
+    monkeypatch.setattr("cluster.jobs.client.AGENT_S", -1.0)
+    server.young = 2
+    late = submit("output=/shared/other")
+    assert late.exit_code == 2 and "http://head:8265 refuses: " in late.stderr and server.young == 1
+
+
 def test_nobody_answers_or_wants_another_token_or_knows_no_such_job(server, here, monkeypatch):
     for command in (["status", "mine"], ["logs", "mine"], ["stop", "mine"]):
         unknown = invoke(*command, *AT)
@@ -221,43 +235,3 @@ def test_status_shows_the_run_where_its_directory_is_seen_and_the_first_error_of
     assert said == 'job mine: FAILED, exit code 3\nOSError: no space\n  File "a.py", line 1, in write\n'
     found = json.loads(invoke("status", "mine", "--json", *AT).stdout)
     assert (found["exit_code"], found["output"], found["run"]) == (3, "/shared/mine", None)
-
-
-CHAINED = """12:00:00 reading the data
-Traceback (most recent call last):
-  File "b.py", line 9, in save
-    write()
-  File "a.py", line 1, in write
-    raise OSError("no space")
-OSError: no space
-
-During handling of the above exception, another exception occurred:
-
-Traceback (most recent call last):
-  File "c.py", line 3, in close
-ValueError: closed
-"""
-
-
-@pytest.mark.parametrize(
-    "log, message, said",
-    [
-        (CHAINED, "", 'OSError: no space\n  File "a.py", line 1, in write'),
-        (CHAINED + "the run failed: score step 1: 4 of 4\nexit code 3\n", "", "the run failed: score step 1: 4 of 4"),
-        ("error: a: 1\nerror: b: 2\nexit code 2\n", "", "error: a: 1\nerror: b: 2"),
-        ("error: it fits on no node. Wanted:\n  rollout-0\nNodes:\n  n0\nexit code 2\n", "",
-         "error: it fits on no node. Wanted:\n  rollout-0\nNodes:\n  n0"),
-        ("x\nsh: 1: exec: cohort: not found\n", "failed with exit code 127", "sh: 1: exec: cohort: not found"),
-        ("", "runtime_env setup failed\nmore", "runtime_env setup failed"),
-        ("", "", "it said nothing"),
-    ],
-)  # fmt: skip
-def test_the_first_error_is_what_the_command_says_or_the_first_exception(log, message, said):
-    assert first_error(log, message) == said
-
-
-def test_exit_codes_of_jobs():
-    assert exit_code("RUNNING", None, LOG) is None and exit_code("SUCCEEDED", 0, "") == 0
-    assert [exit_code("FAILED", code, "") for code in (2, 3, 4, 1, 127, -9, None)] == [2, 3, 4, 3, 3, 3, 3]
-    assert exit_code("STOPPED", None, LOG) == 4 and exit_code("STOPPED", None, "killed") == 3
-    assert exit_code("STOPPED", None, "exit code 4\nexit code 0\n") == 0, "the last one"

@@ -151,20 +151,6 @@ def test_the_grace_period_is_that_of_whoever_stops_the_run(monkeypatch):
     assert grace_s(None) == 120
 
 
-def test_a_job_that_would_be_killed_before_it_has_saved_warns(monkeypatch, caplog):
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "10")
-    assert grace_s(10) == 10 and caplog.messages == []
-    assert grace_s(11) == 11
-    assert "found 11 s, and this job's RAY_JOB_STOP_WAIT_TIME_S is 10: a stop would kill the run" in caplog.messages[-1]
-    stop = Stop()
-    stop.expect(15.0)
-    assert len(caplog.messages) == 1
-    stop.expect(15.1)
-    stop.expect(20.0)
-    assert len(caplog.messages) == 2 and "a checkpoint took 15.1 s, and a stop leaves 30 s" in caplog.messages[-1]
-
-
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """`cohort train` on the quickstart, its check left out."""
