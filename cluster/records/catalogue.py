@@ -1,5 +1,6 @@
 """What the names in metrics.jsonl stand for."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -12,6 +13,11 @@ class Metric:
     where: str  # the package that measures it
 
 
+def exported(name: str) -> str:
+    """A metric's name among Ray's, which Prometheus reads with `ray_` before it."""
+    return "cohort_" + re.sub(r"\W", "_", name, flags=re.ASCII)
+
+
 OF_SYNC = {
     "gather": "the learner makes full tensors", "copy": "it has them hashed, added up and written, or streamed",
     "stage": "engines copy and check them beside what serves (shm)", "load": "engines load them",
@@ -21,6 +27,7 @@ OF_SYNC = {
 """Parts of a weight update, each measured on the slowest."""
 METRICS: dict[str, Metric] = {
     "step": Metric("steps of the run so far, over all stages", "steps", "cluster"),
+    "stage_number": Metric("the stage's place in the recipe, from 1", "stages", "cluster"),
     "version": Metric("committed weight updates when the step began", "updates", "cluster"),
     "life": Metric("life of the run, from 0, that made the version: both together are never used again", "lives", "cluster"),
     "reward": Metric("mean over scored outputs of the weighted sum of components", "reward", "reward"),
@@ -31,6 +38,8 @@ METRICS: dict[str, Metric] = {
     "accepted_share": Metric("guessed tokens that the policy took / guessed tokens (rollout.speculative)", "share", "rollout"),
     "truncated_share": Metric("outputs that ran out of tokens / outputs", "share", "rollout"),
     "zero_variance_share": Metric("groups of two scored outputs or more of equal reward / such groups", "share", "learner"),
+    "all_right_share": Metric("of them, those whose outputs are all correct / such groups", "share", "learner"),
+    "all_wrong_share": Metric("of them, those with no correct output / such groups", "share", "learner"),
     "thin_group_share": Metric("groups with fewer than two scored outputs / groups, where they are larger", "share", "learner"),
     "unscored_share": Metric("outputs without a score, for any of the next four reasons / outputs", "share", "cluster"),
     "rejected_share": Metric("outputs that may not be trained on and were not judged / outputs", "share", "rollout"),
@@ -85,6 +94,7 @@ METRICS: dict[str, Metric] = {
     "learner_busy": Metric("seconds_train / seconds_step", "share", "cluster"),
     "staleness_mean": Metric("mean over outputs of version - the version that began the output", "updates", "cluster"),
     "staleness_max": Metric("its largest value", "updates", "cluster"),
+    "staleness_bound": Metric("what it may be at most (stages.*.max_staleness)", "updates", "cluster"),
     "waves_waiting": Metric("later steps' groups that are scored when the step begins, in steps", "steps", "cluster"),
     "rollout_workers": Metric("rollout workers that serve when the step begins", "workers", "cluster"),
     "reward_workers": Metric("reward workers that serve when the step begins", "workers", "cluster"),

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cluster.records.catalogue import METRICS
+from cluster.records.catalogue import METRICS, exported
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class RayMetricsSink(Sink):
         from ray.util.metrics import Gauge
 
         self._tags = {"run": run, "output": str(output)}
-        self._new = lambda name, what: Gauge(f"cohort_{name}", what, tag_keys=tuple(self._tags))
+        self._new = lambda name, what: Gauge(exported(name), what, tag_keys=tuple(self._tags))
         self._gauges = {}
 
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
@@ -146,7 +146,7 @@ class RayMetricsSink(Sink):
         for name, value in finite(figures).items():
             if name not in self._gauges:
                 what = METRICS[name].formula if name in METRICS else name
-                self._gauges[name] = self._new(re.sub(r"\W", "_", name, flags=re.ASCII), what)
+                self._gauges[name] = self._new(name, what)
             self._gauges[name].set(value, tags=self._tags)
 
     def close(self) -> None:

@@ -77,7 +77,11 @@ def _rewards(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     if any(len(group.scored) > 1 for group in groups):
         out["thin_group_share"] = 1 - len(several) / len(groups)
     if several:
-        out["zero_variance_share"] = fmean(not has_spread(group) for group in several)
+        flat = [group for group in several if not has_spread(group)]
+        out["zero_variance_share"] = len(flat) / len(several)
+        if "accuracy" in out:
+            right = [fmean(s.verdict.components.get("correct", 0.0) for s in group) for group in flat]
+            out |= {f"all_{what}_share": right.count(x) / len(several) for what, x in (("right", 1.0), ("wrong", 0.0))}
     return out
 
 

@@ -19,6 +19,7 @@ from cluster.fleet.placement import PlacementError
 from cluster.fleet.roles import Roles, patience
 from cluster.fleet.versions import Serving
 from cluster.fleet.weight_update import UpdateFailed
+from cluster.monitoring.alarms import Alarms
 from cluster.records import trackers
 from cluster.records.clock import Clock
 from cluster.records.console import ConsoleSink
@@ -122,15 +123,15 @@ def opened(config: RunConfig, state: dict, stop: Stop) -> Iterator[Records]:
     with ExitStack() as files:
         ledger = Ledger(path, incarnation=incarnations(path), offset=state.get("ledger_offset", 0))
         files.callback(ledger.close)
-        sinks = Sinks(
-            {
-                "the console": lambda: ConsoleSink(sum(s.steps for s in config.stages)),
-                str(run_dir / "metrics.jsonl"): lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=step),
-                str(run_dir / "tensorboard"): lambda: TensorBoardSink(run_dir / "tensorboard", resume_step=step),
-                "Ray's metrics": lambda: RayMetricsSink(config.name, run_dir.resolve()),
-                **trackers.openers(config, stop),
-            }
-        )
+        openers = {
+            "the console": lambda: ConsoleSink(sum(s.steps for s in config.stages)),
+            str(run_dir / "metrics.jsonl"): lambda: JsonlSink(run_dir / "metrics.jsonl", resume_step=step),
+            str(run_dir / "tensorboard"): lambda: TensorBoardSink(run_dir / "tensorboard", resume_step=step),
+            str(run_dir / "alarms.jsonl"): lambda: Alarms(run_dir, resume_step=step),
+            "Ray's metrics": lambda: RayMetricsSink(config.name, run_dir.resolve()),
+            **trackers.openers(config, stop),
+        }
+        sinks = Sinks(openers)
         files.push(lambda kind, *_: sinks.close(broken_off=kind is not None))
         yield Records(dir=run_dir.resolve(), ledger=ledger, sinks=sinks)
 

@@ -137,7 +137,8 @@ class Loop:
         """One step, from its questions to its line of metrics. Raises Unscored when too little of it can be judged."""
         took, version = Took(self.clock, self.collector), self.serving.version
         buffer.admit()
-        metrics = {"stage": stage.name, **self.serving.served, "waves_waiting": buffer.waiting, **self.scaling.counts()}
+        metrics = {"stage": stage.name, "stage_number": self.progress.index + 1, **self.serving.served}
+        metrics |= {"waves_waiting": buffer.waiting, **self.scaling.counts()}
         with self.stop.breakable(), took.waiting():
             groups = buffer.take()
         self.boundary.leave()
@@ -157,7 +158,7 @@ class Loop:
         # Written while the next wave is sampled: between its end and the beginning of the one after it engines are idle.
         self.records.sampled(step, sample_rows(groups, self.serving.lives, advantages))
         if stage.follows_policy:
-            metrics |= staleness(groups, version)
+            metrics |= staleness(groups, version) | {"staleness_bound": stage.max_staleness}
             with took.waiting():
                 buffer.quiet()
             metrics["canary_mean"] = self.serving.publish()

@@ -73,6 +73,18 @@ def test_what_became_of_judging_is_in_every_steps_metrics_also_when_nothing_has_
     assert given == {"response_length": 1.0}, "nobody was asked"
 
 
+def test_groups_without_spread_are_told_apart_by_whether_they_are_right():
+    right = [judgement("a", i, 1.0, correct=1.0) for i in range(2)]
+    wrong = [judgement(group, i, 0.0, correct=0.0) for group in "bc" for i in range(2)]
+    mixed = [judgement("d", 0, 1.0, correct=1.0), judgement("d", 1, 0.0, correct=0.0)]
+    found = batch_metrics(scored_groups([*right, *wrong, *mixed, judgement("e", 0, 1.0, correct=1.0)]))
+    shares = {name: found[name] for name in ("zero_variance_share", "all_right_share", "all_wrong_share")}
+    assert shares == {"zero_variance_share": 0.75, "all_right_share": 0.25, "all_wrong_share": 0.5}
+    even = batch_metrics(scored_groups([judgement("a", i, 0.5, correct=float(i)) for i in range(2)]))
+    assert (even["zero_variance_share"], even["all_right_share"], even["all_wrong_share"]) == (1.0, 0.0, 0.0)
+    assert "all_right_share" not in batch_metrics(scored_groups([judgement("a", i, 0.5) for i in range(2)]))
+
+
 def test_every_component_of_a_reward_is_a_metric():
     batch = [judgement("a", 0, 1.0, correct=1.0, format=1.0, brevity=0.5), judgement("a", 1, 0.0, correct=0.0, brevity=0.25)]
     found = batch_metrics(scored_groups([*batch, judgement("a", 2, status="killed")]))
