@@ -1,6 +1,7 @@
 """deploy/kubernetes: fields that KubeRay and Kubernetes have, sizes that fit each other, a token, and time to save."""
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -99,6 +100,9 @@ def test_only_the_autoscalers_pods_know_the_clusters_own_account_and_none_is_res
     assert {pod.spec.restartPolicy for pod in PODS[2:]} == {"Never"}
 
 
+needs_pgrep = pytest.mark.skipif(shutil.which("pgrep") is None, reason="no pgrep, which the image has")
+
+
 def waits_for_its_end(tmp_path, name, *arguments):
     """A process whose command line begins with `python .../name`, told TERM by the hook or not; its exit code and the hook's
     seconds."""
@@ -117,11 +121,13 @@ def waits_for_its_end(tmp_path, name, *arguments):
     return process.wait(0.5), time.monotonic() - begun
 
 
+@needs_pgrep
 def test_a_pod_waits_until_its_driver_has_saved(tmp_path):
     code, seconds = waits_for_its_end(tmp_path, "cohort", "train", "recipe.yaml", "60")
     assert code == 4 and 1 <= seconds < 10
 
 
+@needs_pgrep
 def test_a_pod_of_workers_waits_for_its_actors_and_tells_them_nothing(tmp_path):
     code, seconds = waits_for_its_end(tmp_path, "actor", "2")
     assert code == 0 and seconds > 0.5

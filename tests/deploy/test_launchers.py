@@ -37,7 +37,7 @@ def test_ray_takes_the_cluster_and_would_refuse_a_misspelt_key():
 
 def test_machines_of_ones_own_want_a_token_and_tell_jobs_their_time():
     starts = [line for line in STARTED if " start " in line]
-    assert len(starts) == 2 and all(line.startswith("RAY_AUTH_MODE=token ") for line in starts)
+    assert len(starts) == 2 and all(" RAY_AUTH_MODE=token " in line for line in starts)
     assert "~/.ray/auth_token" in RAY_UP["file_mounts"] and RAY_UP["setup_commands"] == ["chmod 600 ~/.ray/auth_token"]
     assert "RAY_JOB_STOP_WAIT_TIME_S=60 " in starts[0] and LAST_S < 60
     head, worker = (ray(words) for line in starts for words in commands(line, "ray"))

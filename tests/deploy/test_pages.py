@@ -16,7 +16,7 @@ def test_commands_are_read_by_their_programs(page):
         cohort(words)
     for words in commands(PAGES[page], "ray"):
         ray(words)
-    assert len(found) == {"images": 1, "kubernetes": 3, "slurm": 2}[page]
+    assert len(found) == {"images": 1, "kubernetes": 5, "slurm": 2}[page]
 
 
 @pytest.mark.parametrize("page", PAGES)
