@@ -21,7 +21,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --no-annotate --custom-compi
 	--python-version 3.11 --python-platform x86_64-manylinux_2_31 $(INDEXES)
 LOCK-CPU = $(LOCK) --extra cpu $(addprefix --find-links ,$(WHEELS)) --output-file deploy/constraints-cpu.txt
 
-.PHONY: setup quickstart test test-cluster test-alone test-fast test-fast-cluster test-fast-others lint lock clean
+.PHONY: setup quickstart test test-cluster test-alone test-fast test-fast-cluster test-fast-others lint docs lock clean
 
 setup: .venv/ready-$(HARDWARE)
 
@@ -69,6 +69,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tests.house
 	$(BIN)/python -m pytest -m lock tests/test_locks.py
+
+# The site of docs/ in build/site; nothing is fetched. The page of the configuration's keys is made anew before.
+docs: setup
+	$(BIN)/python -m tests.reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file deploy/mkdocs.yml
 
 lock: setup
 	$(LOCK) --extra gpu --output-file deploy/constraints-gpu.txt

@@ -17,6 +17,7 @@ class LoraConfig(Strict):
     """
 
     rank: int = Field(default=32, gt=0)
+    """Columns of B and rows of A."""
     alpha: int | None = Field(default=None, gt=0)
     """By default twice the rank."""
     targets: tuple[str, ...] = ()
@@ -64,13 +65,19 @@ class OptimizerConfig(Strict):
     """AdamW with a warm-up and a schedule over the stage's updates."""
 
     learning_rate: float = Field(ge=0.0)
+    """After the warm-up."""
     warmup_updates: int = Field(default=0, ge=0)
+    """Updates in which the rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up: constant, or down to `final_fraction` of the rate at the stage's last update."""
     final_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Of the rate, at the last update of a schedule that is not constant."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Of the means of gradients and of their squares."""
     eps: float = Field(default=1e-8, gt=0.0)
+    """Added to the root of the mean square."""
     weight_decay: float = Field(default=0.0, ge=0.0)
+    """Decoupled from the gradient."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     """Gradients are clipped by their global norm."""
 

@@ -39,6 +39,7 @@ class RewardModelConfig(Strict):
     max_tokens_per_batch: int = Field(default=16384, gt=0)
     """Tokens of one forward pass, padding included. A single longer sequence goes alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of its weights and arithmetic."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where the worker has one."""
     gpus_per_worker: float = Field(default=0.0, ge=0.0)
@@ -145,6 +146,7 @@ class RewardConfig(Strict):
     answer_format: AnswerFormat = "hash"
     """Where the final answer stands: `#### N`, `\\boxed{N}`, the last number, or the first of these that is found."""
     reading: Reading = READING
+    """How the rule reads an output, besides `answer_format`."""
     correct: float = 1.0
     """Weight of the component `correct`."""
     format: float = 0.0

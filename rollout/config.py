@@ -110,8 +110,7 @@ class DemonstrationsConfig(TaskSourceConfig):
     response: str | None = None
     """Template for the demonstrated output; a task has one of its own."""
     imperfect: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """For a task: the chance that a step where a mistake is possible has one (calculator: that the answer is guessed, without a
-    program)."""
+    """For a task: the chance of a mistake in a step where one is possible; for calculator, of a guess without a program."""
 
     @model_validator(mode="after")
     def _response_is_there(self):
@@ -163,8 +162,7 @@ class DataConfig(Strict):
     evaluation: QuestionsConfig | None = None
     """Held-out questions. Without it, `hold_out` of the questions are set aside."""
     hold_out: int | None = Field(default=None, gt=0)
-    """How many questions to hold out when there is no `evaluation` source, chosen by the run's seed; by default 200, or as many
-    as a task has."""
+    """How many questions to hold out without an `evaluation`, drawn by the seed; by default 200, or as many as a task has."""
     drop_unjudgeable: bool = False
     """Leave out questions whose reference answer cannot be judged, and say how many, instead of refusing them."""
     prompt: PromptConfig = PromptConfig()
@@ -182,6 +180,7 @@ class SandboxConfig(Strict):
     """Limits of a program that the model wrote."""
 
     seconds: float = Field(default=5.0, gt=0.0)
+    """Wall-clock time of a program."""
     memory_gb: float = Field(default=1.0, gt=0.0)
     """Address space."""
     output_characters: int = Field(default=2000, gt=0)
@@ -204,7 +203,7 @@ class SpeculativeConfig(Strict):
 
     model: AbsolutePath | None = None
     """Of a smaller model that guesses, and stays as it is; without one a guess is what followed the same tokens before."""
-    tokens: int = Field(default=4, gt=0, le=128)
+    tokens: int = Field(default=4, gt=0, le=128, description="Guessed at a time.")
 
 
 KV_CACHE_GB = 1.0
@@ -216,10 +215,13 @@ class RolloutConfig(Strict):
 
     workers: int = Field(default=1, gt=0)
     """Rollout actors, each with one engine."""
-    tensor_parallel_size: int = Field(default=1, gt=0)
+    tensor_parallel_size: int = Field(default=1, gt=0, description="GPUs of one engine, on one node.")
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the engines' weights and arithmetic."""
     max_new_tokens: int = Field(default=256, gt=0)
+    """Of one output; one that reaches it is truncated."""
     temperature: float = Field(default=1.0, gt=0.0)
+    """Of the outputs that are trained on."""
     max_concurrent_samples: int = Field(default=256, gt=0)
     """Samples an engine runs at once."""
     kv_cache_gb: float | None = Field(default=None, gt=0.0)
@@ -231,14 +233,13 @@ class RolloutConfig(Strict):
     compile: bool = False
     """Compile the model: a slower start for a few percent of speed on the CPU."""
     speculative: SpeculativeConfig | None = None
+    """Guess tokens ahead; None for one at a time."""
     tools: ToolsConfig | None = None
     """Run the programs of an output and show it what they print; None for chain of thought."""
     transport: Literal["auto", "shm", "nccl", "ipc"] = "auto"
-    """How weights reach the engines; auto is shm on the CPU and for an adapter, else nccl between GPUs. With ipc an engine
-    shares its GPUs with learner ranks."""
+    """Of weights to engines; auto: shm on CPUs and for an adapter, else nccl. With ipc engines share GPUs with the ranks."""
     keep_kv: bool = False
-    """Outputs that are in flight when the weights change keep keys and values of the older ones; by default they are computed
-    anew, which is exact and takes as long as reading the output once. Read where a stage is `in_flight`."""
+    """With `in_flight`, outputs under way keep keys and values of older weights; by default they are computed anew, exactly."""
     sleep: bool = False
     """Engines on the learner's GPUs sleep while it trains: weights in host memory, and no key-value cache."""
 

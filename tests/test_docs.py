@@ -1,11 +1,15 @@
 """What the README and the docs name is there: files, functions, links, commands."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
@@ -60,6 +64,32 @@ def test_links_lead_somewhere(page):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def in_navigation(entries: list) -> list[str]:
+    """The pages of a navigation, sections opened."""
+    values = [value for entry in entries for value in entry.values()]
+    return [page for value in values for page in (in_navigation(value) if isinstance(value, list) else [value])]
+
+
+def test_the_navigation_has_every_page_once():
+    site = yaml.safe_load((ROOT / "deploy/mkdocs.yml").read_text(encoding="utf-8"))
+    beside = ["index.md", "changelog.md", "contributing.md"]  # made by deploy/site_pages.py
+    pages = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
+    assert sorted(in_navigation(site["nav"])) == sorted([*pages, *beside])
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
+    pytest.importorskip("material", reason="the documentation's builder is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--config-file", "deploy/mkdocs.yml"]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run([*command, "--site-dir", tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    fetched = re.compile(r"<(?:script|img|iframe|source)[^>]*\bsrc=\"?https?:|<link rel=\"?(?!canonical)[^>]*\bhref=\"?https?:")
+    pages = [page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")]
+    assert len(pages) > 20 and [found for page in pages for found in fetched.findall(page)] == []
+    assert (tmp_path / "benchmarks/quickstart.png").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

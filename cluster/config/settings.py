@@ -18,6 +18,7 @@ class EvaluationConfig(Strict):
     samples_per_question: int = Field(default=8, gt=0)
     """Sampled outputs per held-out question, besides the greedy one."""
     temperature: float = Field(default=1.0, ge=0.0)
+    """Of the sampled outputs."""
     questions: int | None = Field(default=None, gt=0)
     """Use only the first of the held-out questions."""
 
@@ -26,8 +27,11 @@ class ClusterConfig(Strict):
     """Deadlines, restarts and observability."""
 
     generate_deadline_s: float = Field(default=600, gt=0)
+    """For a wave of outputs to be sampled; judging has as long, and the limits of its judges."""
     train_deadline_s: float = Field(default=600, gt=0)
+    """For a step of the learner."""
     sync_deadline_s: float = Field(default=120, gt=0)
+    """For each part of a weight update."""
     start_deadline_s: float = Field(default=300, gt=0)
     """For an actor to be ready, its model loaded."""
     heartbeat_s: float = Field(default=3, gt=0)
@@ -46,7 +50,9 @@ class RunSettings(Strict):
     """The settings of a run, each valid by itself."""
 
     name: Name
+    """The run's: a letter, then letters, digits, `-` and `_`. Its actors and its directory are called by it."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of everything that is drawn: orders, outputs, initial weights, held-out questions."""
     output: AbsolutePath = Field(default=None, validate_default=True)
     """The run directory; by default runs/<name>."""
     model: ModelConfig

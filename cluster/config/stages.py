@@ -39,7 +39,9 @@ class StageConfig(Strict):
     algorithm: str
     """A row of the tables: `cohort describe` prints them."""
     steps: int = Field(gt=0)
+    """How often questions are asked and the model is updated."""
     questions_per_step: int = Field(gt=0)
+    """Questions, or rows of demonstrations, pairs or labelled steps, of a step."""
     samples_per_question: int = Field(default=1, gt=0)
     """The group size G."""
     updates_per_batch: int = Field(default=1, gt=0)
@@ -70,6 +72,7 @@ class StageConfig(Strict):
     objective: dict[str, Any] = {}
     """For a reward model: fields of its objective cell to replace."""
     optimizer: OptimizerConfig
+    """Of the model that the stage trains."""
     critic_optimizer: OptimizerConfig | None = None
     """For a row with a critic."""
     value_clip: float = Field(default=0.2, gt=0.0)

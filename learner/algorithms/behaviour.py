@@ -33,10 +33,12 @@ class Behaviour(Strict):
     """
 
     cell: Literal["truncated", "masked"]
+    """What a ratio outside of the bounds weighs: the bound, or nothing."""
     unit: Literal["token", "sequence"] = "token"
     """The ratio is a token's own, or the product over its output's trained tokens: only that one has no bias before it is
     bounded, and its variance grows with the length (Liu, Li et al.)."""
     low: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Lower bound."""
     high: float | None = Field(default=2.0, ge=1.0)
     """null for no upper bound."""
 

@@ -66,6 +66,7 @@ class TopK(Averaged):
 
     cell: Literal["top_k"] = "top_k"
     k: int = Field(default=16, gt=0, le=1024)
+    """Tokens of a position, the likeliest; all others are one more."""
 
     @property
     def tokens(self) -> int:

@@ -43,6 +43,7 @@ class MonteCarloLabels(Labels):
 
     cell: Literal["monte_carlo"] = "monte_carlo"
     completions: int = Field(default=8, gt=0)
+    """Of each step's prefix."""
     soft: bool = False
     """The share of right completions, or 1 where any is right (what Math-Shepherd trained on)."""
 

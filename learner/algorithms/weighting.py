@@ -101,6 +101,7 @@ class Preference(Weighting):
     unit: ClassVar[Unit] = "pair"
     cell: Literal["preference"] = "preference"
     beta: float = Field(default=0.1, gt=0.0)
+    """How sharply the loss follows the margin; 0.1 as in the original DPO."""
     average: Literal["output", "sum"] = "output"
     """Log-ratios are averaged over the output (the paper), or summed (the original DPO)."""
 
@@ -191,8 +192,9 @@ class SequenceClipped(Ratio, Weighting):
     unit: ClassVar[Unit] = "sequence"
     cell: Literal["sequence_clipped"] = "sequence_clipped"
     clip: float = Field(default=3e-4, gt=0.0)
+    """The ratio is at least 1 - clip."""
     clip_high: float = Field(default=4e-4, gt=0.0)
-    """The ratio is clipped to [1 - clip, 1 + clip_high]; the paper's values."""
+    """And at most 1 + clip_high; both are the paper's values."""
 
     @property
     def formula(self) -> str:
@@ -217,6 +219,7 @@ class Cispo(Ratio, Averaged):
     clip_high: float = Field(default=4.0, gt=0.0)
     """The weight is at most 1 + clip_high. The paper prints no value."""
     average: Literal["output", "token", "constant", "sum"] = "token"
+    """As in `clipped`; the paper averages over all trained tokens."""
 
     @property
     def formula(self) -> str:

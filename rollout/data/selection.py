@@ -32,7 +32,9 @@ class ByDifficulty(Strict):
 
     cell: Literal["by_difficulty"] = "by_difficulty"
     least: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Smallest share of right outputs."""
     most: float = Field(default=0.9, ge=0.0, le=1.0)
+    """Largest share of right outputs."""
 
     @model_validator(mode="after")
     def _in_order(self):
