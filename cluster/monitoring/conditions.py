@@ -48,6 +48,10 @@ class Condition(Protocol):
         """An expression that has a series for every run whose alarm is raised."""
         ...
 
+    def words(self) -> str:
+        """The condition, for people."""
+        ...
+
 
 def over_time(name: str, back: int = 0) -> str:
     return f"avg_over_time(ray_{exported(name)}[{SPAN}m]{f' offset {back}m' if back else ''})"
@@ -81,6 +85,9 @@ class Above:
     def promql(self) -> str:
         return f"{' + '.join(map(over_time, self.metrics))} > {self.bound:g}"
 
+    def words(self) -> str:
+        return f"{' + '.join(f'`{name}`' for name in self.metrics)} above {self.bound:g}"
+
 
 @dataclass(frozen=True)
 class Below:
@@ -100,6 +107,9 @@ class Below:
 
     def promql(self) -> str:
         return f"avg_over_time((ray_{exported(self.metric)} > 0)[{SPAN}m:30s]) < {self.bound:g}"
+
+    def words(self) -> str:
+        return f"`{self.metric}` below {self.bound:g}, steps left out that ask for nothing"
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,9 @@ class Full:
         limit = over_time(self.limit)
         return f"{over_time(self.metric)} >= {NEARLY:g} * {limit} and {limit} >= {self.least:g}"
 
+    def words(self) -> str:
+        return f"`{self.metric}` at `{self.limit}`, where that is {self.least:g} or more"
+
 
 @dataclass(frozen=True)
 class Grown:
@@ -146,6 +159,9 @@ class Grown:
     def promql(self) -> str:
         now = over_time(self.metric)
         return f"({now} > {self.times:g} * {over_time(self.metric, BACK)} and {now} > {self.bound:g}) {SAME_STAGE}"
+
+    def words(self) -> str:
+        return f"`{self.metric}` more than {self.times:g} times what it was, and above {self.bound:g}"
 
 
 @dataclass(frozen=True)
@@ -169,6 +185,9 @@ class Shrunk:
         fallen = f"{over_time(self.metric)} < {self.share:g} * {over_time(self.metric, BACK)}"
         return f"({fallen} and {over_time(self.where)}) {SAME_STAGE}"
 
+    def words(self) -> str:
+        return f"`{self.metric}` below {self.share:g} of what it was, in stages that measure `{self.where}`"
+
 
 @dataclass(frozen=True)
 class Apart:
@@ -190,3 +209,6 @@ class Apart:
     def promql(self) -> str:
         down, up = (f"{over_time(name)} - {over_time(name, BACK)}" for name in self.metrics)
         return f"({down} < -{self.by:g} and {up} > {self.by:g}) {SAME_STAGE}"
+
+    def words(self) -> str:
+        return f"`{self.rises}` up and `{self.falls}` down by more than {self.by:g}"

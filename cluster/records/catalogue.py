@@ -1,7 +1,7 @@
 """What the names in metrics.jsonl stand for."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,7 +10,25 @@ class Metric:
 
     formula: str
     unit: str
-    where: str  # the package that measures it
+    where: str
+    """The package that measures it."""
+    normal: tuple[float, float] | None = None
+    """Least and most while all is well, where that can be said of any run."""
+
+    @property
+    def denominator(self) -> str:
+        """What a share is of; empty of what is no quotient."""
+        return self.formula.rpartition(" / ")[2].partition(",")[0] if " / " in self.formula else ""
+
+    @property
+    def range(self) -> str:
+        """The normal one, for people."""
+        return "" if self.normal is None else " to ".join(f"{x:g}" for x in dict.fromkeys(self.normal))
+
+    @property
+    def about(self) -> str:
+        """Formula, unit and normal range in a sentence."""
+        return f"{self.formula} ({self.unit}{f'; normally {self.range}' if self.normal else ''})"
 
 
 def exported(name: str) -> str:
@@ -98,11 +116,48 @@ METRICS: dict[str, Metric] = {
     "waves_waiting": Metric("later steps' groups that are scored when the step begins, in steps", "steps", "cluster"),
     "rollout_workers": Metric("rollout workers that serve when the step begins", "workers", "cluster"),
     "reward_workers": Metric("reward workers that serve when the step begins", "workers", "cluster"),
+    "deaths": Metric("workers of the run that were replaced so far, the learner's ranks as one", "workers", "cluster"),
+    "retried_share": Metric("outputs that were asked for more than once / outputs", "share", "cluster"),
+    "samples_leased": Metric("outputs that engines are asked for when the step begins", "outputs", "cluster"),
+    "samples_generated": Metric("outputs that wait for their judge, or are judged, when it begins", "outputs", "cluster"),
+    "samples_scored": Metric("outputs that wait for the learner when it begins", "outputs", "cluster"),
     "seconds_step": Metric("wall-clock of the step", "s", "cluster"),
     "trained_tokens": Metric("tokens with credit in the step's batch", "tokens", "learner"),
     "padding_share": Metric("padding / positions of the micro-batches", "share", "learner"),
     "skipped": Metric("updates left out because loss or gradient was not finite", "updates", "learner"),
     "no_signal": Metric("updates left out because every coefficient was 0", "updates", "learner"),
 }
-"""Every number of a line of metrics.jsonl, but for `reward_<name>`, the mean of another component over scored outputs, and
+"""Every number of a line of metrics.jsonl; gauges have the names of `exported`, and those of evaluations.jsonl are there as
+`evaluation/<name>`. Not here are `reward_<name>`, the mean of another component over scored outputs, and
 `staleness_<n>`, outputs that are n versions old / outputs."""
+NORMAL = {
+    "truncated_share": (0.0, 0.1),
+    "zero_variance_share": (0.0, 0.7),
+    "all_right_share": (0.0, 0.7),
+    "all_wrong_share": (0.0, 0.5),
+    "thin_group_share": (0.0, 0.1),
+    "unscored_share": (0.0, 0.1),
+    "rejected_share": (0.0, 0.05),
+    "unscorable_share": (0.0, 0.05),
+    "killed_share": (0.0, 0.02),
+    "error_share": (0.0, 0.02),
+    "clip_fraction": (0.0, 0.3),
+    "ratio_mean": (0.9, 1.1),
+    "behaviour_mean": (0.9, 1.1),
+    "effective_share": (0.5, 1.0),
+    "cut_share": (0.0, 0.1),
+    "ranked": (0.5, 1.0),
+    "ranking_accuracy": (0.5, 1.0),
+    "label_accuracy": (0.5, 1.0),
+    "critic_explained_variance": (0.0, 1.0),
+    "critic_skipped": (0.0, 0.0),
+    "mismatch_mean": (0.0, 0.02),
+    "canary_mean": (0.0, 0.1),
+    "rollout_busy": (0.2, 1.0),
+    "deaths": (0.0, 0.0),
+    "retried_share": (0.0, 0.0),
+    "padding_share": (0.0, 0.3),
+    "skipped": (0.0, 0.0),
+}
+"""Of some metrics, the range in a run in which all is well."""
+METRICS |= {name: replace(METRICS[name], normal=between) for name, between in NORMAL.items()}

@@ -7,6 +7,7 @@ offset up to which the file belongs to the history that led to its weights; a re
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -127,6 +128,11 @@ class Ledger:
     def note(self, event: str, **fields) -> None:
         """Record what is not about samples."""
         self._write({"event": event, **fields})
+
+    def states(self) -> dict[str, int]:
+        """How many outputs are in each state that is not final (see METRICS)."""
+        now = Counter(state for state, _ in self._lives.under_way().values())
+        return {f"samples_{state}": now[state] for state in NEXT}
 
     def offset(self) -> int:
         """Bytes written so far, safely on disk when this returns."""

@@ -47,6 +47,7 @@ def batch_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     if all(s.verdict.status == "given" for s in batch):
         return out
     out["truncated_share"] = fmean(s.sample.finish_reason is FinishReason.LENGTH for s in batch)
+    out["retried_share"] = fmean(s.sample.attempt > 0 for s in batch)
     out["unscored_share"] = fmean(s.verdict.failed for s in batch)
     for status in FAILURES:
         out[f"{status}_share"] = fmean(s.verdict.status == status for s in batch)

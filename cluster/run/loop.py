@@ -138,7 +138,7 @@ class Loop:
         took, version = Took(self.clock, self.collector), self.serving.version
         buffer.admit()
         metrics = {"stage": stage.name, "stage_number": self.progress.index + 1, **self.serving.served}
-        metrics |= {"waves_waiting": buffer.waiting, **self.scaling.counts()}
+        metrics |= {"waves_waiting": buffer.waiting, **self.scaling.counts(), **self.records.ledger.states()}
         with self.stop.breakable(), took.waiting():
             groups = buffer.take()
         self.boundary.leave()

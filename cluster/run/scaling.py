@@ -38,8 +38,8 @@ class Scaling:
         """Those that start, or have started and do not serve yet."""
 
     def counts(self) -> dict[str, int]:
-        """How many workers of each role serve (see METRICS)."""
-        return {f"{role}_workers": len(slots()) for role, slots in self._slots.items()}
+        """How many workers of each role serve, and how many were replaced (see METRICS)."""
+        return {f"{role}_workers": len(slots()) for role, slots in self._slots.items()} | {"deaths": self._roles.deaths}
 
     def between_steps(self) -> None:
         """Go on with what was asked for. Raises LearnerFailed."""

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.config.run_config import RunConfig
+from cluster.records.catalogue import METRICS
 from cluster.records.clock import Clock
 from cluster.records.ledger import Ledger, history, incarnations
 from cluster.records.metrics import JsonlSink, Sinks, read_jsonl
@@ -175,6 +176,10 @@ def test_metrics_hold_one_line_a_step_and_evaluations_stand_between_the_stages(u
     assert [(r["step"], r["stage"], r["version"]) for r in rows] == [
         (1, "sft", 0), (2, "sft", 0), (3, "grpo", 1), (4, "grpo", 2), (5, "grpo", 3), (6, "grpo", 4),
     ]  # fmt: skip
+    assert [r["stage_number"] for r in rows] == [1, 1, 2, 2, 2, 2] and {r.get("staleness_bound", 0) for r in rows} == {0}
+    ahead = {(r["samples_leased"], r["samples_generated"], r["samples_scored"], r["deaths"]) for r in rows}
+    assert ahead == {(0, 0, 0, 0)}, "nothing is asked for ahead"
+    assert {name for r in rows for name in r} - {"time", "stage", "staleness_0"} <= set(METRICS)
     assert [(r["step"], r["version"]) for r in evaluation_rows(unbroken.dir)] == [(2, 1), (6, 5)]
     parts = ("generate", "score", "train", "sync", "other")
     assert all(sum(r[f"seconds_{p}"] for p in parts) == pytest.approx(r["seconds_step"]) for r in rows)

@@ -1,6 +1,7 @@
 """The whole loop on real parts: Ray processes, vLLM engines, an FSDP learner; small, and watched from outside."""
 
 import os
+import re
 import signal
 import subprocess
 import urllib.request
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cluster.records.catalogue import METRICS
 from cluster.records.ledger import history
 from cluster.records.metrics import read_jsonl
 from tests.cluster.clusters import (
@@ -92,6 +94,12 @@ def test_engine_and_learner_agree_at_every_step(unbroken):
     assert all(row["mismatch_max"] < 1e-3 and row["canary_mean"] < 1e-4 for row in grpo)
     assert all(sum(row[f"seconds_{p}"] for p in ("generate", "train", "sync")) <= row["seconds_step"] for row in grpo)
     assert all(row["seconds_score"] <= row["seconds_step"] for row in grpo), "it overlaps sampling"
+
+
+def test_all_that_a_run_emits_is_in_the_catalogue(unbroken):
+    emitted = {name for row in steps(unbroken) for name in row} - {"time", "stage"}
+    assert {name for name in emitted - set(METRICS) if not re.fullmatch(r"staleness_\d+", name)} == set()
+    assert {(row["deaths"], row.get("retried_share", 0.0)) for row in steps(unbroken)} == {(0, 0.0)}
 
 
 def test_what_a_user_finds_in_the_run_directory(unbroken):
