@@ -97,14 +97,14 @@ class Mirror:
 @contextmanager
 def mirrored(config: RunConfig, stop: Stop, *, begins: bool) -> Iterator[Mirror | None]:
     """The mirror that the run asks for, while the block lasts. Raises ConfigError where it cannot be used, or, for a run that
-    `begins`, holds another one's checkpoints."""
+    `begins`, holds another one's checkpoints; what is no whole copy is of a machine that was taken away."""
     (config.output / "checkpoints" / HELD).unlink(missing_ok=True)  # of a driver that was killed
     if config.mirror is None:
         yield None
         return
     store = Store(config.mirror)
     store.check()
-    if begins and store.copies():
+    if begins and newest_first(store.copies()):
         found = f"mirror: {config.mirror} already holds checkpoints"
         raise ConfigError([f"{found}; expected an empty folder, or `cohort resume RUN --from {config.mirror}`"])
     mirror = Mirror(store, config.output, config.keep_checkpoints)

@@ -138,7 +138,9 @@ def steps(run_dir):
 
 
 def sample_files(run_dir):
-    return {p.name: read_jsonl(p) for p in sorted((run_dir / "samples").iterdir())}
+    """Rows by file, but for the life that made their versions: a run that goes on makes the same ones in another life."""
+    files = {p.name: read_jsonl(p) for p in sorted((run_dir / "samples").iterdir())}
+    return {name: [{key: row[key] for key in row if key != "lives"} for row in rows] for name, rows in files.items()}
 
 
 def processes(name):

@@ -174,11 +174,13 @@ def test_a_manifest_that_names_a_file_elsewhere_writes_none(run_dir, url, tmp_pa
 @pytest.mark.slow
 def test_a_run_restored_from_a_copy_goes_on_to_the_same_end(tmp_path, monkeypatch):
     url = f"file://{tmp_path}/far"
+    (half := tmp_path / "far" / "step_3").mkdir(parents=True)
+    (half / "state.json").write_text("{}")  # all that a machine had sent before it was taken away
     grpo = stage("grpo", reward="rule", steps=4)
     done, whole = train(tmp_path, Engine(), grpo, checkpoint_every=2, mirror=url)
     assert done.exit_code == 0, done.output
     assert summary(whole)["mirror"] == {"url": url, "copied": 2, "failed": 0, "newest_step": 4}
-    assert copied(url) == [2, 4]
+    assert copied(url) == [2, 4] and not half.exists()
     again = invoke("train", tmp_path / "recipe.yaml", f"output={tmp_path / 'other'}")
     assert again.exit_code == 2 and f"mirror: {url} already holds checkpoints" in again.output
     shard = contents(url)["step_4/learner/__0_0.distcp"]
