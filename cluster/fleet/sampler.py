@@ -23,8 +23,6 @@ log = logging.getLogger("cohort")
 RECENT = 64
 """Outputs that the bound on those without a score looks at, at least: one of a small step says little."""
 
-REPLACED = "its engine was replaced before all of its outputs were taken"
-
 
 class Unscored(RunFailed):
     """Too many outputs have no score."""
@@ -106,6 +104,7 @@ class Sampler:
         self._roles, self._bound, self._serving = roles, bound, serving
         self.orders: Counter[tuple[str, int]] = Counter()
         """By role and slot, how many orders are under way there."""
+        self._behind: set[int] = set()  # rollout slots with a fresh engine that lacks the serving version
 
     def sample(
         self,
@@ -130,7 +129,11 @@ class Sampler:
 
     def _ask(self, order: _Order, waves: dict[int, list[Lease]], why: str = "") -> None:
         """What is left of the order in these waves, and what a slot that failed is asked again. `why`: it was asked before."""
-        self._serving.changing.free(*(("rollout", slot) for slot in waves))
+        parts = [("rollout", slot) for slot in waves]
+        self._serving.changing.free(*parts)
+        while behind := self._behind.intersection(waves):
+            self._renew(min(behind), -1, "")
+            self._serving.changing.free(*parts)
         order.lease(waves, self._serving.served, self._roles.allowed_s(waves), why)
         begun = {slot: self._roles.lives["rollout", slot] for slot in waves}
         slots = {lease.group_id: slot for slot, wave in waves.items() for lease in wave}
@@ -154,7 +157,7 @@ class Sampler:
                 renewals[slot] = HUB.spawn(renew, f"renew rollout-{slot}")
 
         errors = self._roles.generate(waves, order.sampling, order.name, arrived, failed)
-        gone = {slot: REPLACED for slot, wave in waves.items() if order.left(wave)}
+        gone = {slot: "its engine was replaced before all outputs were taken" for slot in waves if order.left(waves[slot])}
         for slot, why in (gone | errors).items():
             failed(slot, why)
         for fiber in renewals.values():
@@ -180,8 +183,11 @@ class Sampler:
         """A fresh engine with the serving version in the slot, unless another fiber has seen to it."""
         with self._serving.changing.of(("rollout", slot)):
             if self._roles.lives["rollout", slot] == life:
+                self._behind.add(slot)
                 self._roles.replace(slot, why)
+            if slot in self._behind:  # also where the fiber that replaced it came no further
                 self._serving.bring_up(slot)
+                self._behind.discard(slot)
                 log.warning("rollout-%d serves again, version %d", slot, self._serving.version)
 
     def score(self, groups: Sequence[Group], name: str, reward: RewardSource, *, whole: bool = True) -> list[ScoredGroup]:
@@ -199,7 +205,6 @@ class Sampler:
     ) -> list[ScoredGroup]:
         """The groups with these ids scored, in this order; `after(n)` gives, and if need be waits for, those that came after
         the first n.
-
         Groups go to the reward slots in turn. A slot that fails is replaced, and its groups go to the next one.
         """
         by: By = "rule" if reward == "rule" else "model"

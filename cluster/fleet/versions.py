@@ -4,8 +4,9 @@ A version counts the updates of the history that leads to it. A life of the run 
 same again, with other weights where the run cannot be repeated: (life, version) never stands for two."""
 
 from collections.abc import Sequence
+from functools import partial
 
-from cluster.fibers import Turn
+from cluster.fibers import HUB, Turn
 from cluster.fleet.roles import Roles
 from cluster.fleet.weight_update import Canary, publish, publish_reward_model
 from cluster.records.clock import Clock
@@ -148,6 +149,9 @@ def _calibrated(roles: Roles, questions: Sequence[Question]) -> Canary:
     spread = [[(7919 * (i + 1) * (j + 1)) % vocabulary for i in range(LENGTH)] for j in range(2)]
     sequences = [list(q.prompt_ids[-LENGTH:]) for q in questions[:2] if len(q.prompt_ids) > 1] + spread
     engines, errors = roles.engine_logprobs(roles.slots(), sequences)
+    if errors:  # what fails twice will not be mended
+        HUB.together({f"renew rollout-{slot}": partial(roles.replace, slot, why) for slot, why in errors.items()})
+        engines, errors = roles.engine_logprobs(roles.slots(), sequences)
     if errors:
         failed = "; ".join(f"rollout-{slot}: {why}" for slot, why in sorted(errors.items()))
         raise RunFailed(f"the engines do not answer: {failed}")

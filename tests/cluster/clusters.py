@@ -60,7 +60,7 @@ def raylets(tmp_path, nodes=1, cpus=2, watched=True):
     started = []
     try:
         for i, arguments in enumerate(commands):
-            started.append(_raylet(env, tmp_path / f"raylet-{i}.log", arguments, cpus))
+            started.append(raylet(env, tmp_path / f"raylet-{i}.log", arguments, cpus))
         if watched:
             until(lambda: answers(env, f"http://127.0.0.1:{dashboard}"), 90, "the dashboard")
         address = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
@@ -72,14 +72,14 @@ def raylets(tmp_path, nodes=1, cpus=2, watched=True):
 @contextlib.contextmanager
 def one_more(env, tmp_path, cpus):
     """Another node of the cluster, while the block lasts."""
-    node = _raylet(env, tmp_path / "raylet-more.log", [f"--address={env['RAY_ADDRESS']}"], cpus)
+    node = raylet(env, tmp_path / "raylet-more.log", [f"--address={env['RAY_ADDRESS']}"], cpus)
     try:
         yield
     finally:
         _end([node])
 
 
-def _raylet(env, said, arguments, cpus):
+def raylet(env, said, arguments, cpus):
     command = [RAY, "start", *arguments, "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--block"]
     with said.open("w") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)

@@ -1,12 +1,10 @@
 """A world whose clock is a number, and engines, judges and a learner that are numbers: they take time, fail, answer twice and
 die, as a seed says."""
 
-import hashlib
 import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 from cluster.fibers import HUB
 from cluster.fleet.calls import LATE, RoleFailed
@@ -14,7 +12,7 @@ from reward.types import RewardEvent, ScoredGroup, ScoredSample, Verdict
 from rollout.types import FinishReason, Group, Sample, sample_seed
 from tests.cluster.elastic import Elastic, Violated
 from tests.cluster.fleet import LearnerCalls
-from tests.reward.builders import flat
+from tests.cluster.simulated_learner import Learner
 
 MIXTURE = -1
 """Weights that are none."""
@@ -58,23 +56,43 @@ class Engine:
     weights: int = 0
     broken: bool = False
     """Out of service, as after a commit that failed."""
+    gone: bool = False
+    """With its node."""
+    slow: int = 1
+    """How many times as long as others it samples."""
+
+    @property
+    def serves(self):
+        return not (self.broken or self.gone)
 
 
-class Roles(Elastic):
-    """Engines, judges and a learner; two, two and one at first."""
+class Roles(Learner, Elastic):
+    """Engines, judges and a learner; two, two and one at first. Workers with an even slot, and the learner, are on one node,
+    the others on another; those that replace lost ones are elsewhere."""
 
     def __init__(self, world: World, tokenizer, rng: random.Random, faults: float, workers=(2, 2)):
         self.world, self.rng, self.faults = world, rng, faults
         self.tokenizer = tokenizer
-        self.engines, self.weights, self.kept = {slot: Engine() for slot in range(workers[0])}, 0, {}
+        self.engines, self.dark = {slot: self._engine() for slot in range(workers[0])}, set()
         self.begin(*workers)
         self.stale, self.info, self.deaths, self.lives, self.canary, self.split = set(), {}, 0, Counter(), None, {}
-        self.learner, self.writes = LearnerCalls(self._learn), None
+        self.learner = LearnerCalls(self._learn)
+        self.learn_anew()
+
+    def _engine(self):
+        return Engine(slow=10 if self.rng.random() < self.faults / 2 else 1)
+
+    def lose(self, node):
+        """A node, with all that is on it."""
+        for slot, engine in self.engines.items():
+            engine.gone |= slot % 2 == node
+        self.dark |= {slot for slot in self.reward_slots() if slot % 2 == node}
+        self.dead |= node == 0
 
     def starts(self, role, slot):
         """It may never do."""
         if role == "rollout":
-            self.engines[slot] = Engine()
+            self.engines[slot] = self._engine()
         self._pass(self._seconds())
         if self.rng.random() < self.faults:
             raise RoleFailed(f"{role}-{slot}: killed")
@@ -98,20 +116,22 @@ class Roles(Elastic):
         events, errors, begun = [], {}, {slot: self.engines[slot].version for slot in waves}
         engines = {slot: self.engines[slot] for slot in waves}
         for slot, leases in waves.items():
-            times = sorted(self._seconds() for _ in leases)
+            times = sorted(engines[slot].slow * self._seconds() for _ in leases)
             order = self.rng.sample(leases, len(leases))
             dies = self.rng.random() < self.faults
-            last = self.rng.randrange(len(leases)) if dies else len(leases)
+            last = self.rng.randrange(len(leases)) if dies else sum(at <= self.allowed_s(waves) for at in times)
             events += [(at, slot, lease) for at, lease in list(zip(times, order, strict=True))[:last]]
             if dies:
                 events.append((times[last] + self._seconds(), slot, None))
+            elif last < len(leases):
+                events.append((self.allowed_s(waves), slot, None))
             elif self.rng.random() < self.faults:
                 events.append((times[-1], slot, order[0]))
         now = HUB.world.now()
         for at, slot, lease in sorted(events, key=lambda event: event[0]):
             self._pass(at - (HUB.world.now() - now))
-            if lease is None or self.engines[slot] is not engines[slot] or engines[slot].broken:
-                why = self.rng.choice(["killed", f"{LATE} 600 s"])
+            if lease is None or self.engines[slot] is not engines[slot] or not engines[slot].serves:
+                why = self.rng.choice(["killed", f"{LATE} 600 s", "OutOfMemoryError: 2 GB"])
                 if slot not in errors:
                     errors[slot] = why
                     failed(slot, why)
@@ -135,65 +155,27 @@ class Roles(Elastic):
     def score(self, parts, by, name):
         with self.asked("reward", parts):
             self._pass(self._seconds())
-        errors = {slot: "killed" for slot in parts if self.rng.random() < self.faults}
+        errors = {slot: "killed" for slot in parts if self.rng.random() < self.faults or slot in self.dark}
         return {slot: list(map(_judged, part)) for slot, part in parts.items() if slot not in errors}, errors
 
     def replace_reward_actor(self, slot, why):
         self.deaths, self.lives["reward", slot] = self.deaths + 1, self.lives["reward", slot] + 1
+        self.dark.discard(slot)
         self._pass(self._seconds())
 
     def replace(self, slot, why):
         self.deaths, self.lives["rollout", slot] = self.deaths + 1, self.lives["rollout", slot] + 1
-        self.engines[slot] = Engine()
+        self.engines[slot] = self._engine()
         self._pass(self._seconds())
-
-    def _learn(self, method, *args):
-        if method == "load":
-            self.weights = int((args[0] / "weights").read_text())
-            return None
-        if method == "writing":
-            return self._writing(*args)
-        self._pass(self._seconds())
-        if method == "save":
-            args[0].mkdir()
-            (args[0] / "weights").write_text(str(self.weights))
-            self.writes = (HUB.world.now() + self._seconds(), args[1])
-        if method == "step":
-            batch = flat(args[0])
-            for one in batch:
-                self._check(one.sample)
-            said = repr([(one.sample.output_ids, one.sample.text) for one in batch])
-            self.weights = int.from_bytes(hashlib.blake2b(f"{self.weights}{said}".encode(), digest_size=4).digest())
-            return SimpleNamespace(metrics={}, advantages=[0.0] * len(batch), tokens=1)
-        return None
-
-    def _writing(self, wait):
-        """A checkpoint is whole when its time has come; a crash before leaves half of it."""
-        if self.writes is None:
-            return False
-        at, written = self.writes
-        if wait:
-            self._pass(at - HUB.world.now())
-        if HUB.world.now() < at:
-            return True
-        self.writes = None
-        written({"weights": 1})
-        return False
-
-    def _check(self, sample):
-        version = sample.versions[-1][0]
-        if int(sample.text) not in self.world.published[version]:
-            raise Violated(f"{sample.group_id} was made by weights that are not those of version {version}")
-
-    def learner_logprobs(self, sequences):
-        return [[-self.weights / 1e3]]
 
     def engine_logprobs(self, slots, sequences):
         self._pass(self._seconds())
-        return {slot: [[-self.engines[slot].weights / 1e3]] for slot in slots}, {}
+        errors = {slot: f"gone at {HUB.world.now()}" for slot in slots if self.engines[slot].gone}
+        return {slot: [[-self.engines[slot].weights / 1e3]] for slot in slots if slot not in errors}, errors
 
     def publish(self, version, slots):
         """Staged everywhere, then committed: either may fail, and a commit may leave a mixture without a word."""
+        self.sound()
         if version not in self.kept and self.weights in self.kept.values():
             raise Violated(f"versions up to {version} stand for the same weights")
         # What goes wrong twice in a row ends a run, as it should.
@@ -204,7 +186,8 @@ class Roles(Elastic):
         if self.world.repeats and len(seen) > 1:
             raise Violated(f"version {version} stands for other weights than before")
         self._pass(self._seconds())
-        failed = {slot: f"failed at {HUB.world.now()}" for slot in slots if self.rng.random() < self.faults}
+        fails = {slot for slot in slots if self.rng.random() < self.faults or self.engines[slot].gone}
+        failed = {slot: f"failed at {HUB.world.now()}" for slot in sorted(fails)}
         mixed = self.rng.random() < 0.5
         if failed and not mixed:
             return "", failed, False

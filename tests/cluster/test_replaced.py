@@ -1,6 +1,10 @@
 """Workers that die together, and one that fails before it serves."""
 
-from cluster.fibers import HUB
+import pytest
+
+from cluster.fibers import HUB, Turn
+from cluster.fleet.calls import RoleFailed
+from cluster.fleet.sampler import Bound, Sampler
 from cluster.records.ledger import Ledger, history, scalings
 from cluster.run.request import NAME
 from reward.config import RewardConfig
@@ -131,3 +135,39 @@ def test_a_reward_actor_that_is_added_and_fails_on_its_first_model_costs_nothing
     told = [line for _, line in scalings(loop.dir / "ledger.jsonl")]
     assert [(x["step"], x["to"], x.get("why")) for x in told] == [(4, 1, None), (5, 1, "reward-1: no memory")]
     assert roles.deaths == 0 and roles.reward_slots() == [0]
+
+
+class Bare(Timed):
+    """Slot 0 dies at once; its fresh engine is brought up in the second try only, as the learner fails in the first."""
+
+    version, changing, updating, served = 1, Turn("it"), Turn("it"), {"version": 1, "life": 0}
+
+    def __init__(self):
+        super().__init__()
+        self.tries, self.up = 0, {0, 1}
+
+    def generate(self, waves, sampling, name, each, failed):
+        assert waves.keys() <= self.up, "asked without the weights that serve"
+        self.seen.append(sorted(waves))
+        dead = {0} if len(self.seen) == 1 else set()
+        Slots.generate(self, {s: w for s, w in waves.items() if s not in dead}, sampling, name, each, failed)
+        return dict.fromkeys(dead, "killed")
+
+    def replace(self, slot, why):
+        self.lives["rollout", slot] += 1
+        self.up.discard(slot)
+
+    def bring_up(self, slot):
+        self.tries += 1
+        if self.tries == 1:
+            raise RoleFailed("learner-0: killed")
+        self.up.add(slot)
+
+
+def test_a_fresh_engine_that_could_not_be_brought_up_is_before_anyone_asks_it():
+    slots = Bare()
+    one = Sampler(slots, Bound(0.1), slots)
+    with pytest.raises(RoleFailed, match="learner-0"):
+        one.sample([lease(0), lease(1)], SAMPLING, "one wave")
+    assert [group.question.ordinal for group in one.sample([lease(2), lease(3)], SAMPLING, "another")] == [2, 3]
+    assert slots.seen == [[0, 1], [0, 1]] and slots.tries == 2

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 FOUND = {
     "double_accept": r"leased \(attempt 0\) after the end|trained were|resumed",
-    "lost_lease": "awaits range|wait for each other",
+    "lost_lease": "awaits range|wait for each other|held-out",
     "early_admission": "max_staleness",
     "version_reuse": "stand|does not hold the published weights",
     "mixture_served": "made by weights that are not those",
@@ -30,7 +30,7 @@ def quiet():
 
 @pytest.mark.parametrize("part", range(4))
 def test_no_schedule_breaks_an_invariant(part):
-    for seed in range(part * 50, (part + 1) * 50):
+    for seed in range(part * 100, (part + 1) * 100):
         try:
             simulate(seed)
         except BaseException as error:
