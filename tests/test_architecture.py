@@ -54,7 +54,7 @@ def test_only_the_engine_and_its_weights_import_vllm():
 
 def test_only_cluster_imports_ray_and_only_the_command_line_imports_typer():
     assert {name.split("/")[0] for name in importers("ray")} <= {"cluster"}
-    assert importers("typer") == {f"cluster/cli/{name}.py" for name in ("main", "judging", "planning", "jobs", "ends")}
+    assert importers("typer") == {f"cluster/cli/{name}.py" for name in ("main", "judging", "planning", "pages", "jobs", "ends")}
 
 
 RUNS_CODE = ("pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")

@@ -98,9 +98,8 @@ def test_every_command_that_is_named_exists(page):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= targets
-    sources = "".join(
-        (ROOT / f"cluster/cli/{name}.py").read_text(encoding="utf-8") for name in ("main", "judging", "planning", "jobs")
-    )
+    files = ("main", "judging", "planning", "pages", "jobs")
+    sources = "".join((ROOT / f"cluster/cli/{name}.py").read_text(encoding="utf-8") for name in files)
     commands = {name.replace("_", "-") for name in re.findall(r"^def (\w+)\(", sources, re.MULTILINE)}
     assert set(re.findall(r"(?:^|`)cohort ([a-z-]+)", text, re.MULTILINE)) <= commands
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.cli import installation, jobs, judging, planning
+from cluster.cli import installation, jobs, judging, pages, planning
 from cluster.cli.ends import FAILED, WRONG_INPUT, home, perform, wrong_input
 from cluster.stopping import Stop, leaving
 
@@ -128,16 +128,23 @@ def describe(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def report(run: RunPath, as_json: AsJson = False) -> None:
-    """Draw RUN/run.png and print the run's summary and the balance of its samples; exit code 3 where that does not hold."""
+def report(
+    run: RunPath,
+    as_json: AsJson = False,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="So many are put into run.html.")] = 50_000,
+) -> None:
+    """Draw RUN/run.png, write RUN/run.html with every curve and sample, and print the run's summary and the balance of its
+    samples; exit code 3 where that does not hold."""
     from rich.console import Console
 
+    from cluster.page.html import write_page
     from cluster.records.balance import read_balance, show
     from cluster.records.metrics import read_jsonl
     from cluster.records.report import plot, read_summary, roles_table, summary_table
 
     with wrong_input():
         picture, balance = plot(run), read_balance(run)
+        write_page([run], run / "run.html", samples)
         if as_json:
             typer.echo(json.dumps(read_summary(run) | ({"ledger": balance.facts()} if balance else {}), indent=1))
         elif (run / "summary.json").is_file():
@@ -147,7 +154,7 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
     if not as_json:
         if balance:
             show(balance)
-        typer.echo(picture)
+        typer.echo(f"{run / 'run.html'}\n{picture}")
     if balance and balance.offenders:
         raise typer.Exit(FAILED)
 
@@ -195,6 +202,7 @@ def export(
 app.add_typer(planning.app)
 app.add_typer(judging.app)
 app.add_typer(jobs.app)
+app.add_typer(pages.app)
 
 
 @app.command("import-gguf")

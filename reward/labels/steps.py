@@ -47,7 +47,7 @@ class StepFinder:
 
     def _cut(self, output_ids: Sequence[int], sampled_mask: Sequence[bool]) -> tuple[list[str], tuple[int, ...]]:
         """What each sampled token adds to the text, nothing for the others; and where steps end."""
-        pieces = [piece if said else "" for piece, said in zip(self._pieces(output_ids), sampled_mask, strict=True)]
+        pieces = [piece if said else "" for piece, said in zip(self.pieces(output_ids), sampled_mask, strict=True)]
         stretches = self._stretch_ends(pieces, sampled_mask)
         ends: list[int] = []
         start = 0
@@ -72,7 +72,7 @@ class StepFinder:
                 found |= {indices[bisect_right(after, marker.end() - 1)] for marker in markers} | {indices[-1]}
         return sorted(found)
 
-    def _pieces(self, ids: Sequence[int]) -> list[str]:
+    def pieces(self, ids: Sequence[int]) -> list[str]:
         """What each token adds to the text; a character of several tokens is added by its last."""
         pieces: list[str] = []
         waiting: list[int] = []

@@ -134,9 +134,10 @@ def test_the_report_shows_the_balance_and_fails_where_it_does_not_hold(ledger):
     (run_dir / "metrics.jsonl").write_text('{"step": 1, "stage": "sft", "reward": 0.5}\n')
     shown = CliRunner().invoke(app, ["report", str(run_dir)])
     assert shown.exit_code == 0
-    *stages, verdict, picture = shown.stdout.splitlines()
+    *stages, verdict, page, picture = shown.stdout.splitlines()
     assert [line.split(":")[1] for line in stages] == [" sft", " grpo"]
     assert verdict.startswith("ledger: holds so far") and picture == str(run_dir / "run.png")
+    assert page == str(run_dir / "run.html")
     (run_dir / "summary.json").write_text("{}")
     shown = CliRunner().invoke(app, ["report", str(run_dir), "--json"])
     assert shown.exit_code == 3 and json.loads(shown.stdout)["ledger"]["holds"] is False

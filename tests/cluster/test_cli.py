@@ -151,7 +151,7 @@ def test_every_other_end_has_its_exit_code(ends):
 @pytest.mark.slow
 def test_report_draws_an_unfinished_run_and_adds_the_summary_of_a_finished_one(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "sft", "reward": 0.5}\n')
-    assert invoke("report", tmp_path).stdout.split() == [str(tmp_path / "run.png")]
+    assert invoke("report", tmp_path).stdout.split() == [str(tmp_path / "run.html"), str(tmp_path / "run.png")]
     assert invoke("report", tmp_path, "--json").exit_code == 2
     (tmp_path / "summary.json").write_text('{"accuracy_before": 0.25, "accuracy_after": 0.75}')
     assert "+0.500" in invoke("report", tmp_path).stdout
