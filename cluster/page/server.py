@@ -44,7 +44,8 @@ class Reader:
         """Everything but the samples' texts, gzipped JSON."""
         with self._lock:
             if (version := self.version()) != self._head[0]:
-                head = page_head(self.run_dirs, self._balance) | {"version": version}
+                head = page_head(self.run_dirs, self._balance)
+                head["version"] = version
                 for number, run_dir in enumerate(self.run_dirs):
                     indices = [self._part(number, step, file).index for step, file in sample_files(run_dir).items()]
                     head["runs"][number] |= {"samples": indices, "left_out": 0, "state": state(run_dir)}
