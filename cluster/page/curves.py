@@ -48,7 +48,7 @@ def run_facts(run_dir: Path, ledger: Ledger) -> dict:
     alarms = run_dir / "alarms.jsonl"
     return {
         "name": run_dir.resolve().name, "dir": str(run_dir), "seed": settings.get("seed"), "experiment": experiment(settings),
-        "title": settings.get("name"), "config": text, "finished": summary.is_file(),
+        "config": text, "finished": summary.is_file(),
         "summary": json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
         "stages": stages(read_jsonl(path)), "evaluations": _short(evaluation_rows(run_dir)),
         "reward_models": _short(evaluation_rows(run_dir, "reward_model.jsonl")),

@@ -30,6 +30,13 @@ function lineOf({ run, stage }, metric, label, more = {}) {
   return measured(stage.columns[metric]) && { label, x: stage.steps, y: stage.columns[metric], ...more };
 }
 
+// What names begin with in common.
+function shared(names) {
+  let end = 0;
+  while (end < names[0].length && names.every((name) => name[end] === names[0][end])) end++;
+  return `${names[0].slice(0, end)}*`;
+}
+
 // Of several runs: one line an experiment, its seeds' mean with the range from the least to the greatest.
 function overSeeds(of, metric) {
   const experiments = [...new Set(head.runs.map((run) => run.experiment))];
@@ -42,7 +49,7 @@ function overSeeds(of, metric) {
     const places = each.map((s) => new Map(s.x.map((v, k) => [v, s.y[k]])));
     const at = x.map((v) => places.map((place) => place.get(v)).filter((y) => y !== null && y !== undefined));
     const fold = (how) => at.map((ys) => (ys.length ? how(ys) : null));
-    const spread = { label: `${mine[0].run.title ?? mine[0].run.name}, ${mine.length} seeds`, colour, x,
+    const spread = { label: `${shared(mine.map(({ run }) => run.name))}, ${mine.length} seeds`, colour, x,
       y: fold((ys) => ys.reduce((a, b) => a + b) / ys.length), low: fold((ys) => Math.min(...ys)), high: fold((ys) => Math.max(...ys)) };
     return get("each") ? [spread, ...each.map((s) => ({ ...s, faint: true }))] : [spread];
   });
