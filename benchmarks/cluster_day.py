@@ -170,7 +170,7 @@ def day(at: Day) -> None:
         "each step was taken once, and the run is finished",
         steps == list(range(1, done + 4)) and (small / "summary.json").is_file(),
     )
-    at.run("ray job submit", r"is finished; to train on(.*\n)+Job 'plain' succeeded")
+    at.run("ray job submit", r"is finished; to train on(.*\n)+.*Job 'plain' succeeded")
     at.run("cohort submit", r"error: rollout.workers: 9 processes(.*\n)+exit code 2\n$", code=2)
     at.run("cohort status small-3", r"job small-3: FAILED, exit code 2\nerror: rollout.workers: 9 processes")
     at.check("nothing on the page is left out", not at.left)

@@ -68,7 +68,7 @@ def _cluster(gpus: str | None, nodes: int) -> "Cluster":
 
 def _estimates(config: "RunConfig", planner: "Planner") -> "tuple[list[Estimate], Estimate]":
     """The recipe's own layout where it fits, and the best of each way to work; and of all the one to take."""
-    from cluster.fleet.placement import shares_gpus
+    from cluster.fleet.bundles import shares_gpus
     from cluster.planning.fit import Layout, shortage
     from cluster.planning.plan import choice
 

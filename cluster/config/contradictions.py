@@ -4,7 +4,7 @@ from pydantic import BaseModel
 
 from cluster.config import stages
 from cluster.config.explain import Loc
-from cluster.config.settings import RunSettings
+from cluster.config.settings import RolePlacement, RunSettings
 from learner.algorithms.table import Supervision
 from learner.config import LearnerConfig
 from reward.config import RewardModelConfig
@@ -41,6 +41,9 @@ def contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
     if (sharing.sleep or sharing.transport == "ipc") and config.learner.ranks not in (0, engines):
         found = f"{config.learner.ranks}, and the engines that share GPUs with the ranks have {engines}"
         out.append((("learner", "ranks"), f"found {found}; expected as many ranks"))
+    if (sharing.sleep or sharing.transport == "ipc") and config.cluster.placement.rollout != RolePlacement():
+        why = "given, but engines share the GPUs of the learner's ranks; expected cluster.placement.learner"
+        out.append((("cluster", "placement", "rollout"), why))
     if sharing.keep_kv and not any(stage.in_flight for stage in config.stages):
         out.append((("rollout", "keep_kv"), "given, but no stage is in_flight: weights change between outputs only"))
     for i, stage in enumerate(config.stages):
@@ -60,7 +63,7 @@ def contradictions(config: RunSettings) -> list[tuple[Loc, str]]:
 
 def unread_here(config: RunSettings, *, gpus: bool | None = None, address: str | None = None) -> list[str]:
     """Settings that a machine or cluster would not read: `gpus` says whether it has any (None: not known), `address` is that
-    of a cluster which runs already."""
+    of a cluster which runs already, empty for one of this machine's own (None: not known)."""
     rollout, local = config.rollout, {"metrics_port": config.cluster.metrics_port, "dashboard": config.cluster.dashboard}
     cpu = {"kv_cache_gb": rollout.kv_cache_gb, "cores_per_worker": rollout.cores_per_worker}
     gpu = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
@@ -72,6 +75,11 @@ def unread_here(config: RunSettings, *, gpus: bool | None = None, address: str |
         for name, x in local.items()
         if address and x is not None
     ]
+    placement = config.cluster.placement
+    cluster = {f"placement.{role}": getattr(placement, role) != RolePlacement() for role in ("learner", "rollout", "reward")}
+    cluster |= {"grows": config.cluster.grows is not None}
+    why = "it is for the nodes of a cluster, and there is no RAY_ADDRESS"
+    given += [(f"cluster.{name}", why) for name, x in cluster.items() if address == "" and x]
     out = [f"{key}: given, but {why}; expected to be left out" for key, why in given]
     if gpus is False and rollout.sleep:
         out.append("rollout.sleep: given, but there are no GPUs to share; expected to be left out")

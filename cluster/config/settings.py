@@ -1,13 +1,16 @@
 """The settings of a run: the leaves of the three stages composed."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints, field_validator
 
 from cluster.config.stages import Name, StageConfig
 from learner.config import LearnerConfig
 from reward.config import RewardConfig
 from rollout.config import AbsolutePath, DataConfig, ModelConfig, RolloutConfig, Strict
+
+SELECTOR = r"^!?(in\([\w.-]+(, ?[\w.-]+)*\)|[\w.-]+)$"
+COUNTED = ("CPU", "GPU", "memory", "object_store_memory")
 
 
 class EvaluationConfig(Strict):
@@ -21,6 +24,30 @@ class EvaluationConfig(Strict):
     """Of the sampled outputs."""
     questions: int | None = Field(default=None, gt=0)
     """Use only the first of the held-out questions."""
+
+
+class RolePlacement(Strict):
+    """Which nodes of a cluster the workers of one role may have."""
+
+    labels: dict[str, Annotated[str, StringConstraints(pattern=SELECTOR)]] = {}
+    """What the labels of their nodes must be, as Ray's selectors: {market-type: "!spot"}; also a, in(a, b) and !in(a, b)."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """What each worker takes of resources that the cluster's nodes were started with, beside its cores and GPUs."""
+
+    @field_validator("resources")
+    @classmethod
+    def _others_are_counted(cls, value: dict[str, float]) -> dict[str, float]:
+        if taken := sorted(value.keys() & set(COUNTED)):
+            raise ValueError(f"found {taken[0]}, which follows from the role's other settings; expected others")
+        return value
+
+
+class PlacementConfig(Strict):
+    """Where each role runs. Without it: the learner's ranks together, the engines apart, wherever there is room."""
+
+    learner: RolePlacement = RolePlacement()
+    rollout: RolePlacement = RolePlacement()
+    reward: RolePlacement = RolePlacement()
 
 
 class ClusterConfig(Strict):
@@ -44,6 +71,10 @@ class ClusterConfig(Strict):
     """Ray's Prometheus port, on loopback, when cohort starts the local cluster."""
     dashboard: bool | None = None
     """Start Ray's dashboard with the local cluster; by default yes."""
+    placement: PlacementConfig = PlacementConfig()
+    grows: Literal["cpu", "gpu"] | None = None
+    """The cluster brings nodes for what is asked of it, with GPUs or of CPUs: what does not fit yet is awaited for
+    start_deadline_s, rather than refused."""
 
 
 class RunSettings(Strict):

@@ -50,7 +50,7 @@ def connected(config: RunConfig, incarnation: int, stop: Stop) -> Iterator[None]
     common = {"namespace": f"cohort {config.output.resolve()}", "log_to_driver": False, "job_config": job}
     common["logging_level"] = logging.WARNING
     address = os.environ.get("RAY_ADDRESS")
-    if problems := unread_here(config, address=address):
+    if problems := unread_here(config, address=address or ""):
         raise ConfigError(problems)
     log.info("connecting to the Ray cluster at %s" if address else "starting Ray on this machine", *filter(None, [address]))
     if not address:

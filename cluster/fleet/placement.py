@@ -1,13 +1,11 @@
-"""Where roles run: their placement group, and each worker's cores on its node.
+"""Where roles run: their placement group, and each worker's cores on its node."""
 
-Feasibility is decided per node before Ray is asked, so nothing waits for what cannot come.
-"""
-
-import math
+import logging
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -16,37 +14,17 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from cluster.config.contradictions import unread_here
 from cluster.config.run_config import RunConfig
+from cluster.fleet.bundles import Bundle, Node, PlacementError, bundles, by_role, fit, resources, selectors
 from cluster.fleet.demand import WIDTH, demands, size_of, too_many
 from rollout.config import RolloutConfig
 from rollout.leftovers import sweep
 
-KINDS = ("GPU", "CPU", "memory")
-"""Of resources, in the order in which bundles are placed by size."""
-CPU_SHARE = 0.9
-"""Part of the cluster's cores that the roles claim where they take turns on the same cores; the rest is the driver's."""
+log = logging.getLogger("cohort")
 
-
-class PlacementError(ValueError):
-    """The roles do not fit on the nodes; shows wanted bundles beside what each node has free."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bundle:
-    """What one actor asks of its node."""
-
-    role: str
-    slot: int
-    cpus: float
-    gpus: float
-    place: int
-    """Number of the placement group's bundle that it is in; actors on the same GPUs are in one."""
-    memory: float = 0.0
-    """Bytes; 0 where they are not counted."""
-
-
-def shares_gpus(config: RunConfig) -> bool:
-    """Whether engine k has the GPUs of the learner ranks k * tensor_parallel_size and on."""
-    return (config.rollout.sleep or config.rollout.transport == "ipc") and config.learner.ranks > 0
+TELL_S = 10.0
+"""Between two looks at what a run waits for."""
+MANY = 1e6
+"""Cores of a cluster that brings as many as it is asked for."""
 
 
 def settled(config: RunConfig, *, gpus: bool) -> RolloutConfig:
@@ -55,70 +33,6 @@ def settled(config: RunConfig, *, gpus: bool) -> RolloutConfig:
     small = lora is not None and lora.send == "adapter"
     auto = "ipc" if rollout.sleep else "nccl" if gpus and not small else "shm"
     return rollout.model_copy(update={"transport": auto if rollout.transport == "auto" else rollout.transport})
-
-
-def bundles(config: RunConfig, *, cpus: Sequence[float], gpus: float) -> list[Bundle]:
-    """One bundle an actor. Without GPUs the roles share the cores, so each claims a fraction; with GPUs each has its own.
-
-    `cpus`: the cores of each node.
-    """
-    roles = [("rollout", i) for i in range(config.rollout.workers)]
-    roles += [("learner", i) for i in range(config.learner.ranks)] + [("reward", i) for i in range(config.reward.workers)]
-    if gpus == 0 and config.reward.model and config.reward.model.gpus_per_worker:
-        raise PlacementError(
-            f"reward.model.gpus_per_worker: {config.reward.model.gpus_per_worker:g}, and the cluster has no GPU"
-        )
-    if gpus == 0:
-        share = share_of_core(len(roles), cpus)
-        return [Bundle(role=role, slot=slot, cpus=share, gpus=0, place=i) for i, (role, slot) in enumerate(roles)]
-    reward = config.reward.model.gpus_per_worker if config.reward.model else 0.0
-    size, engines = config.rollout.tensor_parallel_size, config.rollout.workers
-    if not shares_gpus(config):
-        wanted = {"rollout": float(size), "learner": 1.0, "reward": reward}
-        return [Bundle(role=role, slot=slot, cpus=1.0, gpus=wanted[role], place=i) for i, (role, slot) in enumerate(roles)]
-    wanted = {"rollout": 0.0, "learner": 1.0, "reward": reward}
-    places = {"rollout": lambda slot: slot, "learner": lambda rank: rank // size, "reward": lambda slot: engines + slot}
-    return [Bundle(role=role, slot=slot, cpus=1.0, gpus=wanted[role], place=places[role](slot)) for role, slot in roles]
-
-
-def share_of_core(count: int, cpus: Sequence[float]) -> float:
-    """The largest part of a core, one at most, that so many actors can have each where no node gives more than CPU_SHARE."""
-    shares = [min(1.0, CPU_SHARE * cores / n) for cores in cpus for n in range(1, count + 1) if cores]
-    enough = [share for share in shares if sum(int(CPU_SHARE * cores / share + 1e-6) for cores in cpus) >= count]
-    return int(max(enough, default=0.0) * 1e4) / 1e4  # Ray counts in ten-thousandths
-
-
-def resources(wanted: list[Bundle]) -> list[dict[str, float]]:
-    """What each bundle of the placement group holds, for the actors in it together."""
-    out: list[dict[str, float]] = [{} for _ in range(1 + max(b.place for b in wanted))]
-    for b in wanted:
-        for name, amount in (("CPU", b.cpus), ("GPU", b.gpus), ("memory", int(b.memory))):
-            if amount:
-                out[b.place][name] = out[b.place].get(name, 0.0) + amount
-    return out
-
-
-def fit(wanted: list[Bundle], nodes: dict[str, dict[str, float]]) -> list[str]:
-    """Node of each bundle, largest first into the fullest node that holds it. Raises PlacementError with both tables."""
-    unlimited = dict.fromkeys(KINDS, 0.0) | {"memory": math.inf}
-    free = {name: [(unlimited | r)[kind] for kind in KINDS] for name, r in nodes.items()}
-    needs = [[r.get(kind, 0.0) for kind in KINDS] for r in resources(wanted)]
-    where: dict[int, str] = {}
-    for i in sorted(range(len(needs)), key=lambda i: [-x for x in needs[i]]):
-        rooms = [n for n, room in free.items() if all(a <= b + 1e-6 for a, b in zip(needs[i], room, strict=True))]
-        if not rooms:
-            together = " with ".join(f"{b.role}-{b.slot}" for b in wanted if b.place == i)
-            table = "\n".join(f"  {b.role}-{b.slot}: {_shown((b.gpus, b.cpus, b.memory))}" for b in wanted)
-            have = "\n".join(f"  {n}: {_shown([(unlimited | r)[kind] for kind in KINDS])} free" for n, r in nodes.items())
-            raise PlacementError(f"{together} fits on no node. Wanted:\n{table}\nNodes:\n{have}")
-        where[i] = min(rooms, key=lambda n: free[n])
-        free[where[i]] = [room - n for room, n in zip(free[where[i]], needs[i], strict=True)]
-    return [where[b.place] for b in wanted]
-
-
-def _shown(amounts: Sequence[float]) -> str:
-    gpus, cpus, memory = amounts
-    return f"{cpus:g} CPU, {gpus:g} GPU" + (f", {memory / 1e9:.3g} GB" if 0 < memory < math.inf else "")
 
 
 def on_cpus(config: RunConfig, wanted: list[Bundle], model_dir: Path, cores: float) -> list[Bundle]:
@@ -132,33 +46,46 @@ def on_cpus(config: RunConfig, wanted: list[Bundle], model_dir: Path, cores: flo
     return [replace(b, memory=each[b.role]) for b in wanted]
 
 
-def _nodes() -> dict[str, dict[str, float]]:
-    """What each node has. Ray counts the memory of its object store, which is given out as it is used, apart."""
-    found = {n["NodeID"][:12]: n["Resources"] for n in ray.nodes() if n["Alive"]}
-    return {
-        n: r | {"memory": r["memory"] + r.get("object_store_memory", 0.0)} if "memory" in r else r for n, r in found.items()
-    }
+def _nodes(*, free: bool = False) -> dict[str, Node]:
+    """What each node has, or has `free`. Ray counts the memory of its object store, which is given out as it is used, apart;
+    and memory is not reserved, so all of it counts."""
+    found, left = {}, available_resources_per_node() if free else {}
+    for n in ray.nodes():
+        if n["Alive"]:
+            has = dict(n["Resources"])
+            memory = {"memory": has["memory"] + has.get("object_store_memory", 0.0)} if "memory" in has else {}
+            now = dict(left.get(n["NodeID"], {})) if free else has
+            now.pop("memory", None)
+            found[n["NodeID"]] = Node(resources=now | memory, labels=n.get("Labels") or {})
+    return found
+
+
+def _asked(config: RunConfig) -> tuple[list[Bundle], float, bool]:
+    """A bundle for every actor, the cores of the cluster and whether it has GPUs, as it is or as it grows."""
+    grows, nodes = config.cluster.grows, _nodes()
+    gpus = ray.cluster_resources().get("GPU", 0.0) or float(grows == "gpu")
+    cpus = [MANY] if grows == "cpu" else [node.resources.get("CPU", 0.0) for node in nodes.values()]
+    return bundles(config, cpus=cpus, gpus=gpus), sum(cpus), gpus > 0
 
 
 def fitting(config: RunConfig, model_dir: Path) -> list[Bundle]:
-    """A bundle for every actor. Raises PlacementError when they cannot fit."""
-    total = ray.cluster_resources()
-    if problems := unread_here(config, gpus=total.get("GPU", 0.0) > 0):
+    """A bundle for every actor. Raises PlacementError when they cannot fit, where the cluster does not grow."""
+    if problems := unread_here(config, gpus=ray.cluster_resources().get("GPU", 0.0) > 0 or config.cluster.grows == "gpu"):
         raise PlacementError("\n".join(problems))
-    wanted = bundles(config, cpus=[node.get("CPU", 0.0) for node in _nodes().values()], gpus=total.get("GPU", 0.0))
-    if not total.get("GPU"):
-        wanted = on_cpus(config, wanted, model_dir, total.get("CPU", 0.0))
-    fit(wanted, _nodes())
+    wanted, cores, gpus = _asked(config)
+    if not gpus:
+        wanted = on_cpus(config, wanted, model_dir, cores)
+    if config.cluster.grows is None:
+        fit(wanted, _nodes())
     return wanted
 
 
 def added(config: RunConfig, model_dir: Path, role: str, slot: int) -> Bundle:
     """What one more worker asks of a node, in a placement group of its own; `config` counts it. Where the cluster is too small,
     that is a whole core: a demand that brings another node where Ray scales the cluster."""
-    total = ray.cluster_resources()
-    wanted = bundles(config, cpus=[node.get("CPU", 0.0) for node in _nodes().values()], gpus=total.get("GPU", 0.0))
+    wanted, _, gpus = _asked(config)
     one = replace(next(b for b in wanted if b.role == role), slot=slot, place=0)
-    if total.get("GPU"):
+    if gpus:
         return one
     try:
         fitting(config, model_dir)
@@ -169,16 +96,47 @@ def added(config: RunConfig, model_dir: Path, role: str, slot: int) -> Bundle:
     return replace(one, cpus=max(1, int(min(one.cpus, free / 2) * 1e4)) / 1e4)
 
 
-def place(config: RunConfig, model_dir: Path) -> tuple[PlacementGroup, list[Bundle]]:
-    """Reserve a bundle for every actor. Raises PlacementError when they cannot fit, or do not come before the deadline."""
-    wanted = fitting(config, model_dir)
+Placed = list[tuple[PlacementGroup, list[Bundle]]]
+
+
+def place(config: RunConfig, model_dir: Path) -> Placed:
+    """Reserve a bundle for every actor: ranks packed, engines spread, in a placement group for each role; all in one where Ray
+    finds no room for these although there is. What is awaited is told. Raises PlacementError when they cannot fit, or do not
+    come before the deadline."""
+    wanted, deadline_s = fitting(config, model_dir), config.cluster.start_deadline_s
+    until, why, placed = time.monotonic() + deadline_s, "", _reserved(by_role(wanted))
+    while not all(group.wait(max(0.1, min(TELL_S, until - time.monotonic()))) for group, _ in placed):
+        before, why = why, (lack := lacking(wanted)) or "Ray has not placed what fits"
+        if time.monotonic() >= until or (not lack and len(placed) > 1):
+            for group, _ in placed:
+                remove_placement_group(group)
+            if time.monotonic() >= until:
+                raise PlacementError(f"not placed in {deadline_s:g} s: {why}")
+            placed = _reserved({"all": wanted})
+        elif why != before:
+            log.warning("waiting for room: %s", why)
+    return placed
+
+
+def _reserved(groups: Mapping[str, list[Bundle]]) -> Placed:
+    return [(reserve(wanted, "SPREAD" if role == "rollout" else "PACK"), wanted) for role, wanted in groups.items()]
+
+
+def reserve(wanted: Sequence[Bundle], strategy: str = "PACK", name: str = "") -> PlacementGroup:
+    """Ask for a placement group of these bundles."""
     # Memory is counted and not reserved: of a node's, Ray gives out only what its object store leaves.
-    reserved = resources([replace(b, memory=0.0) for b in wanted])
-    group = placement_group(reserved, strategy="PACK")
-    if not group.wait(config.cluster.start_deadline_s):
-        remove_placement_group(group)
-        raise PlacementError(f"not placed in {config.cluster.start_deadline_s:g} s; free now: {ray.available_resources()}")
-    return group, wanted
+    asked, labels = resources([replace(b, memory=0.0) for b in wanted]), selectors(wanted)
+    how = {"bundle_label_selector": labels} if any(labels) else {}
+    return placement_group(asked, strategy=strategy, name=name, **how)
+
+
+def lacking(wanted: Sequence[Bundle]) -> str:
+    """Why the bundles do not fit now; empty where they do."""
+    try:
+        fit(wanted, _nodes(free=True))
+    except PlacementError as error:
+        return str(error)
+    return ""
 
 
 def node_id() -> str:

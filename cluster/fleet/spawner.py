@@ -1,4 +1,4 @@
-"""Actors in their bundles: those that a run begins with in one placement group, each that is added in one of its own."""
+"""Actors in their bundles: those that a run begins with in a placement group for each role, one that is added in its own."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -8,12 +8,13 @@ from typing import ParamSpec, TypeVar, cast
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config.run_config import RunConfig
+from cluster.fleet.bundles import Bundle, resources
 from cluster.fleet.calls import RoleFailed, gather
-from cluster.fleet.placement import Bundle, added, place, resources
+from cluster.fleet.placement import added, lacking, place, reserve
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -35,8 +36,11 @@ class Spawner:
     def __init__(self, config: RunConfig, model_dir: Path, prefix: str):
         """Raises PlacementError where the roles do not fit."""
         self.prefix, self._model_dir = prefix, model_dir
-        self._group, wanted = place(config, model_dir)
-        self._rooms: dict[tuple[str, int], tuple[PlacementGroup, Bundle]] = {(b.role, b.slot): (self._group, b) for b in wanted}
+        placed = place(config, model_dir)
+        self._first = [group for group, _ in placed]
+        self._rooms: dict[tuple[str, int], tuple[PlacementGroup, Bundle]] = {
+            (b.role, b.slot): (group, b) for group, wanted in placed for b in wanted
+        }
         """By role and slot."""
         self._spawned: Counter = Counter()
         self._handles: list[ActorHandle] = []
@@ -51,19 +55,20 @@ class Spawner:
         RoleFailed."""
         if (role, slot) in self._rooms:  # the run began with it
             return
-        bundle = replace(added(config, self._model_dir, role, slot), memory=0.0)
-        asked = resources([bundle])
-        group = placement_group(asked, name=f"{self.prefix}/{role}-{slot}")
+        bundle = added(config, self._model_dir, role, slot)
+        group = reserve([bundle], name=f"{self.prefix}/{role}-{slot}")
         self._rooms[role, slot] = group, bundle
         _, errors = gather({slot: group.ready()}, config.cluster.start_deadline_s, what=f"{role}: placement")
         if errors:
             free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
-            raise RoleFailed(f"no node has room for {role}-{slot} ({asked[0]}; free now: {free}): {errors[slot]}")
+            asked = resources([replace(bundle, memory=0.0)])[0]
+            found = f"no node has room for {role}-{slot} ({asked}; free now: {free}): {errors[slot]}"
+            raise RoleFailed(f"{found}\n{lacking([bundle])}")
 
     def release(self, role: str, slot: int) -> None:
         """Give back what was reserved; the room of those that the run began with stays, for others in their slot."""
-        group, _ = self._rooms.get((role, slot), (self._group, None))
-        if group is not self._group:
+        group, _ = self._rooms.get((role, slot), (None, None))
+        if group is not None and group not in self._first:
             del self._rooms[role, slot]
             remove_placement_group(group)
 
@@ -86,6 +91,7 @@ class Spawner:
             name=f"{self.prefix}/{role}-{slot}" + (f".{number}" if number else ""),
             num_cpus=bundle.cpus,
             num_gpus=bundle.gpus,
+            resources=dict(bundle.resources),
             scheduling_strategy=strategy,
             max_restarts=0,
             max_task_retries=0,

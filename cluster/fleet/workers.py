@@ -14,10 +14,11 @@ from ray.actor import ActorHandle
 from cluster.config.contradictions import supervision
 from cluster.config.run_config import RunConfig
 from cluster.fleet.actors import RewardActor, RolloutActor
+from cluster.fleet.bundles import shares_gpus
 from cluster.fleet.calls import RoleFailed, all_answers, ask, gather
 from cluster.fleet.learner_group import LearnerGroup, Ranks
 from cluster.fleet.pace import PUBLISH_DEADLINES, Pace
-from cluster.fleet.placement import fitting, position, settled, shared_devices, shares_gpus
+from cluster.fleet.placement import fitting, position, settled, shared_devices
 from cluster.fleet.spawner import Spawner
 from cluster.fleet.watch import Watch
 from cluster.fleet.weight_update import Canary

@@ -8,8 +8,8 @@ those of short rows.
 from math import inf
 
 from cluster.config.run_config import RunConfig
+from cluster.fleet.bundles import shares_gpus
 from cluster.fleet.demand import WIDTH
-from cluster.fleet.placement import shares_gpus
 from cluster.planning.hardware import GB
 from cluster.planning.shapes import Shape
 from cluster.planning.workload import Workload, lengths_of_recipe, workload_of

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from cluster.config.run_config import ConfigError, RunConfig, config_hash, resolved_yaml
 from cluster.evaluation.held_out import HeldOut
 from cluster.fibers import HUB, Stuck
+from cluster.fleet.bundles import PlacementError
 from cluster.fleet.calls import RoleFailed
 from cluster.fleet.connection import connected
 from cluster.fleet.learner_group import LearnerFailed
-from cluster.fleet.placement import PlacementError
 from cluster.fleet.roles import Roles, patience
 from cluster.fleet.versions import Serving
 from cluster.fleet.weight_update import UpdateFailed

@@ -14,8 +14,8 @@ from pathlib import Path
 from cluster.config.contradictions import unread_here
 from cluster.config.recipe import ConfigError
 from cluster.config.run_config import RunConfig, load
+from cluster.fleet.bundles import Node, PlacementError, bundles, fit
 from cluster.fleet.demand import demands, held_parameters, memory, memory_here, too_many
-from cluster.fleet.placement import PlacementError, bundles, fit
 from cluster.planning.memory import in_words, of_recipe, on_cpu
 from cluster.planning.shapes import shape_of
 from cluster.records.trackers import missing
@@ -100,7 +100,7 @@ def _unread(config: RunConfig) -> list[str]:
     """What the cluster would not read: this machine's is known, of another one only that it runs."""
     if address := os.environ.get("RAY_ADDRESS"):
         return unread_here(config, address=address)
-    return unread_here(config, gpus=bool(gpus_here()))
+    return unread_here(config, gpus=bool(gpus_here()), address="")
 
 
 def _check_sandbox(config: RunConfig, report: Report) -> None:
@@ -215,7 +215,7 @@ def _check_room(config: RunConfig, model: Model, report: Report) -> None:
     cores = len(os.sched_getaffinity(0))
     try:
         roles = bundles(config, cpus=[cores], gpus=gpus)
-        fit(roles, {"this machine": {"CPU": cores, "GPU": gpus}})
+        fit(roles, {"this machine": Node(resources={"CPU": cores, "GPU": gpus})})
     except PlacementError as error:
         report.problems.append(str(error))
         return

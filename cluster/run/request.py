@@ -33,7 +33,7 @@ def scaled(config: RunConfig, wanted: Mapping[str, int]) -> RunConfig:
 
 def refusals(config: RunConfig, wanted: Mapping[str, int]) -> list[str]:
     """Why a run cannot have these numbers of workers, as far as its configuration says."""
-    from cluster.fleet.placement import shares_gpus
+    from cluster.fleet.bundles import shares_gpus
 
     out = [f"{role}.workers: found {count}; expected at least 1" for role, count in wanted.items() if count < 1]
     if "rollout" in wanted and shares_gpus(config):

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from cluster.config.run_config import RunConfig, resolved_yaml
 from cluster.fibers import HUB, Fiber
+from cluster.fleet.bundles import PlacementError
 from cluster.fleet.calls import RoleFailed
 from cluster.fleet.learner_group import LearnerFailed
-from cluster.fleet.placement import PlacementError
 from cluster.fleet.roles import Roles
 from cluster.fleet.sampler import Sampler
 from cluster.fleet.versions import Serving

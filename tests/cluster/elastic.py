@@ -3,7 +3,7 @@
 from collections import Counter
 from contextlib import contextmanager
 
-from cluster.fleet.placement import PlacementError
+from cluster.fleet.bundles import PlacementError
 
 MOST = 4
 """Engines for which there is room."""

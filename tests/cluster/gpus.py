@@ -16,7 +16,7 @@ from vllm.model_executor.model_loader import reload
 from cluster import fibers
 from cluster.config.run_config import RunConfig
 from cluster.fleet import actors, calls, publisher, receivers, roles, spawner, workers
-from cluster.fleet.placement import bundles
+from cluster.fleet.bundles import bundles
 from learner import worker as learner_worker
 from reward import worker as reward_worker
 from rollout import worker as rollout_worker
@@ -136,7 +136,7 @@ class Fleet:
             actors: {"ray": FakeRay, "arrived": lambda: {"node_id": "node"}, "whereabouts": dict,
                      "take_threads": lambda *_: None},
             workers: {"ray": FakeRay, "Watch": Unwatched}, calls: {"ray": FakeRay}, fibers: {"ray": FakeRay},
-            spawner: {"ray": FakeRay, "place": lambda *_: (None, wanted)},
+            spawner: {"ray": FakeRay, "place": lambda *_: [(None, wanted)]},
             publisher: {"ray": FakeRay}, receivers: {"ray": FakeRay, "node_id": lambda: "node"},
         }  # fmt: skip
         for module, names in (fakes | without_gpus(fleet, ranks)).items():

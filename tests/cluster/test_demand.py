@@ -7,6 +7,7 @@ import pytest
 
 from cluster.config.run_config import load
 from cluster.fleet import placement
+from cluster.fleet.bundles import PlacementError
 from cluster.fleet.demand import Size, demands, held_parameters, memory, too_many
 from tests.cluster.test_preflight import QUICKSTART, report  # noqa: F401
 
@@ -117,7 +118,7 @@ def placed(monkeypatch, model_dir, ray, *overrides):
     asked = []
     monkeypatch.setattr(placement, "ray", ray)
     monkeypatch.setattr(
-        placement, "placement_group", lambda bundles, strategy: asked.extend(bundles) or SimpleNamespace(wait=lambda s: True)
+        placement, "placement_group", lambda bundles, **_: asked.extend(bundles) or SimpleNamespace(wait=lambda s: True)
     )
     placement.place(load(QUICKSTART, list(overrides)), model_dir)
     return asked
@@ -141,7 +142,7 @@ def test_memory_is_counted_per_node_when_the_run_connects(monkeypatch, tiny_mode
     small = ["rollout.workers=2", "rollout.kv_cache_gb=0.5"]
     assert placed(monkeypatch, tiny_model_dir, FakeRay(3 * GB, 3 * GB), *small) == [{"CPU": 0.9}] * 4
     wanted = r"rollout-1 fits on no node. Wanted:\n  rollout-0: 0.9 CPU, 0 GPU, 1.59 GB\n"
-    with pytest.raises(placement.PlacementError, match=wanted):
+    with pytest.raises(PlacementError, match=wanted):
         placed(monkeypatch, tiny_model_dir, FakeRay(2.5 * GB, 1.4 * GB), *small)
-    with pytest.raises(placement.PlacementError, match="rollout.workers: 3 processes .* the cluster has 2 cores"):
+    with pytest.raises(PlacementError, match="rollout.workers: 3 processes .* the cluster has 2 cores"):
         placed(monkeypatch, tiny_model_dir, FakeRay(100 * GB), "rollout.workers=3")

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.fleet import spawner, workers
+from cluster.fleet import placement, spawner, workers
+from cluster.fleet.bundles import Bundle, PlacementError
 from cluster.fleet.calls import RoleFailed
-from cluster.fleet.placement import Bundle, PlacementError
 from cluster.run.request import scaled
 from tests.cluster.gpus import Fleet
 from tests.cluster.test_weight_path import holds, published
@@ -20,15 +20,16 @@ class Groups:
 
     def __init__(self, monkeypatch):
         self.asked, self.standing, self.room = [], [], True
-        monkeypatch.setattr(spawner, "placement_group", self.place)
+        monkeypatch.setattr(placement, "placement_group", self.place)
         monkeypatch.setattr(spawner, "remove_placement_group", self.standing.remove)
         monkeypatch.setattr(spawner, "added", self.added)
+        monkeypatch.setattr(spawner, "lacking", lambda bundles: f"{bundles[0].role} lacks it")
 
     def added(self, config, model_dir, role, slot):
         assert getattr(config, role).workers == slot + 1, "it is counted"
         return Bundle(role=role, slot=slot, cpus=0.5, gpus=2.0, place=0, memory=1e9)
 
-    def place(self, bundles, name):
+    def place(self, bundles, strategy, name):
         group, answer = SimpleNamespace(ready=lambda: answer), Future()
         if self.room:
             answer.set_result(None)
@@ -103,7 +104,8 @@ def test_without_room_it_is_told_what_was_wanted_and_nothing_is_left(fleet, grou
     )
     monkeypatch.setattr(spawner.ray, "available_resources", lambda: {"CPU": 0.1, "memory": 5.0}, raising=False)
     with pytest.raises(
-        RoleFailed, match=r"no node has room for rollout-1 \({'CPU': 0.5, 'GPU': 2.0}; free now: {'CPU': 0.1}\)"
+        RoleFailed,
+        match=r"no node has room for rollout-1 \({'CPU': 0.5, 'GPU': 2.0}; free now: {'CPU': 0.1}\).*\nrollout lacks it",
     ):
         add(fleet, 1)
     assert fleet.roles.slots() == [0] and len(groups.standing) == 1

@@ -14,7 +14,7 @@ import pytest
 import cluster.run.launch
 import cluster.run.preflight
 from cluster.fibers import HUB
-from cluster.fleet.placement import PlacementError
+from cluster.fleet.bundles import PlacementError
 from cluster.records.samples import evaluation_rows
 from cluster.run.checkpoints import Checkpoints
 from cluster.stopping import Stop, Stopped, grace_s

@@ -12,6 +12,7 @@ from cluster.config.explain import _sections
 from cluster.config.recipe import ConfigError
 from cluster.config.run_config import RunConfig, load
 from cluster.fleet import actors, connection, placement, roles, spawner
+from cluster.fleet.bundles import PlacementError
 from cluster.run.preflight import check
 from cluster.stopping import Stop
 from learner.algorithms.table import Algorithm, RewardModelRow
@@ -124,7 +125,7 @@ def test_runs_of_one_name_have_actors_of_their_own(recipe, monkeypatch):
 def test_what_the_clusters_machines_do_not_read_is_refused_when_they_are_known(recipe, monkeypatch, resources, unread):
     monkeypatch.setattr(placement.ray, "nodes", lambda: [])
     monkeypatch.setattr(placement.ray, "cluster_resources", lambda: resources)
-    with pytest.raises(placement.PlacementError) as caught:
+    with pytest.raises(PlacementError) as caught:
         placement.place(load(recipe, list(GIVEN.values())), Path("unread"))
     assert sorted(named(str(caught.value).split("\n"))) == sorted(unread)
 
@@ -157,7 +158,7 @@ def test_the_learners_collectives_wait_as_long_as_the_driver_does(recipe, tmp_pa
             raise InterruptedError
         return lambda *args: spawned.append((cls, args))
 
-    monkeypatch.setattr(spawner, "place", lambda *_: (None, []))
+    monkeypatch.setattr(spawner, "place", lambda *_: [])
     monkeypatch.setattr(spawner.Spawner, "spawn", spawn)
     with pytest.raises(InterruptedError):
         roles.Roles(config, tiny_model_dir, max_model_len=64, incarnation=0).start()
