@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import ray
-from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from cluster.config.contradictions import supervision
@@ -205,7 +204,7 @@ class Workers:
         if self.deaths > budget:
             raise RoleFailed(f"{name} failed and the crash budget of {budget} is spent: {why}")
 
-    def _locate(self, calls: Mapping[int, ObjectRef[dict[str, object]]], role: str) -> dict[int, str]:
+    def _locate(self, calls: Mapping[int, ray.ObjectRef[dict[str, object]]], role: str) -> dict[int, str]:
         """Nodes by slot."""
         return self._located(self._all(calls, role), role)
 
@@ -215,7 +214,7 @@ class Workers:
             self.watch.add(f"{role}-{slot}", self._actors(role)[slot], info)
         return {slot: str(info["node_id"]) for slot, info in found.items()}
 
-    def _started(self, calls: Mapping[int, ObjectRef[dict[str, object]]], role: str) -> None:
+    def _started(self, calls: Mapping[int, ray.ObjectRef[dict[str, object]]], role: str) -> None:
         for slot, info in self._all(calls, role).items():
             self.info[f"{role}-{slot}"] = info
             pulse = ask(self.rollout[slot], RolloutActor.pulse) if role == "rollout" else None
@@ -234,18 +233,18 @@ class Workers:
         log = self.config.output / "logs" / f"reward-{slot}.log"
         self.reward[slot] = self._spawner.spawn("reward", slot, RewardActor)(self.config, f"{self.prefix}-reward-{slot}", log)
 
-    def _start_rollout(self, slot: int) -> ObjectRef[dict[str, object]]:
+    def _start_rollout(self, slot: int) -> ray.ObjectRef[dict[str, object]]:
         return ask(self.rollout[slot], RolloutActor.start, f"start engine {slot}")(*position(slot, self.nodes))
 
-    def _start_reward(self, slot: int) -> ObjectRef[dict[str, object]]:
+    def _start_reward(self, slot: int) -> ray.ObjectRef[dict[str, object]]:
         kind = supervision(self.config)
         if kind is None:
             return ask(self.reward[slot], RewardActor.describe)()
         return ask(self.reward[slot], RewardActor.load_model)(self.model_dir, kind, *position(slot, self.reward_nodes))
 
-    def _start_reward_actors(self) -> dict[int, ObjectRef[dict[str, object]]]:
+    def _start_reward_actors(self) -> dict[int, ray.ObjectRef[dict[str, object]]]:
         self.reward_nodes = self._locate({s: ask(actor, RewardActor.locate)() for s, actor in self.reward.items()}, "reward")
         return {slot: self._start_reward(slot) for slot in self.reward}
 
-    def _all(self, calls: Mapping[int, ObjectRef[R]], role: str) -> dict[int, R]:
+    def _all(self, calls: Mapping[int, ray.ObjectRef[R]], role: str) -> dict[int, R]:
         return all_answers(calls, role, self.config.cluster.start_deadline_s, "start", self.watch.why)

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from cluster.config.run_config import ConfigError, RunConfig, load
@@ -45,7 +44,7 @@ class RunDirectory:
             raise ConfigError([f"{self.path} is in use by another cohort process"]) from None
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, kind: object = None, error: BaseException | None = None, trace: object = None) -> None:
         if self.stays and error is not None and not isinstance(error, ConfigError):  # after that one nothing was begun
             with suppress(OSError):  # the disk may be why
                 state = "stopped" if isinstance(error, Stopped) else "failed"

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 import shutil
 from types import SimpleNamespace
@@ -234,3 +235,14 @@ def test_one_that_cannot_be_removed_is_warned_of_and_fails_no_other(tmp_path, mo
     busy.clear()
     checkpoints.save(3, Learner(), {})
     assert checkpoints.steps() == [3]
+
+
+def test_how_long_one_took_is_from_its_beginning_until_it_was_whole(store):
+    learner = Learner(behind=True)
+    store.save(1, learner, {"step": 1})
+    (begun,) = store.root.glob(".step_1*/state.json")
+    os.utime(begun, (begun.stat().st_atime, begun.stat().st_mtime - 40))
+    learner.writing(True)
+    assert store.seconds == 0
+    store.finish()
+    assert 40 <= store.seconds < 50
