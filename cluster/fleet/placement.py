@@ -125,9 +125,8 @@ def _reserved(groups: Mapping[str, list[Bundle]]) -> Placed:
 def reserve(wanted: Sequence[Bundle], strategy: str = "PACK", name: str = "") -> PlacementGroup:
     """Ask for a placement group of these bundles."""
     # Memory is counted and not reserved: of a node's, Ray gives out only what its object store leaves.
-    asked, labels = resources([replace(b, memory=0.0) for b in wanted]), selectors(wanted)
-    how = {"bundle_label_selector": labels} if any(labels) else {}
-    return placement_group(asked, strategy=strategy, name=name, **how)
+    asked = resources([replace(b, memory=0.0) for b in wanted])
+    return placement_group(asked, strategy=strategy, name=name, bundle_label_selector=selectors(wanted))
 
 
 def lacking(wanted: Sequence[Bundle]) -> str:

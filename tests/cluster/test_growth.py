@@ -29,7 +29,7 @@ class Groups:
         assert getattr(config, role).workers == slot + 1, "it is counted"
         return Bundle(role=role, slot=slot, cpus=0.5, gpus=2.0, place=0, memory=1e9)
 
-    def place(self, bundles, strategy, name):
+    def place(self, bundles, strategy, name, bundle_label_selector):
         group, answer = SimpleNamespace(ready=lambda: answer), Future()
         if self.room:
             answer.set_result(None)

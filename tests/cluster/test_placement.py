@@ -62,7 +62,7 @@ class Groups:
         monkeypatch.setattr(placement, "remove_placement_group", self.standing.remove)
         monkeypatch.setattr(placement, "TELL_S", 0.0)
 
-    def ask(self, bundles, strategy, name, bundle_label_selector=None):
+    def ask(self, bundles, strategy, name, bundle_label_selector):
         group = SimpleNamespace(wait=lambda s: self.takes(self))
         self.asked.append((strategy, bundles, bundle_label_selector))
         self.standing.append(group)
@@ -78,9 +78,9 @@ def test_ranks_are_asked_for_packed_and_engines_spread_with_the_labels_of_their_
     placed = placement.place(config, None)
     one = {"CPU": 1.0, "GPU": 1.0}
     assert groups.asked == [
-        ("PACK", [one] * 2, None),
+        ("PACK", [one] * 2, [{}] * 2),
         ("SPREAD", [one] * 2, [{"kind": "spot"}] * 2),
-        ("PACK", [{"CPU": 1.0}], None),
+        ("PACK", [{"CPU": 1.0}], [{}]),
     ]
     assert [[b.role for b in group] for _, group in placed] == [["learner"] * 2, ["rollout"] * 2, ["reward"]]
 
