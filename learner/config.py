@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rollout.config import Strict, refusal
+from rollout.strict import Strict, refusal
 
 DENSE_MASK = 4096
 """Columns up to which a row's mask is small beside what its layers leave for backward."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from learner.algorithms.cells import Need
 from learner.algorithms.table import Algorithm, RewardModelRow
 from learner.config import OptimizerConfig
-from rollout.config import Strict
+from rollout.strict import Strict
 
 
 class StageSpec(Strict):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rollout.config import AbsolutePath, Strict, absolute
+from rollout.strict import AbsolutePath, Strict, python_function
 
 AnswerFormat = Literal["auto", "hash", "boxed", "answer-is", "last-number"]
 
@@ -176,15 +176,7 @@ class RewardConfig(Strict):
     @field_validator("function")
     @classmethod
     def _file_is_there(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        file, _, name = value.rpartition(":")
-        if not file.endswith(".py") or not name.isidentifier():
-            raise ValueError(f"found {value!r}; expected a file and a function in it, such as my_rewards.py:score")
-        path = absolute(Path(file))
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; expected the Python file of the function {name}")
-        return f"{path}:{name}"
+        return None if value is None else python_function(value)
 
     @model_validator(mode="after")
     def _function_replaces_the_rule(self):

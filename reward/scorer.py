@@ -75,8 +75,9 @@ class RuleScorer(Scorer):
         observed = components["correct"]
         if self._config.flip_share:
             observed = components["observed"] = _flipped(observed, sample, self._config.flip_share)
-        summands = self._config.correct * observed, self._config.format * components["format"]
-        return replace(_score(sum(summands), components, judged, None), summands=summands)
+        own = (self._config.correct * observed, self._config.format * components["format"])
+        summands = own if sample.ended is None else tuple(sample.ended.rewards.values())
+        return replace(_score(math.fsum(summands), components, judged, None), summands=summands)
 
 
 class FunctionScorer(Scorer):
@@ -107,13 +108,16 @@ class FunctionScorer(Scorer):
         own, judged = outcome.value, ruled.value
         weights = self._config.weights or dict.fromkeys(own, 1.0)
         rule = rule_components(sample, judged)
-        if judged["problem"]:
+        given = {} if sample.ended is None else sample.ended.rewards
+        if judged["problem"] and "correct" not in given:
             del rule["correct"]
         components = rule | own
         if weights.keys() != own.keys() or "correct" not in components:
             found = f"reward.function returned components {', '.join(own)}"
             return no_score("error", f"{found}; expected {', '.join(weights)}, and `correct` from it or from the rule")
-        summands = tuple(weight * own[name] for name, weight in weights.items())
+        if twice := given.keys() & own.keys():
+            return no_score("error", f"reward.function and the environment both give {', '.join(sorted(twice))}")
+        summands = (*(weight * own[name] for name, weight in weights.items()), *given.values())
         scored = _score(math.fsum(summands), components, judged, None)
         return replace(scored, summands=summands, seconds=outcome.seconds)
 
@@ -200,11 +204,18 @@ def probability(logit: float) -> float:
 
 def rule_rows(asked: Asked, config: RewardConfig) -> list[Row]:
     """What the rule's judge reads of each sample."""
-    return [rule_row(without_tool_output(sample.text), question.gold, config) for question, sample in asked]
+    return [rule_row(_stated(sample), question.gold, config) for question, sample in asked]
+
+
+def _stated(sample: Sample) -> str:
+    """What the policy itself states, in the end."""
+    return without_tool_output(sample.text) if sample.ended is None else sample.ended.answer
 
 
 def rule_components(sample: Sample, judged: Judgement) -> dict[str, float]:
-    return {"correct": float(judged["correct"]), "format": formed(sample, judged["parsed"])}
+    """What the rule says; an environment's parts are taken in, and its own `correct` before the rule's."""
+    given = {} if sample.ended is None else sample.ended.rewards
+    return {"correct": float(judged["correct"]), "format": formed(sample, judged["parsed"]), **given}
 
 
 def formed(sample: Sample, parsed: bool) -> float:

@@ -1,49 +1,10 @@
 """Configuration of the rollout stage: the model, the data, the engine. Pydantic only: parsing imports no torch, ray or vllm."""
 
-import difflib
-import os
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field, model_validator
 
-
-class Strict(BaseModel):
-    """Frozen, and unknown keys are errors: a key that nothing reads cannot be written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-def refusal(problems: list[tuple[tuple[str | int, ...], str]]) -> PydanticCustomError:
-    """A validation error of several problems, each at a key of its own below the model that raises it."""
-    text = "; ".join(f"{'.'.join(map(str, loc))}: {why}" for loc, why in problems)
-    return PydanticCustomError("several", "{text}", {"text": text, "problems": problems})
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the choice that looks most like the name, or nothing."""
-    plain = {choice.lower().replace("-", "_"): choice for choice in choices}
-    match = difflib.get_close_matches(name.lower().replace("-", "_"), plain, n=1, cutoff=0.6)
-    return f"; did you mean '{plain[match[0]]}'?" if match else ""
-
-
-def expanded(path: Path) -> Path:
-    """`~` expanded. Raises ValueError for the home of a user who is not known."""
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def absolute(path: Path) -> Path:
-    """`~` expanded, and relative to the current directory. Raises ValueError for the home of a user who is not known."""
-    return Path(os.path.abspath(expanded(path)))
-
-
-AbsolutePath = Annotated[Path, AfterValidator(absolute)]
-"""Every path of a configuration: what it names must not depend on the directory that a resumed run or an actor is in."""
+from rollout.strict import AbsolutePath, Strict, python_function, refusal
 
 
 class ModelConfig(Strict):
@@ -198,6 +159,19 @@ class ToolsConfig(SandboxConfig):
     """Of one output; later ones are left unrun."""
 
 
+class EnvironmentConfig(Strict):
+    """Outputs of several turns, between which an environment of yours replies (docs/environments.md)."""
+
+    function: Annotated[str, AfterValidator(python_function)]
+    """What makes the environment of an output, as `my_env.py:make`."""
+    max_turns: int = Field(default=8, gt=0)
+    """Of the policy, in one output."""
+    seconds: float = Field(default=10.0, gt=0.0)
+    """A call of an environment that takes longer is ended, and the output has no score."""
+    at_once: int = Field(default=8, gt=0)
+    """Calls of a worker's environments that run at the same time."""
+
+
 class SpeculativeConfig(Strict):
     """Tokens are guessed ahead and checked at once: outputs have the policy's distribution all the same (arXiv 2211.17192)."""
 
@@ -236,12 +210,22 @@ class RolloutConfig(Strict):
     """Guess tokens ahead; None for one at a time."""
     tools: ToolsConfig | None = None
     """Run the programs of an output and show it what they print; None for chain of thought."""
+    environment: EnvironmentConfig | None = None
+    """An environment of yours replies to an output, turn by turn, and says what it is worth."""
     transport: Literal["auto", "shm", "nccl", "ipc"] = "auto"
     """Of weights to engines; auto: shm on CPUs and for an adapter, else nccl. With ipc engines share GPUs with the ranks."""
     keep_kv: bool = False
     """With `in_flight`, outputs under way keep keys and values of older weights; by default they are computed anew, exactly."""
     sleep: bool = False
     """Engines on the learner's GPUs sleep while it trains: weights in host memory, and no key-value cache."""
+
+    @model_validator(mode="after")
+    def _tools_or_environment(self):
+        if self.tools is not None and self.environment is not None:
+            raise refusal(
+                [(("tools",), "given, and so is environment, which may run programs itself; expected one of the two")]
+            )
+        return self
 
     @model_validator(mode="after")
     def _sleeps_beside_the_learner(self):

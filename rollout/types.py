@@ -25,7 +25,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     """The budget of new tokens ran out."""
     FAILED = "failed"
-    """A program of it could not be run; it is a rejected output."""
+    """A program of it could not be run, or its environment failed; it is a rejected output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +105,16 @@ class GenerateFn(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How an episode came out in its environment."""
+
+    rewards: Mapping[str, float]
+    """The reward's parts, by name."""
+    answer: str
+    """The policy's last turn, which the rule reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One output and how it was made. A demonstration is a Sample too: version 0 and no log-probabilities.
 
@@ -121,7 +131,7 @@ class Sample:
     output_ids: tuple[int, ...]
     """Includes the stop token when there is one."""
     sampled_mask: tuple[bool, ...]
-    """One per output token: False for tokens the policy did not choose (tool output); they carry no gradient."""
+    """One per output token: False for tokens the policy did not choose (tool output, replies); they carry no gradient."""
     logprobs: tuple[float, ...]
     """Behaviour log-probability per output token; empty for a demonstration and for a rejected output."""
     text: str
@@ -130,8 +140,10 @@ class Sample:
     finish_reason: FinishReason
     guesses: tuple[int, int] = (0, 0)
     rejected: str = ""
-    """Why it may not be trained on (a NaN log-probability, a token outside the vocabulary, a broken sandbox). It stays a
-    member of its group, and is not judged."""
+    """Why it may not be trained on (a NaN log-probability, a token outside the vocabulary, a broken sandbox or environment). It
+    stays a member of its group, and is not judged."""
+    ended: Ended | None = None
+    """With an environment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

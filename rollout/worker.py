@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 from rollout.config import PromptConfig, RolloutConfig
 from rollout.data.prompts import stop_token_ids
 from rollout.engine.engine import Engine
-from rollout.tools.episode import ToolLoop
+from rollout.environments.loop import EnvironmentLoop
+from rollout.tools.episode import Episode, ToolLoop
 from rollout.types import Completion, GenerateFn, Group, Lease, Sample, Sampling, TokenRequest, sample_seed
 
 
@@ -49,6 +50,9 @@ class RolloutWorker:
         """Those under way."""
         if config.tools is not None:
             self._tools = ToolLoop(config.tools, self.tokenizer, self.stop_token_ids)
+        self._environment: EnvironmentLoop | None = None
+        if config.environment is not None:
+            self._environment = EnvironmentLoop(config.environment, self.tokenizer, prompt)
 
     @property
     def engine(self) -> Engine:
@@ -60,10 +64,11 @@ class RolloutWorker:
     async def start(self, cores: Sequence[int] | None, prefix: str) -> None:
         """Start the engine on these cores (None: all allowed ones). `prefix` names its segments in shared memory.
 
-        Raises EngineError, or SandboxError for missing tools.
+        Raises EngineError, SandboxError for missing tools, or EnvironmentFailed.
         """
-        if self._tools is not None:
-            await self._tools.check()
+        for loop in (self._tools, self._environment):
+            if loop is not None:
+                await loop.check()
         self._engine = await Engine.start(
             self.model_dir,
             self.config,
@@ -74,7 +79,7 @@ class RolloutWorker:
         )
 
     async def stream(self, leases: Sequence[Lease], sampling: Sampling, deadline_s: float) -> AsyncIterator[tuple[int, Group]]:
-        """`generate`, each group as soon as it is whole, with its position among the leases; with tools all at the end."""
+        """`generate`, each group as soon as it is whole, with its position among the leases; with turns all at the end."""
         made: asyncio.Queue[tuple[int, Group] | None] = asyncio.Queue()
         wave = asyncio.create_task(self.generate(leases, sampling, deadline_s, lambda *group: made.put_nowait(group)))
         wave.add_done_callback(lambda _: made.put_nowait(None))
@@ -105,31 +110,36 @@ class RolloutWorker:
         rejected sample. `each` hears of every group and its position as soon as it is whole.
 
         Raises EngineError; then nothing was sampled. `deadline_s` is the engine's, for all turns of the
-        wave; programs have their own limits.
+        wave; programs and environments have their own limits.
         """
         members = [(position, index) for position, lease in enumerate(leases) for index in lease.indices]
         samples: list[dict[int, Sample]] = [{} for _ in leases]
         groups: dict[int, Group] = {}
 
-        def keep(i: int, completion: Completion, sampled_mask: tuple[bool, ...] | None = None, failure: str = "") -> None:
+        def keep(i: int, completion: Completion, episode: Episode | None = None) -> None:
             position, index = members[i]
-            mask = (True,) * len(completion.output_ids) if sampled_mask is None else sampled_mask
-            samples[position][index] = self._sample(leases[position], index, completion, mask, failure)
+            samples[position][index] = self._sample(leases[position], index, completion, episode)
             if len(samples[position]) == len(leases[position].indices):
                 whole = tuple(samples[position][index] for index in leases[position].indices)
                 groups[position] = Group(question=leases[position].question, samples=whole)
                 each(position, groups[position])
 
         requests = [self._request(leases[position], index, sampling) for position, index in members]
-        if self._tools is not None:
+        if self._tools is not None or self._environment is not None:
 
             def seed(i: int, turn: int) -> int:
                 position, index = members[i]
                 return sample_seed(self.run_seed, leases[position].group_id, index, turn, leases[position].draw)
 
-            episodes = await self._tools.run(requests, self._generate_fn or self._within(deadline_s), seed)
+            generate = self._generate_fn or self._within(deadline_s)
+            if self._tools is not None:
+                episodes = await self._tools.run(requests, generate, seed)
+            else:
+                assert self._environment is not None
+                asked = [leases[position].question for position, _ in members]
+                episodes = await self._environment.run(asked, requests, generate, seed)
             for i, episode in enumerate(episodes):
-                keep(i, episode.completion(), tuple(episode.sampled_mask), episode.failure)
+                keep(i, episode.completion(), episode)
         elif self._generate_fn is not None:
             for i, completion in zip(range(len(requests)), await self._generate_fn(requests), strict=True):
                 keep(i, completion)
@@ -146,8 +156,8 @@ class RolloutWorker:
             sampling=replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room)),
         )
 
-    def _sample(self, lease: Lease, index: int, completion: Completion, sampled_mask: tuple[bool, ...], failure: str) -> Sample:
-        rejected = failure or unusable(completion, len(self.tokenizer))
+    def _sample(self, lease: Lease, index: int, completion: Completion, episode: Episode | None) -> Sample:
+        rejected = (episode and episode.failure) or unusable(completion, len(self.tokenizer))
         readable = [token for token in completion.output_ids if 0 <= token < len(self.tokenizer)]
         return Sample(
             ordinal=lease.question.ordinal,
@@ -156,13 +166,14 @@ class RolloutWorker:
             attempt=lease.attempt,
             prompt_ids=lease.question.prompt_ids,
             output_ids=completion.output_ids,
-            sampled_mask=sampled_mask,
+            sampled_mask=tuple(episode.sampled_mask) if episode else (True,) * len(completion.output_ids),
             logprobs=() if rejected else completion.logprobs,
             text=self.tokenizer.decode(readable, skip_special_tokens=True),
             versions=completion.versions,
             finish_reason=completion.finish_reason,
             guesses=completion.guesses,
             rejected=rejected,
+            ended=episode.ended if episode else None,
         )
 
     def _within(self, deadline_s: float) -> GenerateFn:

@@ -14,7 +14,7 @@ WRONG_INPUT, FAILED = 2, 3
 
 def home(value: Path | list[Path] | None) -> Path | list[Path] | None:
     """Paths with `~` expanded, which a shell does only where one begins a word: not in `--out=~/x`."""
-    from rollout.config import expanded
+    from rollout.strict import expanded
 
     with wrong_input():
         return [expanded(path) for path in value] if isinstance(value, list) else value and expanded(value)

@@ -137,8 +137,9 @@ def _unread_rewards(config: RunSettings) -> list[tuple[Loc, str]]:
     reward, model = config.reward, config.reward.model or RewardModelConfig()
     by_rule = [s for s in config.stages if not s.given and s.reward_source == "rule"]
     # Single outputs are labelled with their correctness alone, steps by a rule of their own.
-    of_reward = [s for s in by_rule if s.trains_policy or s.pairs]
-    of_flips = [s for s in by_rule if s.trains_policy or s.resolved().supervision == "outcome"]
+    alone = config.rollout.environment is None
+    of_reward = [s for s in by_rule if (s.trains_policy or s.pairs) and alone]
+    of_flips = [s for s in by_rule if (s.trains_policy and alone) or s.resolved().supervision == "outcome"]
     trained = [s for s in config.stages if not s.trains_policy]
     read = {
         ("correct",): bool(of_reward),
@@ -148,7 +149,8 @@ def _unread_rewards(config: RunSettings) -> list[tuple[Loc, str]]:
         ("model", "replay_groups"): len(trained) + len(model.path) > 1 and bool(trained),
         ("model", "step_boundary"): supervision(config) == "process",
     }
-    why = dict.fromkeys(("correct", "format"), "no stage is rewarded by the rule") | {
+    told = "no stage is rewarded by the rule" + ("" if alone else " (rollout.environment is the reward)")
+    why = dict.fromkeys(("correct", "format"), told) | {
         "flip_share": "no stage is rewarded by the rule or learns from its rewards",
         "step_boundary": "the reward model does not judge steps",
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 
-from rollout.config import nearest
+from rollout.strict import nearest
 
 Loc = tuple[str | int, ...]
 """Where a value stands: ("stages", 0, "steps")."""

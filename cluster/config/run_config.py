@@ -14,7 +14,7 @@ from cluster.config.contradictions import contradictions
 from cluster.config.recipe import ConfigError, Recipe, dump, item_names
 from cluster.config.settings import RunSettings
 from cluster.config.stages import StageConfig
-from rollout.config import refusal
+from rollout.strict import refusal
 
 IMMUTABLE = (
     *("name", "output", "seed", "model", "data"),
@@ -23,7 +23,7 @@ IMMUTABLE = (
         f"stages.*.{key}"
         for key in ("reward", "teacher", "labels", "from_file", "selection", "offline_questions", "pairs_per_question")
     ),
-    *("stages.*.max_staleness", "stages.*.in_flight", "rollout.tools", "rollout.dtype", "learner.lora"),
+    *("stages.*.max_staleness", "stages.*.in_flight", "rollout.tools", "rollout.environment", "rollout.dtype", "learner.lora"),
     *(f"reward.{key}" for key in ("answer_format", "reading", "correct", "format", "flip_share", "function", "weights")),
     *(f"reward.model.{key}" for key in ("path", "members", "step_boundary", "replay_share", "replay_groups")),
 )

@@ -7,7 +7,8 @@ from pydantic import Field, StringConstraints, field_validator
 from cluster.config.stages import Name, StageConfig
 from learner.config import LearnerConfig
 from reward.config import RewardConfig
-from rollout.config import AbsolutePath, DataConfig, ModelConfig, RolloutConfig, Strict
+from rollout.config import DataConfig, ModelConfig, RolloutConfig
+from rollout.strict import AbsolutePath, Strict
 
 SELECTOR = r"^!?(in\([\w.-]+(, ?[\w.-]+)*\)|[\w.-]+)$"
 COUNTED = ("CPU", "GPU", "memory", "object_store_memory")

@@ -19,8 +19,9 @@ from learner.algorithms.table import (
 from learner.config import OptimizerConfig
 from learner.stage import StageSpec
 from reward.config import RewardConfig, RewardModelConfig
-from rollout.config import AbsolutePath, DataConfig, Strict, refusal
+from rollout.config import DataConfig
 from rollout.data.selection import Selection, Uniform
+from rollout.strict import AbsolutePath, Strict, refusal
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 """A letter, then letters, digits, `-` and `_`: it becomes a folder, part of a group id and of an override."""

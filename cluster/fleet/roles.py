@@ -36,9 +36,11 @@ def patience(config: RunConfig) -> tuple[float, float]:
 
 
 def allowed_s(config: RunConfig, outputs: int) -> float:
-    """Seconds within which an engine samples so many outputs, their programs and the engine's own deadline included."""
+    """Seconds within which an engine samples so many outputs, with their programs or environments and the engine's deadline."""
     tools = config.rollout.tools
     programs = longest(outputs * tools.max_programs, tools.seconds, tools.at_once) if tools else 0.0
+    if environment := config.rollout.environment:  # it is made, replies to each turn, and says what the episode is worth
+        programs = longest(outputs * (environment.max_turns + 2), environment.seconds, environment.at_once)
     return config.cluster.generate_deadline_s + programs + 10
 
 

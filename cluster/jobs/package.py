@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from cluster.config.recipe import ConfigError, Recipe
 from cluster.config.run_config import RunConfig, load
-from rollout.config import expanded
+from rollout.strict import expanded
 
 LEFT_OUT = {".git", ".gitignore", ".venv", "__pycache__"}
 """Names that are never taken along; the third would have Ray leave out others."""

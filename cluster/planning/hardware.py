@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cluster.fleet.demand import WIDTH, memory_here
-from rollout.config import nearest
+from rollout.strict import nearest
 
 GB = 1e9
 

@@ -52,7 +52,7 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric("correct outputs / scored outputs", "share", "reward"),
     "format": Metric("well-formed outputs / scored outputs", "share", "reward"),
     "response_length": Metric("mean of |o| over outputs", "tokens", "rollout"),
-    "programs": Metric("mean over outputs of the programs that ran, where tools are used", "programs", "rollout"),
+    "programs": Metric("mean over outputs of the programs that ran, or of an environment's replies", "programs", "rollout"),
     "accepted_share": Metric("guessed tokens that the policy took / guessed tokens (rollout.speculative)", "share", "rollout"),
     "truncated_share": Metric("outputs that ran out of tokens / outputs", "share", "rollout"),
     "zero_variance_share": Metric("groups of two scored outputs or more of equal reward / such groups", "share", "learner"),

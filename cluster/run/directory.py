@@ -11,7 +11,7 @@ from typing import Self
 from cluster.config.run_config import ConfigError, RunConfig, load
 from cluster.records.samples import write_text
 from cluster.stopping import Stopped
-from rollout.config import absolute
+from rollout.strict import absolute
 
 ENDED = "ended.json"
 """How the last driver left the run before its end; of a driver that was killed there is none."""

@@ -30,8 +30,8 @@ def record(config: RunConfig, *, weights: bool = False) -> None:
 
 
 def changed(config: RunConfig, *, weights: bool = False) -> list[str]:
-    """A line for each input that is not what it was when the run began; a mended reward function is only a warning, and a stage
-    that was added may have a teacher of its own."""
+    """A line for each input that is not what it was when the run began; a mended reward function or environment is only a
+    warning, and a stage that was added may have a teacher of its own."""
     path = config.output / FILE
     if not path.exists():
         return []
@@ -44,7 +44,7 @@ def changed(config: RunConfig, *, weights: bool = False) -> list[str]:
             continue
         found = "is missing" if not now.get(name) else "has changed" if name in before else "is new"
         line = f"{name} {found} since the run began"
-        if name.startswith("reward.function"):
+        if key in ("reward.function", "rollout.environment"):
             log.warning("%s", line)
         else:
             out.append(f"{line}; expected what it was begun with, or a new run")
@@ -61,9 +61,11 @@ def _inputs(config: RunConfig, weights: bool) -> Iterator[tuple[str, Path | Sour
         source = getattr(config.data, key)
         if isinstance(source, SourceConfig) and (source.file or source.hub):
             yield f"data.{key}: {source.file or source.hub}", source.file or source
-    if config.reward.function is not None:
-        file = Path(config.reward.function.rpartition(":")[0])
-        yield f"reward.function: {file}", file
+    environment = config.rollout.environment and config.rollout.environment.function
+    for key, function in (("reward.function", config.reward.function), ("rollout.environment", environment)):
+        if function is not None:
+            file = Path(function.rpartition(":")[0])
+            yield f"{key}: {file}", file
     if config.model.path is not None:
         for file in _files(config.model.path, TOKENIZER + PROMPTING + (WEIGHTS if weights else ())):
             yield f"model.path: {file}", file

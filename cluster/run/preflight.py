@@ -4,7 +4,6 @@ Reads the model's files, tokenizer and all data rows. Needs no GPU and starts no
 the roles is asked when the run connects to it.
 """
 
-import asyncio
 import os
 import shutil
 from collections import Counter
@@ -19,6 +18,7 @@ from cluster.fleet.demand import demands, held_parameters, memory, memory_here, 
 from cluster.planning.memory import in_words, of_recipe, on_cpu
 from cluster.planning.shapes import shape_of
 from cluster.records.trackers import missing
+from cluster.run.preflight_episodes import check_environment, check_sandbox
 from cluster.run.preflight_model import Model, check_model, check_reward_model, gpu_memory_here, gpus_here, read_model
 from cluster.run.store import unusable
 from reward.judging.judges import gold_check, rule_pool, rule_row
@@ -32,7 +32,6 @@ from rollout.data.rows import TASK_TRAINING_ROWS, load_rows
 from rollout.data.selection import Uniform
 from rollout.data.templates import fill_questions, text_of
 from rollout.tools.episode import without_tool_output
-from rollout.tools.sandbox import Sandbox, SandboxError
 
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: float32 weights and Adam's two moments. A frozen reference adds four."""
@@ -59,7 +58,7 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
     report.problems += _unread(config) + missing(config.trackers)
     if config.mirror and (why := unusable(config.mirror)):
         report.problems.append(why)
-    _check_sandbox(config, report)
+    check_sandbox(config, report)
     _arithmetic(config, report)
     model = None
     try:
@@ -73,6 +72,7 @@ def check(config: RunConfig, benchmarks: Sequence[SourceConfig] = ()) -> Report:
             if data.demonstrations is not None:
                 _check_demonstrations(config, data.demonstrations, model, rule, report)
             _check_judge(config, data, rule, report)
+        check_environment(config, data.train.question(0), model.tokenizer, report)
         for source in benchmarks:
             _check_overlap(data, source, report)
     except ValueError as error:
@@ -101,16 +101,6 @@ def _unread(config: RunConfig) -> list[str]:
     if address := os.environ.get("RAY_ADDRESS"):
         return unread_here(config, address=address)
     return unread_here(config, gpus=bool(gpus_here()), address="")
-
-
-def _check_sandbox(config: RunConfig, report: Report) -> None:
-    if config.rollout.tools is not None:
-        try:
-            asyncio.run(Sandbox(config.rollout.tools).check())
-        except SandboxError as error:
-            report.problems.append(f"rollout.tools: {error}")
-        else:
-            report.facts.append("sandbox: programs run here with every protection asked for")
 
 
 def _arithmetic(config: RunConfig, report: Report) -> None:

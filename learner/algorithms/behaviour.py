@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from learner.algorithms.cells import Cell, Need
-from rollout.config import Strict
+from rollout.strict import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from reward.config import RewardConfig
-from rollout.config import Strict
+from rollout.strict import Strict
 
 
 class Need(StrEnum):

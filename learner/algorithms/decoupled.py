@@ -7,8 +7,8 @@ from pydantic import Field
 from learner.algorithms.cells import Objection, Plan, Signals
 from learner.algorithms.credit import Advantages, Batch, RewardSource, WithinGroup, centred, deviation, name_of
 from reward.types import ScoredSample
-from rollout.config import nearest
 from rollout.rounding import apart
+from rollout.strict import nearest
 
 
 class DecoupledGroupRelative(WithinGroup):

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from rollout.config import Strict
+from rollout.strict import Strict
 
 Supervision = Literal["outcome", "process"]
 

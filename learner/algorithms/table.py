@@ -20,7 +20,7 @@ from learner.algorithms.distillation import ReverseKL, TopK
 from learner.algorithms.gae import GAE
 from learner.algorithms.labels import CrossEntropy, FileLabels, MonteCarloLabels, Ranking, RuleLabels, Supervision
 from learner.algorithms.weighting import Cispo, Clipped, Plain, Preference, SequenceClipped
-from rollout.config import Strict, nearest
+from rollout.strict import Strict, nearest
 
 
 class DataSource(StrEnum):

@@ -5,7 +5,7 @@ The prompts are the paper's: the question, a newline, and the instruction in the
 
 from typing import Literal
 
-from rollout.config import Strict
+from rollout.strict import Strict
 
 Mode = Literal["cot", "tool"]
 

@@ -60,6 +60,25 @@ def encode_response(
     return (*ids, end_token_id(tokenizer, config)), (*said, True)
 
 
+def encode_reply(tokenizer: "PreTrainedTokenizerBase", text: str, config: PromptConfig) -> list[int]:
+    """Ids of what an environment says behind the token that ends the policy's turn, up to where the policy speaks again.
+
+    In the plain form the text has lines of its own. Raises ValueError as `render` does.
+    """
+    if not text.strip():
+        raise ValueError("the reply is empty")
+    if config.template == "plain":
+        return _encode(tokenizer, f"\n{text}\n", split_special_tokens=True)
+    _encode(tokenizer, text, split_special_tokens=False)
+    mark, asked = "the assistant's words", {"role": "user", "content": "the user's words"}
+    turns = [asked, {"role": "assistant", "content": mark}, {"role": "user", "content": text}]
+    after = _apply(tokenizer, turns, add_generation_prompt=True).partition(mark)[2]
+    ids, end = tokenizer(after, add_special_tokens=False).input_ids, end_token_id(tokenizer, config)
+    if text.strip() not in after or end not in ids:
+        raise ValueError(f"the chat template changed or dropped the reply; behind an assistant's turn it rendered {after!r}")
+    return ids[ids.index(end) + 1 :]
+
+
 def encode_steps(
     tokenizer: "PreTrainedTokenizerBase", steps: Sequence[str], config: PromptConfig
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rollout.config import Strict
 from rollout.rounding import apart
+from rollout.strict import Strict
 
 
 class Uniform(Strict):

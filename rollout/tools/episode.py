@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rollout.config import ToolsConfig
 from rollout.patience import Patience
 from rollout.tools.sandbox import Sandbox, SandboxError
-from rollout.types import Completion, FinishReason, GenerateFn, TokenRequest
+from rollout.types import Completion, Ended, FinishReason, GenerateFn, TokenRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +42,43 @@ class Episode:
     finish_reason: FinishReason | None = None
     """None while it goes on."""
     failure: str = ""
-    """Why the sandbox could not serve it."""
+    """Why the sandbox, or the environment, could not serve it."""
+    ended: Ended | None = None
+    """How it came out in its environment."""
+
+    def extend(self, completion: Completion) -> None:
+        """What the policy said next."""
+        start = len(self.output_ids)
+        for version, first in completion.versions:
+            if not self.versions or self.versions[-1][0] != version:
+                self.versions.append((version, start + first))
+        self.output_ids += completion.output_ids
+        self.logprobs += completion.logprobs
+        self.sampled_mask += [True] * len(completion.output_ids)
+        (made, taken), (more, took) = self.guesses, completion.guesses
+        self.guesses = made + more, taken + took
+
+    @property
+    def room(self) -> int:
+        """Tokens that are left to it."""
+        return self.request.sampling.max_new_tokens - len(self.output_ids)
+
+    def append(self, ids: Sequence[int]) -> None:
+        """Tokens that the policy did not sample, as many as there is room for; it ends where they leave none."""
+        shown = ids[: self.room]
+        self.finish_reason = FinishReason.LENGTH if len(ids) >= self.room else None
+        self.output_ids += shown
+        self.logprobs += [0.0] * len(shown)
+        self.sampled_mask += [False] * len(shown)
+
+    def next_request(self, seed: int, pauses: tuple[int, ...] = ()) -> TokenRequest:
+        """For the policy's next words."""
+        return TokenRequest(
+            prompt_ids=(*self.request.prompt_ids, *self.output_ids),
+            seed=seed,
+            sampling=replace(self.request.sampling, max_new_tokens=self.room),
+            pauses=pauses,
+        )
 
     def completion(self) -> Completion:
         assert self.finish_reason is not None, "it goes on"
@@ -95,28 +131,14 @@ class ToolLoop:
         return episodes
 
     def _next(self, episode: Episode, seed: int) -> TokenRequest:
-        sampling = episode.request.sampling
-        left = sampling.max_new_tokens - len(episode.output_ids)
-        return TokenRequest(
-            prompt_ids=(*episode.request.prompt_ids, *episode.output_ids),
-            seed=seed,
-            sampling=replace(sampling, max_new_tokens=left),
-            pauses=self._pauses if episode.programs < self._config.max_programs else (),
-        )
+        return episode.next_request(seed, self._pauses if episode.programs < self._config.max_programs else ())
 
     def _extend(self, episode: Episode, completion: Completion) -> None:
-        start = len(episode.output_ids)
-        for version, first in completion.versions:
-            if not episode.versions or episode.versions[-1][0] != version:
-                episode.versions.append((version, start + first))
-        episode.output_ids += completion.output_ids
-        episode.logprobs += completion.logprobs
-        episode.sampled_mask += [True] * len(completion.output_ids)
-        (made, taken), (more, took) = episode.guesses, completion.guesses
-        episode.guesses = made + more, taken + took
+        episode.extend(completion)
         paused = completion.finish_reason is FinishReason.STOP and not self._stops.issuperset(completion.output_ids[-1:])
-        full = len(episode.output_ids) >= episode.request.sampling.max_new_tokens
-        episode.finish_reason = FinishReason.LENGTH if paused and full else None if paused else completion.finish_reason
+        episode.finish_reason = (
+            FinishReason.LENGTH if paused and not episode.room else None if paused else completion.finish_reason
+        )
 
     async def _act(self, episode: Episode, patience: Patience) -> None:
         """Run the program that the output has just ended with, if there is one, and append what it printed."""
@@ -137,9 +159,4 @@ class ToolLoop:
         before, after = ("" if part.endswith("\n") else "\n" for part in (text, printed))
         shown = f"{before}{FENCE}output\n{printed}{after}{FENCE}\n"
         ids = self._tokenizer(shown, add_special_tokens=False, split_special_tokens=True).input_ids
-        room = episode.request.sampling.max_new_tokens - len(episode.output_ids)
-        episode.output_ids += ids[:room]
-        episode.logprobs += [0.0] * len(ids[:room])
-        episode.sampled_mask += [False] * len(ids[:room])
-        if len(ids) >= room:
-            episode.finish_reason = FinishReason.LENGTH
+        episode.append(ids)

@@ -55,6 +55,7 @@ MODEL = ["stages.grpo.reward=outcome_model", "reward.model.path=[a]"]
             "stages.1={algorithm: distill, steps: 1, questions_per_step: 2, optimizer: {learning_rate: 1.0e-3}}",
             "stages.1.teacher: missing; expected the directory of a model with the policy's tokenizer",
         ),
+        ("project=mine", "project: given, but there are no trackers"),
         ("stages.grpo.teacher=models/x", "stages.1.teacher: given, but 'grpo' has no teacher"),
         ("stages.sft.max_refills=1", "stages.0.max_refills: given, but 'sft' does not read it"),
         ("stages.sft.max_staleness=1", "stages.0.max_staleness: given, but 'sft' does not read it"),

@@ -11,7 +11,7 @@ from cluster.config.run_config import RunConfig, load, resolved_yaml
 from cluster.run.directory import run_config
 from cluster.run.resume import resume
 from cluster.stopping import Stop
-from rollout.config import AbsolutePath, absolute
+from rollout.strict import AbsolutePath, absolute
 from tests.cluster.test_config import SMALL, problems
 
 FILES = """\
