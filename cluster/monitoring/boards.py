@@ -67,13 +67,6 @@ BOARDS: Mapping[str, Sequence[Panel]] = {
         Panel("Seconds of a weight update", _phases(*(f"sync_{part}" for part in OF_SYNC))),
         Panel("Busy", ("rollout_busy", "reward_busy", "learner_busy")),
         Panel("Workers", ("rollout_workers", "reward_workers")),
-        Panel("Engines: requests under way", ("ray_vllm_num_requests_running", "ray_vllm_num_requests_waiting"), "requests"),
-        Panel("Engines: cache of keys and values in use", ("ray_vllm_kv_cache_usage_perc",), "share"),
-        Panel(
-            "Engines: tokens per second",
-            tuple(f"sum by (WorkerId) (rate(ray_vllm_{kind}_tokens_total[2m]))" for kind in ("prompt", "generation")),
-            "tokens/s",
-        ),
         Panel("Nodes: CPU", ("ray_node_cpu_utilization",), "percent"),
         Panel("Nodes: memory in use", ("ray_node_mem_used / ray_node_mem_total",), "share"),
     ),

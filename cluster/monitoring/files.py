@@ -24,8 +24,8 @@ METRICS_HEAD = f"""# Metrics
 
 A line of RUN/metrics.jsonl is a step. A metric stands in it where the stage measures it: `critic_grad_norm` only with a critic.
 Ray's Prometheus port has each as a gauge `ray_cohort_<name>` with the labels `run` and `output`, and evaluations as
-`ray_cohort_evaluation_<name>`; vLLM's own are there as `ray_vllm_<name>`. `reward_<name>` is the mean of a component of the
-reward that has no name of its own, `staleness_<n>` the share of outputs that are n versions old.
+`ray_cohort_evaluation_<name>`. `reward_<name>` is the mean of a component of the reward that has no name of its own,
+`staleness_<n>` the share of outputs that are n versions old.
 
 | name | what it is | unit | share of | normal | measured by |
 |---|---|---|---|---|---|"""
