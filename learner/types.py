@@ -130,6 +130,10 @@ class StepReport:
     """Per sample of the batch: the advantage of its first token; None when the sample was out of the loss."""
     tokens: int
     """Trained tokens of the batch."""
+    token_advantages: Sequence[Sequence[float] | None] = ()
+    """Per sample, of each of its tokens, 0 where it is not trained; empty for a reward model."""
+    mismatch: Sequence[Sequence[float] | None] = ()
+    """The same of log pi_learner - log pi_engine before the first update; empty where the stage compares none."""
 
     @classmethod
     def of(cls, packed: PackedBatch, metrics: dict[str, float], advantages: list[float | None]) -> Self:

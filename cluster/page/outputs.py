@@ -64,7 +64,7 @@ def read_part(path: Path, step: int, pieces: Pieces | None) -> Part:
         "a": [_short(row["advantage"]) for row in rows], "v": [row["verdict"] for row in rows],
         "f": [int(row["fate"] == "trained") for row in rows], "n": [len(row["output_ids"]) for row in rows],
         "t": [int(row["finish_reason"] == "length") for row in rows],
-        "m": [_short(max(map(abs, row["mismatch"]))) if row.get("mismatch") else None for row in rows],
+        "m": [_short(max((abs(x) for x in row.get("mismatch") or () if x is not None), default=None)) for row in rows],
     }  # fmt: skip
     data = {"asked": [asked[name] for name in groups], "rows": [_row(row, pieces) for row in rows]}
     return Part(index, gzip.compress(json.dumps(data, ensure_ascii=False).encode(), 6, mtime=0))

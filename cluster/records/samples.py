@@ -1,19 +1,24 @@
 """What a step leaves behind for people: its metrics from the batch, and a line for every sample; files whole or not at all."""
 
 import json
+import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from cluster.records.metrics import read_jsonl
 from learner.algorithms.credit import has_spread
 from reward.types import FAILURES, ScoredGroup, ScoredSample, samples_of
 from rollout.types import FinishReason, PolicyVersion, Sample
+
+if TYPE_CHECKING:
+    from learner.types import StepReport
 
 COMPONENTS = {"correct": "accuracy", "format": "format", "model": "model_reward", "spread": "reward_spread"}
 """Components that are known by another name than `reward_<component>`."""
@@ -92,13 +97,18 @@ def _programs(sample: Sample) -> int:
 
 
 def sample_rows(
-    groups: Sequence[ScoredGroup], lives: Mapping[str, int], advantages: Sequence[float | None] | None = None
+    groups: Sequence[ScoredGroup],
+    lives: Mapping[str, int],
+    advantages: Sequence[float | None] | None = None,
+    report: "StepReport | None" = None,
 ) -> Iterator[dict]:
     """One row a sample for samples/step_N.jsonl, which `cohort score` reads: what was asked, how the output was made, what it
     says, how it was judged, what became of it. `lives`: see `Serving`. `advantages`: of each sample, None for one that was not
-    trained."""
-    batch = [(group.question, scored) for group in groups for scored in group.scored]
-    for (asked, scored), advantage in zip(batch, advantages or [None] * len(batch), strict=True):
+    trained. `report`: of the step, for what is told of each token."""
+    batch, nothing = [(group.question, scored) for group in groups for scored in group.scored], [None] * len(samples_of(groups))
+    by_token = (report.token_advantages, report.mismatch) if report else ((), ())
+    columns = zip(advantages or nothing, *(rows or nothing for rows in by_token), strict=True)
+    for (asked, scored), (advantage, token_advantages, mismatch) in zip(batch, columns, strict=True):
         s, v = scored.sample, scored.verdict
         made_by = [str(version) for version, _ in s.versions] + [f"reward model {v.reward_version}"] * bool(v.reward_version)
         yield {
@@ -123,7 +133,17 @@ def sample_rows(
             "finish_reason": s.finish_reason,
             "prompt_ids": s.prompt_ids,
             "output_ids": s.output_ids,
+            "logprobs": [round(x, 4) if math.isfinite(x) else None for x in s.logprobs],
+            "mismatch": [float(f"{x:.3g}") if math.isfinite(x) else None for x in mismatch or ()],
+            "advantages": runs(token_advantages or ()),
+            "events": [[event.position, event.value] for event in scored.events],
+            "tool_tokens": [at for at, sampled in enumerate(s.sampled_mask) if not sampled],
         }
+
+
+def runs(values: Sequence[float]) -> list[list[float]]:
+    """[first token, value] of every stretch of equal values."""
+    return [[next(run)[0], value] for value, run in groupby(enumerate(values), key=lambda pair: pair[1])]
 
 
 def write_rows(path: Path, rows: Iterable[dict | list]) -> None:

@@ -156,7 +156,7 @@ class Loop:
         step = self.progress.step
         metrics |= batch_metrics(groups) | report.metrics
         # Written while the next wave is sampled: between its end and the beginning of the one after it engines are idle.
-        self.records.sampled(step, sample_rows(groups, self.serving.lives, advantages))
+        self.records.sampled(step, sample_rows(groups, self.serving.lives, advantages, report))
         if stage.follows_policy:
             metrics |= staleness(groups, version) | {"staleness_bound": stage.max_staleness}
             with took.waiting():

@@ -9,7 +9,7 @@ over them, so that each gets the gradient it would get alone.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -52,6 +52,8 @@ class PolicyObjective:
     temperature: float
     compare_behaviour: bool
     """Report how far the learner's log-probabilities are from the engine's: of use before the policy moves."""
+    gaps: list[float] = field(default_factory=list, compare=False)
+    """log pi_learner - log pi_engine of every trained token of the batch, where that was reported."""
 
     def __call__(self, model: PolicyModel, micro: PolicyBatch) -> Parts:
         logprob_N, entropy_N = model(micro, self.temperature)
@@ -72,11 +74,12 @@ class PolicyObjective:
 
     def _mismatch(self, packed: PackedBatch[PolicyBatch], logprobs: list[Tensor]) -> dict[str, float]:
         """Distribution of |learner - engine| log-probabilities. Empty for demonstrations."""
-        gaps = [(x - micro.behaviour_logprob_N).abs() for x, micro in zip(logprobs, packed.micro_batches, strict=True)]
-        gaps = gather_by_slot(gaps, packed)
-        gaps = gaps[~gaps.isnan()].sort().values
+        signed = [x - micro.behaviour_logprob_N for x, micro in zip(logprobs, packed.micro_batches, strict=True)]
+        every = gather_by_slot(signed, packed)
+        gaps = every[~every.isnan()].abs().sort().values
         if not len(gaps):
             return {}
+        self.gaps.extend(every.tolist())
         at = {f"mismatch_p{p}": gaps[math.ceil(p / 100 * len(gaps)) - 1].item() for p in (50, 90, 99)}
         return at | {"mismatch_max": gaps[-1].item(), "mismatch_mean": gaps.mean().item()}
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class Credited:
     outputs: list[Output]
     packed: PackedBatch[MicroBatch]
     read: Mapping[Need, Columns]
+    mismatch: list[tuple[float, ...] | None] = field(default_factory=list)
+    """See `StepReport.mismatch`; known after the first update."""
 
     def column(self, rows: PerToken) -> Columns:
         return columns(self.packed, self.outputs, rows)
@@ -72,7 +74,8 @@ class PolicyStage:
         metrics = self._row.credit.metrics(batch, credited.signals)
         for name in self.trainers:
             metrics |= self._train[name](credited, updates, temperature)
-        return StepReport.of(credited.packed, metrics, [row[0] if row else None for row in credited.advantages])
+        report = StepReport.of(credited.packed, metrics, [row[0] if row else None for row in credited.advantages])
+        return replace(report, token_advantages=credited.advantages, mismatch=credited.mismatch)
 
     def credit(self, batch: Batch, temperature: float) -> Credited:
         """What a credit hears of models is carried on, so that it is read once; the rest is read where it is trained.
@@ -133,7 +136,10 @@ class PolicyStage:
         if count:
             kind, packed = OutcomeObjective, self._outcomes(packed, count, temperature)
         objectives = [kind(**how, compare_behaviour=current and update == 0) for update in range(updates)]
-        return self.trainers["policy"].train(packed, objectives)
+        metrics = self.trainers["policy"].train(packed, objectives)
+        if gaps := objectives[0].gaps:
+            credited.mismatch.extend(by_sample(credited.outputs, gaps))
+        return metrics
 
     def _outcomes(self, packed: PackedBatch[PolicyBatch], count: int, temperature: float) -> PackedBatch[OutcomeBatch]:
         """With the tokens that the policy finds most likely, and what the teacher says of them."""

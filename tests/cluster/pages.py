@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from cluster.records.samples import sample_rows, write_rows
+from learner.types import StepReport
 from reward.types import RewardEvent, ScoredGroup, ScoredSample, Verdict
 from rollout.types import FinishReason, Question, Sample
 
@@ -150,5 +151,10 @@ def write_run(folder: Path, groups: dict[int, list[ScoredGroup]], seed: int = 0,
     )
     for step, part in groups.items():
         advantages = [1.0 - s.sample.index for group in part for s in group.scored]
-        write_rows(folder / f"samples/step_{step}.jsonl", sample_rows(part, {"0": 0}, advantages))
+        told = StepReport(
+            metrics={}, advantages=advantages, tokens=0,
+            token_advantages=[(1.0,) * len(s.sample.output_ids) for group in part for s in group.scored],
+            mismatch=[(-0.03125,) * len(s.sample.output_ids) for group in part for s in group.scored],
+        )  # fmt: skip
+        write_rows(folder / f"samples/step_{step}.jsonl", sample_rows(part, {"0": 0}, advantages, told))
     return folder

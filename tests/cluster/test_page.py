@@ -7,6 +7,7 @@ import json
 import math
 import re
 import threading
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +17,8 @@ from cluster.page.curves import differences, experiment, page_head
 from cluster.page.html import write_page
 from cluster.page.outputs import chosen, lengths, levels, read_part
 from cluster.page.server import Server
+from cluster.records.samples import sample_rows
+from learner.types import StepReport
 from tests.cluster.pages import CHROMIUM, Browser, scored_group, write_run
 
 HOSTILE = '</script><img src=x onerror="document.title=1"><!--'
@@ -82,7 +85,23 @@ def test_the_index_holds_what_filters_need_and_the_part_the_rest(tmp_path):
     assert (index["stage"], index["groups"], index["g"]) == ("grpo", ["grpo/0", "grpo/1"], [0, 0, 1])
     assert (index["r"], index["a"], index["n"], index["v"]) == ([1.0, 0.0, 1.0], [1.0, 0.0, 1.0], [2, 3, 1], ["score"] * 3)
     assert [asked["q"] for asked in data["asked"]] == ["1 + 1", "why?"]
+    assert index["m"] == [0.03125] * 3 and [row["adv"] for row in data["rows"]] == [[[0, 1.0]]] * 3
+    assert [row["e"] for row in data["rows"]] == [[[0, 0.25], [1, 1.0]], [[0, 0.25], [2, 0.0]], [[0, 0.25], [0, 1.0]]]
     assert [row["n"] for row in data["rows"]] == [[1, 1], [1, 1, 1], [1]] and data["rows"][1]["t"] == "cde"
+
+
+def test_of_each_token_a_sample_records_what_is_known(tmp_path):
+    group = scored_group(0, ["abc"])
+    (scored,) = group.scored
+    sample = replace(scored.sample, sampled_mask=(True, False, True), logprobs=(-0.123456, 0.0, -math.inf))
+    report = StepReport(
+        metrics={}, advantages=[0.5], tokens=2, token_advantages=[(0.5, 0.5, -1.0)], mismatch=[(1.23456e-5, 0.0, math.nan)]
+    )
+    (row,) = sample_rows([replace(group, scored=(replace(scored, sample=sample),))], {"0": 0}, [0.5], report)
+    assert (row["logprobs"], row["mismatch"]) == ([-0.1235, 0.0, None], [1.23e-5, 0.0, None])
+    assert (row["advantages"], row["tool_tokens"]) == ([[0, 0.5], [2, -1.0]], [1])
+    (bare,) = sample_rows([group], {"0": 0})
+    assert (bare["mismatch"], bare["advantages"], bare["events"]) == ([], [], [[0, 0.25], [2, 1.0]])
 
 
 def test_the_file_holds_everything_and_no_text_of_the_run_as_markup(tmp_path):
@@ -147,7 +166,8 @@ def test_compare_prints_a_table_and_writes_one_page_of_all(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-def test_a_browser_shows_hostile_text_as_text_and_opens_every_part(tmp_path):
+def test_a_browser_shows_hostile_text_as_text_and_opens_every_part(tmp_path, monkeypatch):
+    monkeypatch.setattr("cluster.page.html.pieces_of", lambda run_dir: lambda ids: list(map(chr, ids)))
     groups = {2: [scored_group(0, [f"{HOSTILE} 7", "8"], f"what? {HOSTILE}"), scored_group(1, ["none"], "other")]}
     write_page([write_run(tmp_path / "run", groups)], tmp_path / "run.html")
     with Browser() as browser:
@@ -155,7 +175,12 @@ def test_a_browser_shows_hostile_text_as_text_and_opens_every_part(tmp_path):
         browser.open(f"{(tmp_path / 'run.html').as_uri()}#tab=samples&q=what%3F", "document.querySelector('article')")
         assert browser.run("document.title") == "run" and browser.run("document.images.length") == 0, "nothing of it ran"
         assert browser.run("document.querySelector('.question').textContent") == f"what? {HOSTILE}"
-        assert browser.run("[...document.querySelectorAll('.said')].map((x) => x.textContent)") == [f"{HOSTILE} 7", "8"]
+        tokens = "[...x.querySelectorAll('span:not(.step)')].map((y) => y.textContent).join('')"
+        assert browser.run(f"[...document.querySelectorAll('.said')].map((x) => {tokens})") == [f"{HOSTILE} 7", "8"]
+        browser.run("put({ colour: 'mismatch' })")
+        browser.wait("document.querySelector('.said span')?.style.backgroundColor")
+        assert "mismatch -0.031" in str(browser.run("document.querySelector('.said span').title"))
+        assert browser.run("[...document.querySelectorAll('.said')][0].querySelectorAll('.step')[1].textContent") == "step 2: 1"
         assert browser.run("document.querySelectorAll('.item').length") == 1, "the other group is not among what is found"
         for tab in ("curves", "time", "ledger", "config"):
             browser.run(f"location.hash = 'tab={tab}'")

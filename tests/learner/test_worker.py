@@ -71,8 +71,14 @@ def test_mismatch_percentiles_are_those_of_the_trained_tokens(start, model_dir):
         )
         if sampled
     )
-    metrics = worker.step(groups(batch), updates=2, temperature=1.0).metrics
+    report = worker.step(groups(batch), updates=2, temperature=1.0)
+    metrics = report.metrics
     assert metrics["trained_tokens"] == len(gaps)
+    by_token = [abs(x) for row in report.mismatch for x in row or () if x]
+    assert sorted(by_token) == pytest.approx(gaps, abs=1e-5)
+    x, row, found = batch[0], rows[0], report.mismatch[0]
+    assert found[0] == pytest.approx(row[len(x.sample.prompt_ids) - 1] - x.sample.logprobs[0], abs=1e-5), "with its sign"
+    assert [row[0] for row in report.token_advantages] == report.advantages
     assert metrics["mismatch_max"] == pytest.approx(gaps[-1], abs=1e-5)
     assert metrics["mismatch_p50"] == pytest.approx(gaps[math.ceil(0.5 * len(gaps)) - 1], abs=1e-5)
     assert metrics["mismatch_mean"] == pytest.approx(math.fsum(gaps) / len(gaps), abs=1e-5)

@@ -227,7 +227,7 @@ function write(target, row, reach) {
   const how = get("colour"), text = row.t ?? "";
   if (!row.n || (!how && !(row.e?.length > 1) && !row.tool)) { target.textContent = text; return; }
   const ends = new Map((row.e?.length > 1 ? row.e : []).map(([at, value], n) => [at, `step ${n + 1}: ${number(value)}`]));
-  const byTool = (k) => (row.tool ?? []).some(([a, b]) => a <= k && k < b);
+  const tool = new Set(row.tool), byTool = (k) => tool.has(k);
   let at = 0;
   row.n.forEach((size, k) => {
     const piece = text.slice(at, at + size), colour = how && tint(how, row, k, reach);
