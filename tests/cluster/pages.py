@@ -154,7 +154,7 @@ def write_run(folder: Path, groups: dict[int, list[ScoredGroup]], seed: int = 0,
         told = StepReport(
             metrics={}, advantages=advantages, tokens=0,
             token_advantages=[(1.0,) * len(s.sample.output_ids) for group in part for s in group.scored],
-            mismatch=[(-0.03125,) * len(s.sample.output_ids) for group in part for s in group.scored],
+            mismatch=[(-0.03,) * len(s.sample.output_ids) for group in part for s in group.scored],
         )  # fmt: skip
         write_rows(folder / f"samples/step_{step}.jsonl", sample_rows(part, {"0": 0}, advantages, told))
     return folder

@@ -85,7 +85,7 @@ def test_the_index_holds_what_filters_need_and_the_part_the_rest(tmp_path):
     assert (index["stage"], index["groups"], index["g"]) == ("grpo", ["grpo/0", "grpo/1"], [0, 0, 1])
     assert (index["r"], index["a"], index["n"], index["v"]) == ([1.0, 0.0, 1.0], [1.0, 0.0, 1.0], [2, 3, 1], ["score"] * 3)
     assert [asked["q"] for asked in data["asked"]] == ["1 + 1", "why?"]
-    assert index["m"] == [0.03125] * 3 and [row["adv"] for row in data["rows"]] == [[[0, 1.0]]] * 3
+    assert index["m"] == [0.03] * 3 and [row["adv"] for row in data["rows"]] == [[[0, 1.0]]] * 3
     assert [row["e"] for row in data["rows"]] == [[[0, 0.25], [1, 1.0]], [[0, 0.25], [2, 0.0]], [[0, 0.25], [0, 1.0]]]
     assert [row["n"] for row in data["rows"]] == [[1, 1], [1, 1, 1], [1]] and data["rows"][1]["t"] == "cde"
 
@@ -179,7 +179,7 @@ def test_a_browser_shows_hostile_text_as_text_and_opens_every_part(tmp_path, mon
         assert browser.run(f"[...document.querySelectorAll('.said')].map((x) => {tokens})") == [f"{HOSTILE} 7", "8"]
         browser.run("put({ colour: 'mismatch' })")
         browser.wait("document.querySelector('.said span')?.style.backgroundColor")
-        assert "mismatch -0.031" in str(browser.run("document.querySelector('.said span').title"))
+        assert "mismatch -0.028" in str(browser.run("document.querySelector('.said span').title"))
         assert browser.run("[...document.querySelectorAll('.said')][0].querySelectorAll('.step')[1].textContent") == "step 2: 1"
         assert browser.run("document.querySelectorAll('.item').length") == 1, "the other group is not among what is found"
         for tab in ("curves", "time", "ledger", "config"):
