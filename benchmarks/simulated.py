@@ -59,7 +59,9 @@ def judged(group: Group) -> ScoredGroup:
 
 def trained(groups: list[ScoredGroup]) -> SimpleNamespace:
     count = sum(len(group.scored) for group in groups)
-    return SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * count, tokens=count * TOKENS)
+    return SimpleNamespace(
+        metrics={"grad_norm": 1.0}, advantages=[0.0] * count, tokens=count * TOKENS, token_advantages=(), mismatch=()
+    )
 
 
 @dataclass(frozen=True)
