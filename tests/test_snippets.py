@@ -76,6 +76,7 @@ def recipe_of(fragment: dict) -> dict:
 def folder(tmp_path, monkeypatch):
     """A user's folder, where the files are that recipes name."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
     (tmp_path / "my_rewards.py").write_text("def score(question, output, gold): return 1.0\n")
     return tmp_path
 
