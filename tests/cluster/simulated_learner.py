@@ -46,7 +46,7 @@ class Learner:
                 self._check(one.sample)
             said = repr([(one.sample.output_ids, one.sample.text) for one in batch])
             self.weights = int.from_bytes(hashlib.blake2b(f"{self.weights}{said}".encode(), digest_size=4).digest())
-            return SimpleNamespace(metrics={}, advantages=[0.0] * len(batch), tokens=1)
+            return SimpleNamespace(metrics={}, advantages=[0.0] * len(batch), tokens=1, token_advantages=(), mismatch=())
         return None
 
     def _writing(self, wait):

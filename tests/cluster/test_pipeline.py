@@ -99,7 +99,9 @@ class FakeRoles:
                 raise RuntimeError("killed")
             batch = [item.sample.output_ids for item in flat(args[0])]
             self.weights = (self.weights * 31 + hashlib.sha256(repr(batch).encode()).digest()[0]) % 1000
-            return SimpleNamespace(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(batch), tokens=len(batch))
+            return SimpleNamespace(
+                metrics={"grad_norm": 1.0}, advantages=[0.0] * len(batch), tokens=len(batch), token_advantages=(), mismatch=()
+            )
         if method == "save":
             args[1](self.store(args[0]))
         if method == "load":
