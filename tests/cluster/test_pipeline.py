@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +16,7 @@ from cluster.records.samples import evaluation_rows
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.loop import Loop
 from cluster.stopping import RunFailed, Stop
+from learner.types import StepReport
 from reward.config import RewardConfig
 from reward.judging.pool import Outcome
 from reward.scorer import RuleScorer
@@ -99,9 +99,7 @@ class FakeRoles:
                 raise RuntimeError("killed")
             batch = [item.sample.output_ids for item in flat(args[0])]
             self.weights = (self.weights * 31 + hashlib.sha256(repr(batch).encode()).digest()[0]) % 1000
-            return SimpleNamespace(
-                metrics={"grad_norm": 1.0}, advantages=[0.0] * len(batch), tokens=len(batch), token_advantages=(), mismatch=()
-            )
+            return StepReport(metrics={"grad_norm": 1.0}, advantages=[0.0] * len(batch), tokens=len(batch))
         if method == "save":
             args[1](self.store(args[0]))
         if method == "load":
