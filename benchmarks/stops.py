@@ -6,6 +6,7 @@ SIGTERM in every phase must end the command with 4 within 20 s, and what it leav
 SIGSTOP must be replaced by one that serves the run's weights within 30 s.
 """
 
+import os
 import shutil
 import signal
 import subprocess
@@ -33,7 +34,7 @@ class Run:
         self.folder, self.log = folder, folder.with_name(folder.name + ".log")
         self.log.unlink(missing_ok=True)
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([COHORT, *command], stdout=log, stderr=log)
+            self.process = subprocess.Popen([COHORT, *command], stdout=log, stderr=log, process_group=0)
 
     def says(self, words: str) -> bool:
         return words in self.log.read_text()
@@ -65,7 +66,7 @@ def stop(folder: Path, phase: str) -> bool:
     shutil.rmtree(folder, ignore_errors=True)
     run = Run(folder, "train", str(RECIPE), f"output={folder}", *SETTINGS)
     run.until(lambda: PHASES[phase](run), phase)
-    run.process.send_signal(signal.SIGTERM)
+    os.killpg(run.process.pid, signal.SIGTERM)  # as `timeout` and Slurm send it
     took = run.until(lambda: run.process.poll() is not None, f"the end after SIGTERM in {phase}")
     print(f"SIGTERM in {phase}: exit {run.process.returncode} after {took:.1f} s", flush=True)
     return run.process.returncode == STOPPED and took <= STOP_S

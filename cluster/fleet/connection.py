@@ -12,6 +12,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -73,7 +74,7 @@ def _local(config: RunConfig, stop: Stop, common: Mapping[str, object]) -> Itera
     try:
         with _own_token(folder) as token:
             try:
-                with _temporary_files_in(folder) as outside:
+                with _temporary_files_in(folder) as outside, _groups_of_their_own():
                     context = _init(
                         stop,
                         address="local",
@@ -219,6 +220,18 @@ def _heard() -> Iterator[Callable[[], set[int]]]:
             yield came
         finally:
             signal.set_wakeup_fd(before)
+
+
+@contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """Ray's processes that begin in the block are in process groups of their own. A signal to that of the driver, as `timeout`
+    and Slurm send it, would end the cluster before the run has saved."""
+    popen = services.ConsolePopen
+    setattr(services, "ConsolePopen", partial(popen, process_group=0))  # noqa: B010  it is declared as a class
+    try:
+        yield
+    finally:
+        setattr(services, "ConsolePopen", popen)  # noqa: B010
 
 
 @contextmanager

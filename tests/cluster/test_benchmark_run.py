@@ -1,16 +1,19 @@
 """`cohort evaluate` on real workers: every generation stored, a killed run goes on, other settings are refused."""
 
 import json
+import os
 import signal
 import subprocess
 from collections import Counter
 from contextlib import nullcontext
 
+import psutil
 import pytest
 
 from cluster.records.metrics import read_jsonl
 from cluster.run import benchmark_run
 from cluster.run.benchmark_run import summarise
+from cluster.stopping import STOPPED
 from reward.config import RewardConfig
 from reward.scorer import RuleScorer
 from rollout.data.benchmarks import BENCHMARKS
@@ -175,11 +178,12 @@ def test_a_killed_evaluation_goes_on_and_ends_with_what_an_unbroken_one_has(fold
     driver.send_signal(signal.SIGSTOP)
     try:
         private = look_from_outside(driver, tmp_path)
+        apart = {p.name(): os.getpgid(p.pid) != driver.pid for p in psutil.Process(driver.pid).children()}
     finally:
-        driver.send_signal(signal.SIGTERM)
+        os.killpg(driver.pid, signal.SIGTERM)
         driver.send_signal(signal.SIGCONT)
-    driver.wait(timeout=120)
-    assert not private.exists()
+    assert driver.wait(timeout=120) == STOPPED and not private.exists()
+    assert apart["raylet"] and apart["gcs_server"], "Ray ends with the driver, not with its group"
     # As a kill in the middle of a write leaves it: some whole rows, and a part of one.
     rows = read_jsonl(stored)
     kept = "".join(json.dumps(r) + "\n" for r in rows[:12])
