@@ -82,10 +82,10 @@ def fitting(config: RunConfig, model_dir: Path) -> list[Bundle]:
 
 def added(config: RunConfig, model_dir: Path, role: str, slot: int) -> Bundle:
     """What one more worker asks of a node, in a placement group of its own; `config` counts it. Where the cluster is too small,
-    that is a whole core: a demand that brings another node where Ray scales the cluster."""
+    or it brings nodes, that is a whole core: a demand that Ray's autoscaler sees."""
     wanted, _, gpus = _asked(config)
     one = replace(next(b for b in wanted if b.role == role), slot=slot, place=0)
-    if gpus:
+    if gpus or config.cluster.grows:
         return one
     try:
         fitting(config, model_dir)

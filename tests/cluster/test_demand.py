@@ -136,6 +136,8 @@ def test_a_worker_more_takes_what_is_left_of_the_cores_and_a_whole_one_where_the
     monkeypatch.setattr(placement, "available_resources_per_node", lambda: {n: {"CPU": c} for n, c in enumerate(free)})
     bundle = placement.added(load(QUICKSTART, [f"rollout.workers={workers}"]), tiny_model_dir, "rollout", 7)
     assert (bundle.role, bundle.slot, bundle.place, bundle.cpus, bundle.gpus) == ("rollout", 7, 0, asked, 0)
+    grows = load(QUICKSTART, [f"rollout.workers={workers}", "cluster.grows=cpu"])
+    assert placement.added(grows, tiny_model_dir, "rollout", 7).cpus == 1.0, "where nodes come, each worker has a core"
 
 
 def test_memory_is_counted_per_node_when_the_run_connects(monkeypatch, tiny_model_dir):

@@ -20,7 +20,7 @@ STAGE = "{{algorithm: grpo, name: {}, reward: rule, {}, questions_per_step: 4, s
 STILL = STAGE.format("still", "steps: 3", "{learning_rate: 0}")
 MOVING = STAGE.format("moving", "steps: 1000, max_staleness: 1", "{learning_rate: 1.0e-4}")
 STAGES = f"stages=[{STILL}, {MOVING}]"
-SMALL = ["name=elastic", "learner.ranks=2", "data.demonstrations=null", "checkpoint_every=100"]
+SMALL = ["name=elastic", "learner.ranks=2", "data.demonstrations=null", "checkpoint_every=100", "cluster.grows=cpu"]
 OTHERS = "IDLE", "Lookout", "Agent"
 """Of a node's processes: those that belong to no role."""
 REWARD = "def odd(output): return float(len(output) % 2)\n"
