@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LAYERS = ["rollout", "reward", "learner", "cluster"]
 FILES = sorted(path for package in LAYERS for path in (ROOT / package).rglob("*.py"))
-LINES = 19_000
+LINES = 18_304
 """Below as many lines of source, without blank ones, comments and docstrings."""
 Graph = dict[str, set[str]]
 
