@@ -178,7 +178,7 @@ def publish_reward_model(
         digest, failed = actors.send_reward_model(version, todo)
         if not failed:
             return digest
-        if failed and not replaces:
+        if not replaces:
             raise UpdateFailed("; ".join(f"reward-{slot}: {why}" for slot, why in sorted(failed.items())))
         HUB.together({f"renew reward-{s}": partial(actors.replace_reward_actor, s, why) for s, why in failed.items()})
 
